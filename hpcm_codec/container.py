@@ -1,0 +1,446 @@
+"""The .hpcm container, format version 1: named byte strings in, one byte string out, and back. docs/bitstream.md is the standard.
+
+Knows bytes, not tensors: the payloads come from the entropy coder and are not looked into. A file is a header with the index of its
+tiles, optional extension chunks (alpha, ICC, EXIF, XMP), then the picture data, coarse to fine: the hyper chunk of every tile, then s1
+of every tile, s2, s3. So a file that was cut short still shows the whole picture, coarser (`allow_truncated`).
+
+Every chunk ends in a CRC-32 that starts from the header's bytes and goes on over the chunk's own. One chunk that checks out therefore
+vouches for the header too, which spares a separate header check, and a chunk pasted in from another file does not pass. The
+encoding is canonical: one stream has exactly one byte string.
+
+>>> tile = TileStreams(hyper=b"h", s1=b"1", s2=b"22", s3=b"333", symbol_check=0xFFFF)
+>>> data = write_stream(HpcmStream(Header(8, 6, 100, b"8 bytes.", grey=False, float_profile=False), (tile,), {}))
+>>> parse_stream(data).tiles[0].s3
+b'333'
+>>> print([chunk.name for chunk in describe_stream(data)])
+['header', 'hyper of tile 0', 's1 of tile 0', 's2 of tile 0', 's3 of tile 0']
+"""
+
+from __future__ import annotations
+
+import binascii
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcm_codec.errors import CorruptStreamError, UnsupportedError
+from hpcm_codec.tiling import TileGrid
+
+MAGIC = b"HPC"
+FORMAT_VERSION = 1
+FLAG_GREY, FLAG_EXTENSIONS, FLAG_FLOAT_PROFILE, FLAG_RESERVED = 0x10, 0x20, 0x40, 0x80
+LARGEST_QUALITY_CODE = 200  # quality 100 in half steps
+CHECKPOINT_ID_BYTES = 8
+LARGEST_NUMBER = 2**31 - 1  # of a varint: picture sides and payload lengths
+LONGEST_VARINT = 5
+CRC_BYTES = 4
+SMALLEST_TILE_ENTRY = 6  # four one-byte lengths and the symbol check
+DEFAULT_MAX_PIXELS = 2**28
+
+ALPHA, ICC, EXIF, XMP = 1, 128, 129, 130
+FIRST_SKIPPABLE = 128
+EXTENSION_NAMES = {ALPHA: "alpha", ICC: "ICC profile", EXIF: "EXIF", XMP: "XMP"}
+SCALES = ("hyper", "s1", "s2", "s3")
+
+SYMBOL_CHECK_START = 0xFFFF
+DAMAGED = "get the file again from where it came from"
+CUT_ADVICE = "get the rest of the file, or decode what arrived with --partial"
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a stream says about its picture.
+
+    width, height:  of the picture in pixels, 1 .. 2³¹ - 1.
+    quality_code:   2 × quality, rounded: 0 .. 200.
+    checkpoint_id:  8 bytes naming the weights it was made with.
+    grey:           one colour component instead of three.
+    float_profile:  the context model ran in floating point: decodable for certain only on the machine that encoded it.
+    """
+
+    width: int
+    height: int
+    quality_code: int
+    checkpoint_id: bytes
+    grey: bool
+    float_profile: bool
+
+    @property
+    def quality(self) -> float:
+        """0 .. 100 in half steps."""
+        return self.quality_code / 2
+
+    @property
+    def grid(self) -> TileGrid:
+        return TileGrid(self.width, self.height)
+
+
+@dataclass(frozen=True)
+class TileStreams:
+    """One tile's entropy-coded payloads, coarse to fine, and the check (0 .. 65535) over all its decoded symbols.
+
+    A payload is None where a file read with `allow_truncated` did not bring it whole and sound.
+    """
+
+    hyper: bytes | None
+    s1: bytes | None
+    s2: bytes | None
+    s3: bytes | None
+    symbol_check: int
+
+    @property
+    def payloads(self) -> tuple[bytes | None, ...]:
+        """In the order of `SCALES`."""
+        return self.hyper, self.s1, self.s2, self.s3
+
+
+@dataclass(frozen=True)
+class HpcmStream:
+    """A whole file.
+
+    tiles:      one entry per tile of `header.grid`, row-major.
+    extensions: payload by chunk type (ALPHA, ICC, EXIF, XMP, or skippable types this build does not know).
+    problems:   what `allow_truncated` put up with, a few words each; empty for a sound file.
+    """
+
+    header: Header
+    tiles: tuple[TileStreams, ...]
+    extensions: dict[int, bytes]
+    problems: tuple[str, ...] = field(default=(), compare=False)
+
+
+class ChunkInfo(NamedTuple):
+    """A piece of a file: every byte of it, framing and CRC included. crc_ok is False where it is damaged or did not fully arrive."""
+
+    name: str
+    offset: int
+    size: int
+    crc_ok: bool
+
+
+def update_symbol_check(check: int, symbols: NDArray[np.signedinteger[Any]]) -> int:
+    """Continue a tile's symbol check (first call: SYMBOL_CHECK_START) over integer symbols of any shape, in C order.
+
+    Returns 0 .. 65535. Raises ValueError when a symbol does not fit int32.
+    """
+    if symbols.size and not -(2**31) <= int(symbols.min()) <= int(symbols.max()) < 2**31:
+        raise ValueError("a symbol does not fit 32 bits")
+    return binascii.crc_hqx(np.ascontiguousarray(symbols, dtype="<i4").tobytes(), check)
+
+
+# ---------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_stream(stream: HpcmStream) -> bytes:
+    """The file's bytes. Raises ValueError when a field is out of its range, a payload is None, or the tiles do not fill the grid."""
+    header = _header_bytes(stream.header, stream.tiles, bool(stream.extensions))
+    seed = zlib.crc32(header)
+    parts = [header]
+    for kind, payload in sorted(stream.extensions.items()):
+        if not 1 <= kind <= 255:
+            raise ValueError(f"extension type {kind} is not in 1 .. 255")
+        framed = bytes([kind]) + _varint(len(payload)) + payload
+        parts += [framed, zlib.crc32(framed, seed).to_bytes(CRC_BYTES, "little")]
+    if stream.extensions:
+        parts.append(b"\0")
+    for scale in range(len(SCALES)):
+        for tile in stream.tiles:
+            payload = _present(tile.payloads[scale])
+            parts += [payload, zlib.crc32(payload, seed).to_bytes(CRC_BYTES, "little")]
+    return b"".join(parts)
+
+
+def _header_bytes(header: Header, tiles: tuple[TileStreams, ...], has_extensions: bool) -> bytes:
+    if not (1 <= header.width <= LARGEST_NUMBER and 1 <= header.height <= LARGEST_NUMBER):
+        raise ValueError(f"a picture of {header.width}×{header.height} pixels cannot be written")
+    if not 0 <= header.quality_code <= LARGEST_QUALITY_CODE:
+        raise ValueError(f"quality code {header.quality_code} is not in 0 .. {LARGEST_QUALITY_CODE}")
+    if len(header.checkpoint_id) != CHECKPOINT_ID_BYTES:
+        raise ValueError(f"a checkpoint identity has {CHECKPOINT_ID_BYTES} bytes, not {len(header.checkpoint_id)}")
+    if len(tiles) != len(header.grid):
+        raise ValueError(f"{header.width}×{header.height} pixels make {len(header.grid)} tiles, not {len(tiles)}")
+    flags = (
+        (FLAG_GREY if header.grey else 0)
+        | (FLAG_EXTENSIONS if has_extensions else 0)
+        | (FLAG_FLOAT_PROFILE if header.float_profile else 0)
+    )
+    written = bytearray(MAGIC)
+    written += bytes([FORMAT_VERSION | flags, header.quality_code])
+    written += header.checkpoint_id + _varint(header.width) + _varint(header.height)
+    for tile in tiles:
+        for payload in tile.payloads:
+            written += _varint(len(_present(payload)))
+        if not 0 <= tile.symbol_check <= 0xFFFF:
+            raise ValueError(f"symbol check {tile.symbol_check} does not fit 16 bits")
+        written += tile.symbol_check.to_bytes(2, "little")
+    return bytes(written)
+
+
+def _present(payload: bytes | None) -> bytes:
+    if payload is None:
+        raise ValueError("a stream with missing chunks cannot be written")
+    return payload
+
+
+def _varint(number: int) -> bytes:
+    """Unsigned LEB128: seven bits a byte, lowest first, the top bit set on all bytes but the last."""
+    if not 0 <= number <= LARGEST_NUMBER:
+        raise ValueError(f"{number} is not in 0 .. {LARGEST_NUMBER}")
+    written = bytearray()
+    while number > 0x7F:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+def parse_stream(data: Bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, allow_truncated: bool = False) -> HpcmStream:
+    """Read a whole file and check every byte of it.
+
+    max_pixels:      a picture with more pixels than this is refused before anything is allocated for it.
+    allow_truncated: chunks that are damaged or did not fully arrive become None (extensions: are left out) instead of raising;
+                     `problems` names them. At least one chunk must be sound.
+    Raises CorruptStreamError (damaged, cut short, followed by other bytes, too large, not a .hpcm file) or UnsupportedError (newer
+    format version, reserved flag, unknown critical extension), with the reason.
+    """
+    contents = _examine(memoryview(data), max_pixels)
+    problems = contents.problems()
+    if problems and not (allow_truncated and contents.confirmed):
+        raise problems[0]
+    for kind, payload in contents.extensions.items():
+        if kind not in EXTENSION_NAMES and kind < FIRST_SKIPPABLE and payload is not None:
+            raise UnsupportedError(
+                f"needs an extension this build does not know (type {kind})", advice="update hpcm-codec"
+            )
+    count = len(contents.head.symbol_checks)
+    # no payloads at all: broken extensions hide where the picture data starts
+    payloads = contents.payloads or [None] * (len(SCALES) * count)
+    by_scale = (payloads[scale * count : (scale + 1) * count] for scale in range(len(SCALES)))
+    tiles = tuple(map(TileStreams, *by_scale, contents.head.symbol_checks))
+    extensions = {kind: payload for kind, payload in contents.extensions.items() if payload is not None}
+    return HpcmStream(contents.head.header, tiles, extensions, tuple(problem.reason for problem in problems))
+
+
+def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
+    """Read the header only; it must have arrived whole, with the tile index. Raises as `parse_stream`.
+
+    It is checked against the chunks that arrived with it; a header that came alone cannot be checked and is returned as it stands.
+    """
+    contents = _examine(memoryview(data), max_pixels, stop_when_confirmed=True)
+    if contents.disproved:
+        raise contents.problems()[0]
+    return contents.head.header
+
+
+def describe_stream(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[ChunkInfo]:
+    """What a file is made of, in file order, damaged or not; the sizes of a sound file add up to its length.
+
+    Raises as `parse_header` when the header itself cannot be read.
+    """
+    contents = _examine(memoryview(data), max_pixels)
+    return [ChunkInfo("header", 0, contents.head.size, contents.confirmed), *contents.chunks]
+
+
+@dataclass(frozen=True)
+class _Head:
+    header: Header
+    lengths: tuple[tuple[int, ...], ...]  # per tile: payload bytes of hyper, s1, s2, s3
+    symbol_checks: tuple[int, ...]
+    has_extensions: bool
+    size: int
+    crc: int  # over the header's bytes: where the chunks' CRCs start from
+
+
+@dataclass
+class _Contents:
+    """All that can be found out about a file whose header can be read."""
+
+    head: _Head
+    chunks: list[ChunkInfo] = field(default_factory=list)
+    extensions: dict[int, bytes | None] = field(default_factory=dict)
+    payloads: list[bytes | None] = field(default_factory=list)  # scale-major, the order of the file
+    missing: int = 0  # bytes, where the file is too short
+    trailing: int = 0  # bytes after the end
+    framing_error: CorruptStreamError | None = None  # the extensions could not be walked through
+    confirmed: bool = False  # some chunk's CRC vouches for the header
+    file_size: int = 0
+
+    @property
+    def damaged(self) -> list[ChunkInfo]:
+        """The chunks that arrived, but not as they were written."""
+        return [chunk for chunk in self.chunks if not chunk.crc_ok and chunk.offset + chunk.size <= self.file_size]
+
+    @property
+    def disproved(self) -> bool:
+        """Chunks arrived, and not one of them agrees with the header."""
+        return bool(self.damaged) and not self.confirmed
+
+    def problems(self) -> list[CorruptStreamError]:
+        """Everything that is wrong, worst first."""
+        found: list[CorruptStreamError] = []
+        if self.disproved:
+            found.append(CorruptStreamError("damaged: the header and the chunks do not agree", advice=DAMAGED))
+        if self.framing_error is not None:
+            found.append(self.framing_error)
+        if self.missing:
+            found.append(
+                CorruptStreamError(
+                    f"cut short: {_bytes(self.missing)} missing", advice=CUT_ADVICE if self.confirmed else DAMAGED
+                )
+            )
+        for chunk in self.damaged:
+            found.append(CorruptStreamError(f"damaged: the CRC-32 of {chunk.name} differs", advice=DAMAGED))
+        if self.trailing:
+            found.append(CorruptStreamError(f"{_bytes(self.trailing)} too many after the end", advice=DAMAGED))
+        return found
+
+
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
+def _examine(data: memoryview, max_pixels: int, stop_when_confirmed: bool = False) -> _Contents:
+    """Read the header (raising when it cannot be read), then find and check every chunk without ever raising."""
+    data = data.cast("B")
+    head = _read_head(data, max_pixels)
+    contents = _Contents(head, file_size=len(data))
+    position = head.size
+    try:
+        if head.has_extensions:
+            position = _examine_extensions(_Reader(data, position), contents)
+    except CorruptStreamError as error:
+        contents.framing_error = error
+        return contents
+    for scale, scale_name in enumerate(SCALES):
+        for tile, lengths in enumerate(head.lengths):
+            size = lengths[scale] + CRC_BYTES
+            chunk = data[position : position + size]
+            payload, check = chunk[: lengths[scale]], chunk[lengths[scale] :]
+            sound = len(check) == CRC_BYTES and zlib.crc32(payload, head.crc) == int.from_bytes(check, "little")
+            contents.payloads.append(bytes(payload) if sound else None)
+            contents.chunks.append(ChunkInfo(f"{scale_name} of tile {tile}", position, size, sound))
+            contents.confirmed |= sound
+            position += size
+            if stop_when_confirmed and contents.confirmed:
+                return contents
+    contents.missing = max(0, position - len(data))
+    contents.trailing = max(0, len(data) - position)
+    return contents
+
+
+def _examine_extensions(reader: _Reader, contents: _Contents) -> int:
+    """Note every extension chunk in `contents`; returns where the picture data starts. Raises when the chain of chunks is broken."""
+    previous = 0
+    while True:
+        start = reader.position
+        kind = reader.number(1, "the extensions")
+        if kind == 0 and previous:
+            contents.chunks.append(ChunkInfo("end of the extensions", start, 1, True))
+            return reader.position
+        if kind <= previous:
+            raise CorruptStreamError("damaged: extensions missing, repeated or out of order", advice=DAMAGED)
+        name = EXTENSION_NAMES.get(kind, f"extension of type {kind}")
+        length = reader.varint(name)
+        payload = reader.take(length, name)
+        framed = reader.data[start : reader.position]
+        sound = zlib.crc32(framed, contents.head.crc) == reader.number(CRC_BYTES, name)
+        contents.extensions[kind] = bytes(payload) if sound else None
+        contents.chunks.append(ChunkInfo(name, start, reader.position - start, sound))
+        contents.confirmed |= sound
+        previous = kind
+
+
+def _read_head(data: memoryview, max_pixels: int) -> _Head:
+    if len(data) == 0:
+        raise CorruptStreamError("not a .hpcm file: it is empty")
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise CorruptStreamError("not a .hpcm file", advice="check that it was made by `hpcm encode`")
+    reader = _Reader(data, min(len(MAGIC), len(data)))
+    version_and_flags = reader.number(1, "the header")
+    version, flags = version_and_flags & 0x0F, version_and_flags & 0xF0
+    if version > FORMAT_VERSION:
+        raise UnsupportedError(
+            f"written by a newer format version {version}; this build reads version {FORMAT_VERSION}",
+            advice="update hpcm-codec",
+        )
+    if version == 0:
+        raise CorruptStreamError("damaged: there is no format version 0", advice=DAMAGED)
+    if flags & FLAG_RESERVED:
+        raise UnsupportedError(
+            "a reserved flag is set in the header", advice="update hpcm-codec, or get the file again"
+        )
+    quality_code = reader.number(1, "the header")
+    if quality_code > LARGEST_QUALITY_CODE:
+        raise CorruptStreamError(
+            f"damaged: quality code {quality_code} is above {LARGEST_QUALITY_CODE}", advice=DAMAGED
+        )
+    checkpoint_id = bytes(reader.take(CHECKPOINT_ID_BYTES, "the header"))
+    width, height = reader.varint("the header"), reader.varint("the header")
+    if width == 0 or height == 0:
+        raise CorruptStreamError(f"damaged: the header claims a picture of {width}×{height} pixels", advice=DAMAGED)
+    if width * height > max_pixels:
+        raise CorruptStreamError(
+            f"the header claims a picture of {width}×{height} pixels, above the limit of {max_pixels}",
+            advice="if it is sound, raise the limit",
+        )
+    header = Header(
+        width, height, quality_code, checkpoint_id, bool(flags & FLAG_GREY), bool(flags & FLAG_FLOAT_PROFILE)
+    )
+    tile_count = len(header.grid)
+    reader.require(tile_count * SMALLEST_TILE_ENTRY, "the tile index")  # so the lists below cannot outgrow the data
+    lengths, symbol_checks = [], []
+    for _ in range(tile_count):
+        lengths.append(tuple(reader.varint("the tile index") for _ in SCALES))
+        symbol_checks.append(reader.number(2, "the tile index"))
+    return _Head(
+        header,
+        tuple(lengths),
+        tuple(symbol_checks),
+        bool(flags & FLAG_EXTENSIONS),
+        reader.position,
+        zlib.crc32(data[: reader.position]),
+    )
+
+
+class _Reader:
+    """A place in the data that moves forward and refuses to pass its end."""
+
+    def __init__(self, data: memoryview, position: int) -> None:
+        self.data = data
+        self.position = position
+
+    def require(self, count: int, part: str) -> None:
+        missing = self.position + count - len(self.data)
+        if missing > 0:
+            raise CorruptStreamError(f"cut short in {part}: at least {_bytes(missing)} missing", advice=DAMAGED)
+
+    def take(self, count: int, part: str) -> memoryview:
+        self.require(count, part)
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def number(self, size: int, part: str) -> int:
+        return int.from_bytes(self.take(size, part), "little")
+
+    def varint(self, part: str) -> int:
+        number = 0
+        for place in range(LONGEST_VARINT):
+            byte = self.number(1, part)
+            number |= (byte & 0x7F) << (7 * place)
+            if byte < 0x80:
+                if byte == 0 and place > 0:
+                    raise CorruptStreamError(f"damaged: a number in {part} is not in its shortest form", advice=DAMAGED)
+                break
+        else:
+            raise CorruptStreamError(f"damaged: a number in {part} is too long", advice=DAMAGED)
+        if number > LARGEST_NUMBER:
+            raise CorruptStreamError(f"damaged: a number in {part} is above {LARGEST_NUMBER}", advice=DAMAGED)
+        return number
