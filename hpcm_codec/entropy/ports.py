@@ -1,0 +1,94 @@
+"""The encoder's and the decoder's ends of the entropy coder, as `ContextModel.code_latents` sees them.
+
+Both cost one pass over the steps; the third port, the estimator's, is `model.hpcm.EstimatorPort`. They turn scales
+into table indexes and residuals into symbols, and keep the tile's symbol check over everything they code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcm_codec.container import SYMBOL_CHECK_START, update_symbol_check
+from hpcm_codec.entropy.distributions import scale_index
+from hpcm_codec.entropy.range_coder import CoderTables, RangeDecoder, RangeEncoder
+from hpcm_codec.model import schedule
+from hpcm_codec.model.schedule import Lattice, Scale
+
+
+def _table_indexes(scale: Tensor) -> NDArray[np.int32]:
+    return scale_index(scale).flatten().cpu().numpy()
+
+
+class EncoderPort:
+    """Quantises the true latents of one tile and codes them, one stream per scale.
+
+    latents: 1×M×h×w, in quantisation steps.
+    """
+
+    def __init__(self, latents: Tensor, tables: CoderTables) -> None:
+        s1, s2, s3 = schedule.scales(latents.shape[1])
+        assert s1.inside is not None and s2.inside is not None
+        on_s2 = s2.inside.take(latents)
+        self._planes = {s1.name: s1.inside.take(on_s2), s2.name: on_s2, s3.name: latents}
+        self._tables = tables
+        self._encoders: dict[str, RangeEncoder] = {}
+        self._scale_name = "hyper"
+        self.symbol_check = SYMBOL_CHECK_START
+
+    def code_hyper(self, hyper: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
+        """Code the hyper-latents 1×N×h×w under scale and mean (1×N×1×1); returns them rounded."""
+        return self._code(hyper - mean, scale.expand_as(hyper)) + mean
+
+    def begin(self, scale: Scale) -> None:
+        self._scale_name = scale.name
+
+    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+        return self._code(step.take(self._planes[self._scale_name]) - mean, scale) + mean
+
+    def _code(self, residual: Tensor, scale: Tensor) -> Tensor:
+        rounded = residual.round()
+        symbols = rounded.flatten().to(torch.int32).cpu().numpy()
+        encoder = self._encoders.setdefault(self._scale_name, RangeEncoder(self._tables))
+        encoder.encode(symbols, _table_indexes(scale))
+        self.symbol_check = update_symbol_check(self.symbol_check, symbols)
+        return rounded
+
+    def streams(self) -> dict[str, bytes]:
+        """The finished streams: hyper, s1, s2, s3."""
+        return {name: encoder.finish() for name, encoder in self._encoders.items()}
+
+
+class DecoderPort:
+    """Reads one tile's symbols from its four streams (hyper, s1, s2, s3)."""
+
+    def __init__(self, streams: dict[str, bytes], tables: CoderTables, device: torch.device) -> None:
+        self._streams = streams
+        self._tables = tables
+        self._device = device
+        self._decoder: RangeDecoder | None = None
+        self.symbol_check = SYMBOL_CHECK_START
+
+    def code_hyper(self, shape: tuple[int, ...], scale: Tensor, mean: Tensor) -> Tensor:
+        """The hyper-latents of that shape 1×N×h×w, under scale and mean (1×N×1×1)."""
+        count = int(np.prod(shape))
+        self._decoder = RangeDecoder(self._tables, self._streams["hyper"], most=count)
+        return self._read(scale.expand(shape)) + mean
+
+    def begin(self, scale: Scale) -> None:
+        self._decoder = None
+        self._stream = self._streams[scale.name]
+
+    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+        if self._decoder is None:
+            # No scale has more than 8 steps of this size.
+            self._decoder = RangeDecoder(self._tables, self._stream, most=schedule.GROUPS * scale.numel())
+        return self._read(scale) + mean
+
+    def _read(self, scale: Tensor) -> Tensor:
+        assert self._decoder is not None
+        symbols = self._decoder.decode(_table_indexes(scale))
+        self.symbol_check = update_symbol_check(self.symbol_check, symbols)
+        return torch.from_numpy(symbols).to(self._device, scale.dtype).reshape(scale.shape)

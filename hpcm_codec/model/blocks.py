@@ -1,0 +1,93 @@
+"""The residual blocks that every network here is made of, and the factors that adapt them to the rate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LEAKY_SLOPE = 0.01  # negative slope of HPCM's activations
+
+
+class RateFactor(nn.Module):
+    """A per-channel factor for each rate level, interpolated linearly between levels.
+
+    Called with level weights B×L (rows sum to 1), it returns B×C×1×1; with one level, 1×C×1×1 whatever the rate.
+    """
+
+    def __init__(self, levels: int, channels: int, initial: float) -> None:
+        super().__init__()
+        self.level_values = nn.Parameter(torch.full((levels, channels), initial))
+
+    def forward(self, rate: Tensor | None) -> Tensor:
+        if rate is None or self.level_values.shape[0] == 1:
+            return self.level_values[:1, :, None, None]
+        return (rate @ self.level_values)[:, :, None, None]
+
+
+class PartialConv(nn.Module):
+    """A dense 3×3 convolution over the first quarter of the channels; the others pass through."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.active = channels // 4
+        self.conv = nn.Conv2d(self.active, self.active, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active, passive = x.split((self.active, x.shape[1] - self.active), dim=1)
+        return torch.cat((self.conv(active), passive), dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + factor · conv1×1(LeakyReLU(conv1×1(spatial(x)))), on B×C×h×w.
+
+    kind "partial" is HPCM's PConvRB (expansion 4), "depthwise" its DWConvRB (expansion 2). The factor is 1 unless
+    `factor_levels` > 0 asks for a learned one per rate level (one level: the same at every rate).
+    """
+
+    def __init__(
+        self, channels: int, kind: Literal["partial", "depthwise"] = "depthwise", factor_levels: int = 0
+    ) -> None:
+        super().__init__()
+        expansion = 4 if kind == "partial" else 2
+        self.spatial: nn.Module = (
+            PartialConv(channels) if kind == "partial" else nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        )
+        self.expand = nn.Conv2d(channels, expansion * channels, 1)
+        self.project = nn.Conv2d(expansion * channels, channels, 1)
+        self.factor = RateFactor(factor_levels, channels, initial=0.1) if factor_levels else None
+
+    def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
+        branch = self.project(functional.leaky_relu(self.expand(self.spatial(x)), LEAKY_SLOPE))
+        if self.factor is not None:
+            branch = branch * self.factor(rate)
+        return x + branch
+
+
+class RateSequential(nn.Sequential):
+    """A sequence of layers that hands the rate's level weights to the residual blocks in it."""
+
+    def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, rate) if isinstance(layer, ResidualBlock) else layer(x)
+        return x
+
+
+def silence(layer: nn.Conv2d, weight_factor: float) -> None:
+    """Scale a layer's initial weights and zero its bias, so that the branch it ends starts quiet."""
+    with torch.no_grad():
+        layer.weight.mul_(weight_factor)
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def down2(inputs: int, outputs: int) -> nn.Conv2d:
+    """Halve the resolution: 2×2 convolution of stride 2, no padding."""
+    return nn.Conv2d(inputs, outputs, 2, stride=2)
+
+
+def up2(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+    """Double the resolution: 2×2 transposed convolution of stride 2, no padding."""
+    return nn.ConvTranspose2d(inputs, outputs, 2, stride=2)

@@ -1,0 +1,107 @@
+"""Context cells: what carries the context from one coding step to the next. Same call, (params, context) → context.
+
+Both tensors are B×2M×h×w (scales, means). `CrossAttentionCell` is HPCM's (arXiv 2507.19125, eq. 8): windows of the
+lattice attend to the old context. `RWKVContextCell` is Phase 1's replacement: linear in the number of latents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hpcm_codec.model.blocks import silence
+from hpcm_codec.model.config import CellConfig
+from hpcm_codec.model.rwkv import RWKVBlock
+
+
+class CrossAttentionCell(nn.Module):
+    """attention(q(params), k(context), v(context)) + conv1×1(params), inside non-overlapping windows.
+
+    A window that sticks out of the lattice is padded and its padding masked, so any size works and nothing outside
+    the lattice is ever attended to.
+    """
+
+    def __init__(self, channels: int, config: CellConfig) -> None:
+        super().__init__()
+        width = config.width or channels
+        self.window, self.heads, self.residual = config.window, config.heads, config.residual
+        self.query = nn.Conv2d(channels, width, 1)
+        self.key = nn.Conv2d(channels, width, 1)
+        self.value = nn.Conv2d(channels, width, 1)
+        self.widen = nn.Conv2d(width, channels, 1, bias=False) if width != channels else None
+        self.output = nn.Conv2d(channels, channels, 1)
+        if self.residual:
+            silence(self.output, 0.0)
+            if self.widen is not None:
+                silence(self.widen, 0.1)
+
+    def _to_windows(self, x: Tensor, window: tuple[int, int]) -> Tensor:
+        """B×C×h×w → (B·windows)×heads×(window²)×(C/heads)."""
+        batch, channels, height, width = x.shape
+        rows, columns = height // window[0], width // window[1]
+        x = x.reshape(batch, self.heads, channels // self.heads, rows, window[0], columns, window[1])
+        return x.permute(0, 3, 5, 1, 4, 6, 2).reshape(
+            batch * rows * columns, self.heads, window[0] * window[1], channels // self.heads
+        )
+
+    def _attend(self, params: Tensor, context: Tensor) -> Tensor:
+        batch, _, height, width = params.shape
+        # A lattice smaller than a window is one smaller window: the rest would be masked padding.
+        window = (min(self.window, height), min(self.window, width))
+        pad = (-width % window[1], -height % window[0])
+        query, key, value = self.query(params), self.key(context), self.value(context)
+        mask = None
+        if any(pad):
+            query, key, value = (functional.pad(t, (0, pad[0], 0, pad[1])) for t in (query, key, value))
+            inside = torch.zeros(1, self.heads, *query.shape[-2:], device=params.device)
+            inside[..., :height, :width] = 1
+            keys_inside = self._to_windows(inside, window)[:, :1, :, 0] > 0
+            mask = keys_inside[:, :, None, :].repeat(batch, 1, 1, 1)
+        q, k, v = (self._to_windows(t, window) for t in (query, key, value))
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        rows, columns = query.shape[-2] // window[0], query.shape[-1] // window[1]
+        attended = attended.reshape(batch, rows, columns, self.heads, window[0], window[1], -1)
+        attended = attended.permute(0, 3, 6, 1, 4, 2, 5).reshape(batch, -1, rows * window[0], columns * window[1])
+        return attended[..., :height, :width]
+
+    def forward(self, params: Tensor, context: Tensor) -> Tensor:
+        attended = self._attend(params, context)
+        if self.widen is not None:
+            attended = self.widen(attended)
+        out = attended + self.output(params)
+        return params + out if self.residual else out
+
+
+class RWKVContextCell(nn.Module):
+    """conv1×1(RWKV block(conv1×1(params ‖ context))) over the whole lattice."""
+
+    def __init__(self, channels: int, config: CellConfig) -> None:
+        super().__init__()
+        width = config.width or channels
+        self.residual = config.residual
+        self.enter = nn.Conv2d(2 * channels, width, 1)
+        self.block = RWKVBlock(width, config.hidden_rate)
+        self.leave = nn.Conv2d(width, channels, 1)
+        if self.residual:
+            silence(self.leave, 0.1)
+
+    def forward(self, params: Tensor, context: Tensor) -> Tensor:
+        out = self.leave(self.block(self.enter(torch.cat((params, context), dim=1))))
+        return params + out if self.residual else out
+
+
+class ContextCell(nn.Module):
+    """The cell a configuration names, with activation checkpointing in training when asked for."""
+
+    def __init__(self, channels: int, config: CellConfig, use_checkpoint: bool) -> None:
+        super().__init__()
+        kinds = {"cross-attention": CrossAttentionCell, "rwkv": RWKVContextCell}
+        self.inner: nn.Module = kinds[config.kind](channels, config)
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, params: Tensor, context: Tensor) -> Tensor:
+        if self.use_checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(self.inner, params, context, use_reentrant=False)
+        return self.inner(params, context)

@@ -1,0 +1,150 @@
+"""Settings of a model: one frozen dataclass, JSON both ways, and the presets that have names.
+
+Every variant of the network (the published HPCM-Base, the phases with RWKV cells, the small default model) is a
+`ModelConfig`; none is a class of its own. Values follow HPCM (arXiv 2507.19125) unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hpcm_codec.errors import UnsupportedError
+
+# The published HPCM rate points; our levels span the same range, log-spaced.
+LOWEST_LAMBDA = 0.0018
+HIGHEST_LAMBDA = 0.0483
+
+
+@dataclass(frozen=True)
+class CellConfig:
+    """One context cell, called after every coding step of its scale.
+
+    kind:        "cross-attention" (windowed) or "rwkv" (bi-directional, the whole lattice).
+    window:      window edge in latents; cross-attention only.
+    heads:       attention heads; must divide the width. Cross-attention only.
+    width:       inner channels; None is 2M, the published width.
+    hidden_rate: expansion of the channel mix; RWKV only.
+    residual:    add the parameters to the output, so that a narrow cell is no bottleneck (ours, not in HPCM).
+    """
+
+    kind: Literal["cross-attention", "rwkv"] = "cross-attention"
+    window: int = 8
+    heads: int = 32
+    width: int | None = None
+    hidden_rate: float = 4.0
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the shapes and the arithmetic of an HPCM network.
+
+    latent_channels:   M, a multiple of 8 (the schedule deals channels to 8 groups).
+    hyper_channels:    N.
+    transform:         "staircase" (HPCM: four halvings) or "patch" (8x8 DCT-initialised projection, then one halving).
+    cells:             the cells at the scales s1, s2, s3.
+    prior_width:       channels inside the priors; None is 3M, the published width.
+    prior_blocks_s12:  residual blocks before and after the gain in the prior shared by s1 and s2.
+    prior_blocks_s3:   the same in the prior of s3.
+    prior_residual:    priors refine the context by addition instead of replacing it (ours).
+    phase_bias:        a learned bias per position of the coding cell, telling which neighbours are decoded (ours).
+    scale_domain:      "linear": the network puts out scales; "log": their natural logarithms.
+    rate_levels:       number of rate anchors of a variable-rate model; 1 is a fixed-rate model without gains.
+    residual_factors:  residual branches carry a per-channel, per-rate factor that starts near zero (ours).
+    hyper_gather:      "aligned", or "published" for the misplaced s2 gather that published weights have absorbed.
+    use_checkpoint:    recompute the cells' activations in the backward pass (saves memory in training only).
+    """
+
+    name: str = "hpcm-base"
+    latent_channels: int = 320
+    hyper_channels: int = 256
+    transform: Literal["staircase", "patch"] = "staircase"
+    cells: tuple[CellConfig, CellConfig, CellConfig] = field(
+        default=(CellConfig(window=4), CellConfig(window=8), CellConfig(window=8))
+    )
+    prior_width: int | None = None
+    prior_blocks_s12: tuple[int, int] = (2, 1)
+    prior_blocks_s3: tuple[int, int] = (3, 2)
+    prior_residual: bool = False
+    phase_bias: bool = False
+    scale_domain: Literal["linear", "log"] = "linear"
+    rate_levels: int = 1
+    residual_factors: bool = False
+    hyper_gather: Literal["aligned", "published"] = "aligned"
+    use_checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.latent_channels % 8:
+            raise ValueError(f"latent_channels must be a multiple of 8, not {self.latent_channels}")
+        for cell in self.cells:
+            if cell.kind == "cross-attention" and (cell.width or 2 * self.latent_channels) % cell.heads:
+                raise ValueError("the heads of a cross-attention cell must divide its width")
+
+    @property
+    def lambdas(self) -> tuple[float, ...]:
+        """The rate-distortion weight of each level, lowest rate first (loss: lambda * 255^2 * MSE + bpp)."""
+        if self.rate_levels == 1:
+            return (HIGHEST_LAMBDA,)
+        ratio = HIGHEST_LAMBDA / LOWEST_LAMBDA
+        return tuple(LOWEST_LAMBDA * ratio ** (i / (self.rate_levels - 1)) for i in range(self.rate_levels))
+
+    def to_json(self) -> str:
+        """The configuration as one line of JSON with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Rebuild a configuration; raises UnsupportedError for fields or values that this version does not know."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            values["cells"] = tuple(CellConfig(**cell) for cell in values["cells"])
+            for key in ("prior_blocks_s12", "prior_blocks_s3"):
+                values[key] = tuple(values[key])
+            return cls(**values)
+        except (TypeError, ValueError, KeyError) as error:
+            raise UnsupportedError(f"the model configuration is not one this version knows: {error}") from error
+
+
+def _rwkv_at_s3(**cell: Any) -> tuple[CellConfig, CellConfig, CellConfig]:
+    return (CellConfig(window=4), CellConfig(window=8), CellConfig(kind="rwkv", **cell))
+
+
+_LITE_CELL: dict[str, Any] = {"width": 192, "heads": 8, "residual": True}
+
+PRESETS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        ModelConfig(name="hpcm-base"),
+        ModelConfig(name="phase1", cells=_rwkv_at_s3(hidden_rate=4.0)),
+        ModelConfig(
+            name="phase1-lite",
+            latent_channels=192,
+            hyper_channels=96,
+            transform="patch",
+            cells=(
+                CellConfig(window=4, **_LITE_CELL),
+                CellConfig(window=8, **_LITE_CELL),
+                CellConfig(kind="rwkv", hidden_rate=2.0, **_LITE_CELL),
+            ),
+            prior_width=256,
+            prior_blocks_s12=(1, 1),
+            prior_blocks_s3=(1, 2),
+            prior_residual=True,
+            phase_bias=True,
+            scale_domain="log",
+            rate_levels=8,
+            residual_factors=True,
+        ),
+    )
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The preset of that name; raises UnsupportedError naming the ones there are."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise UnsupportedError(f"no model preset is called {name!r}; there are {', '.join(PRESETS)}") from None

@@ -1,0 +1,171 @@
+"""The walk over the coding steps: the one place where probabilities are decided, for encoder, decoder and estimator.
+
+`ContextModel.code_latents` goes through the 11 steps once. At each step it knows the scales and means of the step's
+latents and asks a *symbol port* to exchange them for decoded latents: the encoder's port quantises the true latents
+and codes them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
+Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded
+from hpcm_codec.model import schedule
+from hpcm_codec.model.cells import ContextCell
+from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.priors import Prior, StepAdaptor
+from hpcm_codec.model.schedule import Lattice, Scale
+
+
+class SymbolPort(Protocol):
+    """One end of the entropy coder, as the walk sees it."""
+
+    def begin(self, scale: Scale) -> None:
+        """Called before the first step of each scale, coarse to fine."""
+
+    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+        """Code a step's latents and return them dequantised, B×n, packed as `step` packs them.
+
+        scale, mean: B×n, of the latents in units of the quantisation step; scale within [0.12, 64].
+        """
+
+
+class ContextModel(nn.Module):
+    """Adaptors, priors, cells and the walk that uses them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = 2 * config.latent_channels
+        self.latent_channels = config.latent_channels
+        self.scale_domain = config.scale_domain
+        self.hyper_gather = config.hyper_gather
+        s1, s2, s3 = schedule.scales(config.latent_channels)
+        # The very first step has its parameters from the hyperprior and needs no adaptor.
+        self.adaptors = nn.ModuleList(
+            nn.ModuleList(StepAdaptor(config, scale.cell_size) for _ in range(count))
+            for scale, count in ((s1, len(s1.steps) - 1), (s2, len(s2.steps)), (s3, len(s3.steps)))
+        )
+        self.prior_s12 = Prior(config, config.prior_blocks_s12)
+        self.prior_s3 = Prior(config, config.prior_blocks_s3)
+        self.cells = nn.ModuleList(ContextCell(channels, cell, config.use_checkpoint) for cell in config.cells)
+        self.context_nets = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(2))
+        if config.prior_residual:
+            for net in self.context_nets:
+                assert isinstance(net, nn.Conv2d) and net.bias is not None
+                nn.init.dirac_(net.weight)
+                nn.init.zeros_(net.bias)
+
+    def code_latents(
+        self,
+        hyper_params: Tensor,
+        port: SymbolPort,
+        rate: Tensor,
+        log_gain: Tensor | None = None,
+    ) -> Tensor:
+        """Walk all steps and return the decoded latents B×M×h×w.
+
+        hyper_params: B×2M×h×w, h and w multiples of 4, from the hyper synthesis.
+        rate:         level weights B×L.
+        log_gain:     B×M×1×1, natural logarithm of quantisation steps per unit of latent; None means 0 (fixed rate).
+        """
+        planes = self._hyper_planes(hyper_params)
+        context = planes[0]
+        latents = context.new_zeros(context.shape[0], self.latent_channels, *context.shape[-2:])
+        scales = schedule.scales(self.latent_channels)
+        for number, scale in enumerate(scales):
+            port.begin(scale)
+            if number > 0:
+                inside = scales[number - 1].inside
+                assert inside is not None
+                context = self._refine(inside, context, planes[number])
+                context = self.context_nets[number - 1](context)
+                latents = inside.place(latents, latents.new_zeros(*latents.shape[:2], *context.shape[-2:]))
+            first = 1 if number == 0 else 0
+            if first:
+                latents = self._code_step(scale.steps[0], context, latents, port, log_gain)
+            prior = self.prior_s3 if number == 2 else self.prior_s12
+            for index, step in enumerate(scale.steps[first:]):
+                adaptor = cast(StepAdaptor, cast(nn.ModuleList, self.adaptors[number])[index])
+                params = prior(adaptor(context, latents), adaptor.gain(rate), context, rate)
+                latents = self._code_step(step, params, latents, port, log_gain)
+                if step is not scales[-1].steps[-1]:
+                    context = self.cells[number](params, context)
+        return latents
+
+    def _code_step(
+        self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort, log_gain: Tensor | None
+    ) -> Tensor:
+        """Code one step and return the latents with the step's positions filled in."""
+        scale, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
+        if log_gain is not None:
+            mean = mean * log_gain.exp()
+        if self.scale_domain == "log":
+            shifted = scale if log_gain is None else scale + log_gain
+            scale = step.take(shifted)
+            scale = bounded(scale, math.log(SMALLEST_SCALE), math.log(LARGEST_SCALE)).exp()
+        else:
+            scale = bounded(step.take(scale), SMALLEST_SCALE, LARGEST_SCALE)
+        decoded = step.place(port.exchange(step, scale, step.take(mean)), torch.zeros_like(mean))
+        if log_gain is not None:
+            decoded = decoded * (-log_gain).exp()
+        return latents + decoded
+
+    def _refine(self, inside: Lattice, coarse: Tensor, fine: Tensor) -> Tensor:
+        """Scatter a coarser context into the finer plane of parameters."""
+        halves = (2, self.latent_channels)
+        return inside.place(coarse.unflatten(1, halves), fine.unflatten(1, halves).to(coarse.dtype)).flatten(1, 2)
+
+    def _hyper_planes(self, hyper_params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The hyperprior's parameters on the planes of s1, s2 and s3."""
+        s1, s2, _ = schedule.scales(self.latent_channels)
+        assert s1.inside is not None and s2.inside is not None
+        full = hyper_params.unflatten(1, (2, self.latent_channels))
+        on_s2 = s2.inside.take(full)
+        on_s1 = s1.inside.take(on_s2)
+        if self.hyper_gather == "published":
+            on_s2 = published_s2_gather(full, on_s2)
+        return on_s1.flatten(1, 2), on_s2.flatten(1, 2), hyper_params
+
+
+# What the published code leaves out of the 4×4 cell for the groups 0..7 when it gathers the hyperprior for s2.
+_PUBLISHED_LEFT_OUT = ((0, 0), (1, 1), (0, 1), (1, 0), (0, 2), (1, 3), (0, 3), (1, 2))
+
+
+@lru_cache(maxsize=16)
+def _published_indices(height: int, width: int, group: int) -> tuple[Tensor, Tensor]:
+    """Flat source positions in the full plane and target positions in the s2 plane, for one channel group."""
+    row, column = schedule.S2_OFFSETS[group % 4]
+    skip_row, skip_column = _PUBLISHED_LEFT_OUT[group]
+    coded = schedule.S1_OFFSETS[group // 2]
+    source = [
+        i * width + j
+        for i in range(row, height, 2)
+        for j in range(column, width, 2)
+        if (i % 4, j % 4) != (skip_row, skip_column)
+    ]
+    target = [
+        i * (width // 2) + j for i in range(height // 2) for j in range(width // 2) if (i % 2, j % 2) != coded
+    ]
+    return torch.tensor(source), torch.tensor(target)
+
+
+def published_s2_gather(full: Tensor, on_s2: Tensor) -> Tensor:
+    """The published code's misplaced gather of the hyperprior for s2, for weights that were trained with it.
+
+    full: B×2×M×h×w; on_s2: the aligned gather, B×2×M×h/2×w/2. Positions that s1 has coded keep the aligned values
+    (nothing reads them); the others receive, in row-major order over the whole plane, what the published table leaves.
+    """
+    group = full.shape[2] // schedule.GROUPS
+    out = on_s2.clone()
+    for index in range(schedule.GROUPS):
+        source, target = (t.to(full.device) for t in _published_indices(full.shape[-2], full.shape[-1], index))
+        channels = slice(index * group, (index + 1) * group)
+        values = full[:, :, channels].flatten(-2).index_select(-1, source)
+        out[:, :, channels].flatten(-2).index_copy_(-1, target, values)
+    return out

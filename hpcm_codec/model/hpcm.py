@@ -1,0 +1,166 @@
+"""HPCM: the whole network. `forward` for training; analyse, code_latents and synthesise for coding.
+
+Source: HPCM (Li, Zhang, Li, Liu, ICCV 2025, arXiv 2507.19125); which variant it is, `ModelConfig` says.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded, lower_bounded_likelihood
+from hpcm_codec.model import schedule, transforms
+from hpcm_codec.model.blocks import RateFactor
+from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.context import ContextModel, SymbolPort
+from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
+from hpcm_codec.model.schedule import Lattice, Scale
+
+# Pictures are extended to multiples of this many pixels: 16 for the latents, times 4 for the hyper-latents.
+PICTURE_MULTIPLE = 64
+LATENT_STRIDE = 16
+
+
+class Likelihoods(TypedDict):
+    y: Tensor
+    z: Tensor
+
+
+class ForwardResult(TypedDict):
+    x_hat: Tensor
+    likelihoods: Likelihoods
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """round(x) with the gradient of the identity."""
+    return x + (x.round() - x).detach()
+
+
+class EstimatorPort:
+    """The estimator's end of the entropy coder: rounds the true latents and keeps their likelihoods.
+
+    latents: B×M×h×w, in quantisation steps. In training, rates are taken at uniform noise instead of rounding, and
+    rounding passes gradients straight through.
+    """
+
+    def __init__(self, latents: Tensor, training: bool) -> None:
+        s1, s2, s3 = schedule.scales(latents.shape[1])
+        assert s1.inside is not None and s2.inside is not None
+        on_s2 = s2.inside.take(latents)
+        self._planes = {s1.name: s1.inside.take(on_s2), s2.name: on_s2, s3.name: latents}
+        self._training = training
+        self._likelihoods: list[tuple[Scale, Lattice, Tensor]] = []
+        self._scale: Scale = s1
+
+    def begin(self, scale: Scale) -> None:
+        self._scale = scale
+
+    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+        residual = step.take(self._planes[self._scale.name]) - mean
+        rounded = round_straight_through(residual)
+        noisy = residual + torch.rand_like(residual) - 0.5 if self._training else rounded
+        self._likelihoods.append((self._scale, step, lower_bounded_likelihood(noisy, scale)))
+        return rounded + mean
+
+    def likelihoods(self) -> Tensor:
+        """The likelihood of every latent, B×M×h×w."""
+        planes = {name: torch.ones_like(plane) for name, plane in self._planes.items()}
+        for scale, step, values in self._likelihoods:
+            planes[scale.name] = step.place(values, planes[scale.name])
+        s1, s2, s3 = schedule.scales(planes["s3"].shape[1])
+        assert s1.inside is not None and s2.inside is not None
+        on_s2 = planes[s2.name] * s1.inside.place(planes[s1.name], torch.ones_like(planes[s2.name]))
+        return planes[s3.name] * s2.inside.place(on_s2, torch.ones_like(planes[s3.name]))
+
+
+class HPCM(nn.Module):
+    """The codec's network. Images are B×3×H×W in [0, 1], H and W multiples of 64; latents B×M×H/16×W/16.
+
+    `rate` arguments are level weights B×L (see `rate.level_weights`); a fixed-rate model has L = 1.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.g_a = transforms.analysis_transform(config)
+        self.g_s = transforms.synthesis_transform(config)
+        self.h_a = transforms.hyper_analysis_transform(config)
+        self.h_s = transforms.hyper_synthesis_transform(config)
+        self.context = ContextModel(config)
+        self.hyper_mean = RateFactor(config.rate_levels, config.hyper_channels, initial=0.0)
+        self.hyper_scale = RateFactor(
+            config.rate_levels, config.hyper_channels, initial=0.0 if config.scale_domain == "log" else 1.0
+        )
+        self.rate_control = RateControl(config) if config.rate_levels > 1 else None
+        if config.transform == "patch":
+            transforms.initialise_as_block_transform(self.g_a, self.g_s, coefficient_unit(config.lambdas))
+
+    def rate_at(self, position: Tensor | float, batch: int = 1) -> Tensor:
+        """Level weights B×L on the model's device, for a position (or B positions) in [0, L-1]."""
+        like = self.hyper_mean.level_values
+        positions = torch.as_tensor(position, dtype=like.dtype, device=like.device).reshape(-1)
+        if positions.shape[0] != batch:
+            positions = positions.expand(batch)
+        return level_weights(positions, self.config.rate_levels)
+
+    def latent_log_gain(self, rate: Tensor) -> Tensor | None:
+        """Logarithm of quantisation steps per unit of latent, B×M×1×1; None in a fixed-rate model."""
+        return None if self.rate_control is None else self.rate_control.latent_log_gain(rate)
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """Image → latents, the same for every rate."""
+        return self.g_a(x)
+
+    def synthesise(self, latents: Tensor, rate: Tensor) -> Tensor:
+        """Decoded latents → image, not clamped."""
+        if self.rate_control is not None:
+            latents = latents * self.rate_control.synthesis_correction(rate).to(latents.dtype)
+        return self.g_s(latents, rate)
+
+    def hyper_latents(self, latents: Tensor, rate: Tensor) -> Tensor:
+        """Latents → hyper-latents B×N×h/4×w/4, in quantisation steps, not yet rounded."""
+        hyper = self.h_a(latents, rate).to(torch.promote_types(latents.dtype, torch.float32))
+        return hyper if self.rate_control is None else hyper * self.rate_control.hyper_log_gain(rate).exp()
+
+    def hyper_distribution(self, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and mean of the hyper-latents, B×N×1×1 each, in quantisation steps; scale within [0.12, 64]."""
+        scale = self.hyper_scale(rate)
+        scale = scale.exp() if self.config.scale_domain == "log" else scale
+        return bounded(scale, SMALLEST_SCALE, LARGEST_SCALE), self.hyper_mean(rate)
+
+    def hyper_synthesis(self, hyper: Tensor, rate: Tensor) -> Tensor:
+        """Decoded hyper-latents (in quantisation steps) → context parameters B×2M×h×w."""
+        if self.rate_control is not None:
+            hyper = hyper * (-self.rate_control.hyper_log_gain(rate)).exp()
+        return self.h_s(hyper, rate)
+
+    def code_latents(self, hyper: Tensor, rate: Tensor, port: SymbolPort) -> Tensor:
+        """The walk over all steps from decoded hyper-latents to decoded latents, shared by all ports."""
+        return self.context.code_latents(self.hyper_synthesis(hyper, rate), port, rate, self.latent_log_gain(rate))
+
+    def forward(self, x: Tensor, position: Tensor | float = 0.0) -> ForwardResult:
+        """Code x in simulation: additive noise and straight-through rounding in training, rounding in evaluation.
+
+        x:        B×3×H×W in [0, 1], H and W multiples of 64.
+        position: rate position(s) in [0, L-1], one number or B of them.
+        Returns x_hat (not clamped) and the likelihoods of y (B×M×H/16×W/16) and z (B×N×H/64×W/64), float32 or wider.
+        """
+        rate = self.rate_at(position, x.shape[0])
+        latents = self.analyse(x)
+        hyper = self.hyper_latents(latents, rate)
+        scale, mean = self.hyper_distribution(rate)
+        residual = hyper - mean
+        rounded = round_straight_through(residual)
+        noisy = residual + torch.rand_like(residual) - 0.5 if self.training else rounded
+        z_likelihood = lower_bounded_likelihood(noisy, scale)
+
+        exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        log_gain = self.latent_log_gain(rate)
+        port = EstimatorPort(exact if log_gain is None else exact * log_gain.exp(), self.training)
+        decoded = self.code_latents(rounded + mean, rate, port)
+        return {
+            "x_hat": self.synthesise(decoded, rate),
+            "likelihoods": {"y": port.likelihoods(), "z": z_likelihood},
+        }

@@ -1,0 +1,61 @@
+"""What turns the context and the latents decoded so far into the scales and means of the next step's latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, silence
+from hpcm_codec.model.config import ModelConfig
+
+
+class Prior(nn.Module):
+    """Residual blocks, a gain of the step, residual blocks, conv1×1 to 2M parameters (HPCM, fig. 4).
+
+    Shared by all steps of its scales; only the adaptor before it and the gain inside it belong to one step.
+    """
+
+    def __init__(self, config: ModelConfig, blocks: tuple[int, int]) -> None:
+        super().__init__()
+        width = prior_width(config)
+        levels = config.rate_levels if config.residual_factors else 0
+        self.before = RateSequential(*(ResidualBlock(width, factor_levels=levels) for _ in range(blocks[0])))
+        self.after = RateSequential(*(ResidualBlock(width, factor_levels=levels) for _ in range(blocks[1])))
+        self.head = nn.Conv2d(width, 2 * config.latent_channels, 1)
+        self.residual = config.prior_residual
+        if self.residual:
+            silence(self.head, 0.1)
+
+    def forward(self, adapted: Tensor, gain: Tensor, context: Tensor, rate: Tensor) -> Tensor:
+        """adapted: B×width×h×w; gain: B×width×1×1; context: B×2M×h×w. Returns parameters B×2M×h×w."""
+        params = self.head(self.after(self.before(adapted, rate) * gain, rate))
+        return context + params if self.residual else params
+
+
+class StepAdaptor(nn.Module):
+    """What belongs to one coding step: conv1×1 of (context ‖ latents), a gain, and where asked for a phase bias.
+
+    The phase bias tells the layers after it, blind to position, which neighbours are decoded already: it repeats with
+    the coding cell, as the schedule does.
+    """
+
+    def __init__(self, config: ModelConfig, cell_size: int) -> None:
+        super().__init__()
+        width = prior_width(config)
+        self.adapt = nn.Conv2d(3 * config.latent_channels, width, 1)
+        self.gain = RateFactor(config.rate_levels, width, initial=1.0)
+        self.phase_bias = nn.Parameter(torch.zeros(width, cell_size, cell_size)) if config.phase_bias else None
+
+    def forward(self, context: Tensor, latents: Tensor) -> Tensor:
+        adapted = self.adapt(torch.cat((context, latents), dim=1))
+        if self.phase_bias is not None:
+            height, width = adapted.shape[-2:]
+            cell = self.phase_bias.shape[-1]
+            tiled = self.phase_bias.repeat(1, -(-height // cell), -(-width // cell))
+            adapted = adapted + tiled[:, :height, :width].to(adapted.dtype)
+        return adapted
+
+
+def prior_width(config: ModelConfig) -> int:
+    """Channels inside the priors."""
+    return config.prior_width or 3 * config.latent_channels

@@ -1,0 +1,184 @@
+"""Which latents each of the 11 coding steps codes: index arithmetic on strided slices, nothing learned.
+
+Latents live on planes of shape (..., M, h, w). The M channels fall into 8 equal groups. Three nested lattices, s1 in
+s2 in s3, are coded coarse to fine; a step of a scale codes a regular sub-lattice of every group, so taking a step's
+latents out of a plane and putting them back are strided copies with static shapes (HPCM, sections 3.2 and 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+GROUPS = 8
+
+# The eight pairs of positions (row, column) inside a 4x4 cell.
+PATTERNS = (
+    ((0, 0), (2, 2)),
+    ((0, 2), (2, 0)),
+    ((1, 1), (3, 3)),
+    ((1, 3), (3, 1)),
+    ((0, 1), (2, 3)),
+    ((0, 3), (2, 1)),
+    ((1, 0), (3, 2)),
+    ((1, 2), (3, 0)),
+)
+# Row k, digit g: the pattern that step k of the full-resolution order codes in group g. Steps 0 and 1 make up s2.
+STEP_PATTERNS = ("02461357", "13570246", "24603571", "35712460", "46025713", "57134602", "60247135", "71356024")
+# Offset of group g (modulo 4) of the stride-2 lattice s2 inside the full plane.
+S2_OFFSETS = ((0, 0), (1, 1), (0, 1), (1, 0))
+# Offset of channel quarter q of the stride-2 lattice s1 inside s2.
+S1_OFFSETS = ((0, 0), (0, 1), (1, 0), (1, 1))
+# Steps of s2 after what s1 has coded: entry [step][quarter] indexes S1_OFFSETS.
+S2_STEPS = ((3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
+# Steps of s1: the diagonal of the checkerboard that each channel half takes.
+MAIN_DIAGONAL = ((0, 0), (1, 1))
+OTHER_DIAGONAL = ((0, 1), (1, 0))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Positions (row + i*stride, column + j*stride) of the channels first .. last-1."""
+
+    first: int
+    last: int
+    row: int
+    column: int
+    stride: int
+
+    def view(self, plane: Tensor) -> Tensor:
+        """The piece of a plane (..., M, h, w), as a view."""
+        return plane[..., self.first : self.last, self.row :: self.stride, self.column :: self.stride]
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A set of latents made of disjoint pieces, packed in the order of its pieces, each channel-major then row-major.
+
+    dense: True when every channel is in exactly one piece and all pieces have one size, so that the packed form is
+    itself a plane (..., M, h/2, w/2); False for coding steps, whose packed form is a vector (..., n).
+    """
+
+    pieces: tuple[Piece, ...]
+    dense: bool
+
+    def take(self, plane: Tensor) -> Tensor:
+        """Pack the lattice's latents of a plane (..., M, h, w) into a new tensor; differentiable."""
+        return _Take.apply(plane, self)
+
+    def place(self, packed: Tensor, base: Tensor) -> Tensor:
+        """A copy of the plane `base` with the lattice's latents replaced by `packed`; differentiable in both."""
+        return _Place.apply(packed, base, self)
+
+    def count(self, height: int, width: int) -> int:
+        """Number of latents of this lattice in a plane of that size."""
+        return sum(
+            (p.last - p.first) * len(range(p.row, height, p.stride)) * len(range(p.column, width, p.stride))
+            for p in self.pieces
+        )
+
+    def pairs(self, plane: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Matching views of a plane and of its packed form."""
+        start = 0
+        for piece in self.pieces:
+            view = piece.view(plane)
+            if self.dense:
+                yield view, packed[..., piece.first : piece.last, :, :]
+            else:
+                size = view.shape[-3] * view.shape[-2] * view.shape[-1]
+                yield view, packed[..., start : start + size].unflatten(-1, view.shape[-3:])
+                start += size
+
+    def new_packed(self, plane: Tensor) -> Tensor:
+        """Uninitialised memory for the packed form of a plane."""
+        *batch, channels, height, width = plane.shape
+        if self.dense:
+            return plane.new_empty(*batch, channels, height // 2, width // 2)
+        return plane.new_empty(*batch, self.count(height, width))
+
+
+class _Take(torch.autograd.Function):
+    """One zero-filled gradient for all pieces, where autograd's own slicing would make one for each."""
+
+    @staticmethod
+    def forward(ctx, plane: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
+        ctx.lattice, ctx.shape = lattice, plane.shape
+        packed = lattice.new_packed(plane)
+        for source, target in lattice.pairs(plane, packed):
+            target.copy_(source)
+        return packed
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        plane = gradient.new_zeros(ctx.shape)
+        for target, source in ctx.lattice.pairs(plane, gradient):
+            target.copy_(source)
+        return plane, None
+
+
+class _Place(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
+        ctx.lattice = lattice
+        plane = base.clone()
+        for target, source in lattice.pairs(plane, packed):
+            target.copy_(source)
+        return plane
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        packed = ctx.lattice.new_packed(gradient)
+        base = gradient.clone() if ctx.needs_input_grad[1] else None
+        for index, (source, target) in enumerate(ctx.lattice.pairs(gradient, packed)):
+            target.copy_(source)
+            if base is not None:
+                ctx.lattice.pieces[index].view(base).zero_()
+        return packed, base, None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale of the schedule: its steps, and where its plane lies in the next finer one (None for s3)."""
+
+    name: str
+    steps: tuple[Lattice, ...]
+    cell_size: int
+    inside: Lattice | None
+
+
+@lru_cache(maxsize=8)
+def scales(channels: int) -> tuple[Scale, Scale, Scale]:
+    """The schedule (s1, s2, s3) for planes of that many channels, a multiple of 8."""
+    group, quarter, half = channels // GROUPS, channels // 4, channels // 2
+
+    def part(size: int, index: int, position: tuple[int, int], stride: int) -> Piece:
+        return Piece(index * size, (index + 1) * size, position[0], position[1], stride)
+
+    s1_steps = tuple(
+        Lattice(
+            tuple(part(half, side, position, 2) for side in range(2) for position in diagonals[side]),
+            dense=False,
+        )
+        for diagonals in ((MAIN_DIAGONAL, OTHER_DIAGONAL), (OTHER_DIAGONAL, MAIN_DIAGONAL))
+    )
+    s2_steps = tuple(
+        Lattice(tuple(part(quarter, q, S1_OFFSETS[row[q]], 2) for q in range(4)), dense=False) for row in S2_STEPS
+    )
+    s3_steps = tuple(
+        Lattice(
+            tuple(part(group, g, position, 4) for g in range(GROUPS) for position in PATTERNS[int(row[g])]),
+            dense=False,
+        )
+        for row in STEP_PATTERNS[2:]
+    )
+    s1_in_s2 = Lattice(tuple(part(quarter, q, S1_OFFSETS[q], 2) for q in range(4)), dense=True)
+    s2_in_s3 = Lattice(tuple(part(group, g, S2_OFFSETS[g % 4], 2) for g in range(GROUPS)), dense=True)
+    return (
+        Scale("s1", s1_steps, 2, s1_in_s2),
+        Scale("s2", s2_steps, 2, s2_in_s3),
+        Scale("s3", s3_steps, 4, None),
+    )

@@ -1,0 +1,147 @@
+"""Analysis and synthesis transforms, main and hyper, for both kinds of model.
+
+All take and give B×C×h×w. The main transforms map an image in [0, 1] (3 channels) to latents at 1/16 of its
+resolution and back; the hyper transforms map latents to hyper-latents at 1/64 and back to 2M context parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hpcm_codec.model.blocks import RateSequential, ResidualBlock, down2, up2
+from hpcm_codec.model.config import ModelConfig
+
+PATCH = 8  # edge of the patch projection, in pixels
+PATCH_WIDTH = 192  # channels at 1/8 resolution: three colours of an 8×8 block
+# How much faster a chrominance coefficient loses its importance with frequency than a luminance one.
+CHROMA_FREQUENCY_FACTOR = 2.5
+
+
+def _partial(channels: int, count: int) -> list[nn.Module]:
+    return [ResidualBlock(channels, "partial") for _ in range(count)]
+
+
+def _depthwise(channels: int, count: int, levels: int) -> list[nn.Module]:
+    return [ResidualBlock(channels, "depthwise", levels) for _ in range(count)]
+
+
+def analysis_transform(config: ModelConfig) -> RateSequential:
+    """g_a: image → latents. It never depends on the rate, so one analysis serves every quality."""
+    latents = config.latent_channels
+    if config.transform == "staircase":
+        return RateSequential(
+            nn.Conv2d(3, 96, 4, stride=2, padding=1),
+            *_partial(96, 2),
+            down2(96, 192),
+            *_partial(192, 2),
+            down2(192, 384),
+            *_partial(384, 4),
+            down2(384, latents),
+        )
+    factors = 1 if config.residual_factors else 0
+    return RateSequential(
+        nn.Conv2d(3, PATCH_WIDTH, PATCH, stride=PATCH),
+        *_depthwise(PATCH_WIDTH, 4, factors),
+        down2(PATCH_WIDTH, latents),
+        *_depthwise(latents, 1, factors),
+    )
+
+
+def synthesis_transform(config: ModelConfig) -> RateSequential:
+    """g_s: latents → image, the mirror of the analysis; its residual blocks may follow the rate."""
+    latents = config.latent_channels
+    if config.transform == "staircase":
+        return RateSequential(
+            up2(latents, 384),
+            *_partial(384, 4),
+            up2(384, 192),
+            *_partial(192, 2),
+            up2(192, 96),
+            *_partial(96, 2),
+            nn.ConvTranspose2d(96, 3, 4, stride=2, padding=1),
+        )
+    levels = config.rate_levels if config.residual_factors else 0
+    return RateSequential(
+        *_depthwise(latents, 1, levels),
+        up2(latents, PATCH_WIDTH),
+        *_depthwise(PATCH_WIDTH, 4, levels),
+        nn.ConvTranspose2d(PATCH_WIDTH, 3, PATCH, stride=PATCH),
+    )
+
+
+def hyper_analysis_transform(config: ModelConfig) -> RateSequential:
+    """h_a: latents B×M×h×w → hyper-latents B×N×h/4×w/4."""
+    latents, hyper = config.latent_channels, config.hyper_channels
+    if config.transform == "staircase":
+        return RateSequential(*_partial(latents, 1), down2(latents, hyper), *_partial(hyper, 3), down2(hyper, hyper))
+    factors = 1 if config.residual_factors else 0
+    return RateSequential(down2(latents, hyper), *_depthwise(hyper, 2, factors), down2(hyper, hyper))
+
+
+def hyper_synthesis_transform(config: ModelConfig) -> RateSequential:
+    """h_s: hyper-latents → context parameters B×2M×h×w, scales in the first M channels, means in the last M."""
+    latents, hyper = config.latent_channels, config.hyper_channels
+    if config.transform == "staircase":
+        return RateSequential(
+            up2(hyper, hyper), *_partial(hyper, 3), up2(hyper, 2 * latents), *_partial(2 * latents, 1)
+        )
+    levels = config.rate_levels if config.residual_factors else 0
+    return RateSequential(
+        up2(hyper, hyper),
+        *_depthwise(hyper, 2, levels),
+        up2(hyper, 2 * latents),
+        *_depthwise(2 * latents, 1, levels),
+    )
+
+
+def _dct_basis(size: int) -> Tensor:
+    """The orthonormal DCT-II basis, size×size: row u is frequency u."""
+    position = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * (position[None] + 0.5) * position[:, None] / size) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def initialise_as_block_transform(analysis: RateSequential, synthesis: RateSequential, unit: float) -> None:
+    """Start the patch model as a transform codec: 8×8 DCT of opponent colours, then Haar, lowest frequencies first.
+
+    The synthesis gets the transpose, so that before training it inverts the analysis up to the frequencies left out.
+    unit: what one unit of an orthonormal coefficient (image in [0, 1]) becomes in the latents; chosen so that a latent
+    is about one quantisation step at the middle rate, the size at which networks learn well.
+    """
+    colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]], dtype=torch.float64)
+    colours /= colours.norm(dim=1, keepdim=True)
+    dct, haar = _dct_basis(PATCH), _dct_basis(2)
+    # kernel[colour, u, v, rgb, y, x]
+    kernel = torch.einsum("cr,uy,vx->cuvryx", colours, dct, dct).reshape(PATCH_WIDTH, 3, PATCH, PATCH)
+    layers_in = [layer for layer in analysis if isinstance(layer, nn.Conv2d)]
+    layers_out = [layer for layer in synthesis if isinstance(layer, nn.ConvTranspose2d)]
+    project, halve = layers_in
+    double, unproject = layers_out
+
+    candidates = []
+    for channel in range(PATCH_WIDTH):
+        colour, u, v = channel // PATCH**2, channel // PATCH % PATCH, channel % PATCH
+        weight = CHROMA_FREQUENCY_FACTOR if colour else 1.0
+        for a in range(2):
+            for b in range(2):
+                # Haar's high band of an odd DCT frequency is the lower of the two frequencies it splits into.
+                row = 2 * u + (a ^ (u & 1))
+                column = 2 * v + (b ^ (v & 1))
+                candidates.append(((row**2 + column**2) * weight**2 + (weight - 1) * 4, channel, a, b))
+    candidates.sort()
+    with torch.no_grad():
+        pair = torch.zeros(halve.out_channels, PATCH_WIDTH, 2, 2, dtype=torch.float64)
+        for output, (_, channel, a, b) in enumerate(candidates[: halve.out_channels]):
+            pair[output, channel] = torch.outer(haar[a], haar[b])
+        for layer, weights in ((project, kernel), (unproject, kernel), (halve, pair * unit), (double, pair / unit)):
+            layer.weight.copy_(weights)
+            assert layer.bias is not None
+            layer.bias.zero_()
+        # The analysis sees pixels around zero and the synthesis puts mid-grey back.
+        assert project.bias is not None and unproject.bias is not None
+        project.bias.copy_(-0.5 * kernel.sum(dim=(1, 2, 3)))
+        unproject.bias.fill_(0.5)

@@ -1,0 +1,113 @@
+"""Symbols into bytes and back, whatever their size, and no damage that could crash the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcm_codec.entropy.distributions import SCALE_LEVELS, build_tables
+from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeDecoder, RangeEncoder
+from hpcm_codec.errors import HpcmError
+
+
+TABLES = CoderTables(build_tables())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-LARGEST_SYMBOL, LARGEST_SYMBOL), st.integers(0, SCALE_LEVELS - 1)),
+        min_size=1,
+        max_size=300,
+    )
+)
+def test_any_integer_survives_under_any_table(pairs: list[tuple[int, int]]) -> None:
+    symbols, indexes = (np.array(column, np.int32) for column in zip(*pairs, strict=True))
+    encoder = RangeEncoder(TABLES)
+    half = len(symbols) // 2
+    encoder.encode(symbols[:half], indexes[:half])
+    encoder.encode(symbols[half:], indexes[half:])
+    decoder = RangeDecoder(TABLES, encoder.finish(), most=len(symbols))
+    decoded = np.concatenate([decoder.decode(indexes[:half]), decoder.decode(indexes[half:])])
+    assert np.array_equal(decoded, symbols)
+
+
+def test_symbols_beyond_the_limit_are_refused_not_clipped() -> None:
+    with pytest.raises(HpcmError, match="too large"):
+        RangeEncoder(TABLES).encode(np.array([LARGEST_SYMBOL + 1], np.int32), np.array([0], np.int32))
+
+
+def test_likely_symbols_cost_what_their_probability_says() -> None:
+    indexes = np.full(20000, 40, np.int32)
+    row = np.diff(TABLES.cumulative[40]) / 2**16
+    symbols = np.random.default_rng(0).choice(len(row) - 1, size=20000, p=row[:-1] / row[:-1].sum())
+    encoder = RangeEncoder(TABLES)
+    encoder.encode((symbols + TABLES.offsets[40]).astype(np.int32), indexes)
+    bits = -np.log2(row[symbols]).sum()
+    assert 8 * len(encoder.finish()) == pytest.approx(bits, rel=0.005, abs=128)
+
+
+class DocumentedDecoder:
+    """Section 7.3 of docs/bitstream.md, word by word."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.words = [int.from_bytes(stream[i : i + 4], "little") for i in range(0, len(stream), 4)]
+        self.state = self.words.pop(0) + (self.words.pop(0) << 32)
+
+    def refill(self) -> None:
+        if self.state < 2**31:
+            self.state = (self.state << 32) + self.words.pop(0)
+
+    def raw_bits(self) -> int:
+        digit = self.state % 16
+        self.state //= 16
+        self.refill()
+        return digit
+
+    def symbol(self, index: int) -> int:
+        row, offset = TABLES.cumulative[index], TABLES.offsets[index]
+        low = self.state % 65536
+        j = next(j for j in range(len(row) - 1) if row[j] <= low < row[j + 1])
+        self.state = (row[j + 1] - row[j]) * (self.state // 65536) + low - row[j]
+        self.refill()
+        if j < len(row) - 2:
+            return j + offset
+        count = digit = self.raw_bits()
+        while digit == 15:
+            digit = self.raw_bits()
+            count += digit
+        rest = sum(self.raw_bits() << (4 * place) for place in range(count))
+        return (-(rest + 1) // 2 if rest % 2 else rest // 2 + len(row) - 2) + offset
+
+
+@pytest.mark.parametrize("count", [1, 5, 3000])
+def test_streams_are_what_the_document_says(count: int) -> None:
+    generator = np.random.default_rng(1)
+    indexes = generator.integers(0, SCALE_LEVELS, count).astype(np.int32)
+    symbols = (generator.standard_t(1, count) * 3).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
+    encoder = RangeEncoder(TABLES)
+    encoder.encode(symbols, indexes)
+    decoder = DocumentedDecoder(encoder.finish())
+    assert [decoder.symbol(int(index)) for index in indexes] == symbols.tolist()
+    for _ in range(max(0, 8 - count)):
+        assert decoder.symbol(0) == 0
+    assert decoder.state == 2**31 and decoder.words == []
+
+
+@pytest.mark.parametrize("stream", [b"", b"\0", b"\xff" * 16, bytes(range(256))])
+def test_damaged_streams_decode_to_something_without_leaving_their_memory(stream: bytes) -> None:
+    indexes = np.arange(5000, dtype=np.int32) % SCALE_LEVELS
+    assert RangeDecoder(TABLES, stream, most=5000).decode(indexes).shape == (5000,)
+
+
+def test_the_coder_comes_without_the_compressai_package() -> None:
+    code = (
+        "import sys; from hpcm_codec.entropy.range_coder import _ans; _ans();"
+        "assert not {'compressai', 'torchvision', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
