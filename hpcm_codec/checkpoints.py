@@ -1,0 +1,131 @@
+"""Weights as safetensors: find, verify, load and save them.
+
+A checkpoint holds the network's tensors and the range coder's tables; its metadata the ModelConfig as JSON and a record
+of the training. Its identity, which every bitstream names, is the first 8 bytes of a SHA-256 over the tensors' names,
+types, shapes and bytes: any change to any weight or table makes another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from hpcm_codec.entropy.distributions import SymbolTables, build_tables
+from hpcm_codec.errors import FileError, UnsupportedError
+from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.hpcm import HPCM
+
+DEFAULT_MODEL = "phase1-lite"
+FORMAT = "hpcm-checkpoint-1"
+_TABLE_PREFIX = "tables."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: what a Codec needs.
+
+    identity: 8 bytes; training: the record its trainer left.
+    """
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    tables: SymbolTables
+    identity: bytes
+    training: dict[str, Any]
+
+    def build_model(self) -> HPCM:
+        """The network with these weights, in evaluation mode, float32, on the CPU."""
+        model = HPCM(self.config)
+        model.load_state_dict({name: value.float() for name, value in self.weights.items()})
+        return model.eval().requires_grad_(False)
+
+
+def identity_of(tensors: dict[str, Tensor]) -> bytes:
+    """First 8 bytes of SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()[:8]
+
+
+def shipped_folders() -> list[Path]:
+    """Where checkpoints come with the program: inside the wheel, or beside the package in a source checkout."""
+    package = Path(__file__).resolve().parent
+    return [package / "checkpoints", package.parent / "checkpoints"]
+
+
+def find_checkpoint(name_or_path: str) -> Path:
+    """The file of a checkpoint given by name ("phase1-lite") or path; raises UnsupportedError or FileError."""
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors" or path.exists():
+        if not path.is_file():
+            raise FileError(f"{path}: no such checkpoint file")
+        return path
+    for folder in shipped_folders():
+        candidate = folder / f"{name_or_path}.safetensors"
+        if candidate.is_file():
+            return candidate
+    known = sorted({p.stem for folder in shipped_folders() for p in folder.glob("*.safetensors")})
+    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(known) or 'none'}")
+
+
+def save_checkpoint(
+    path: Path,
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    training: dict[str, Any],
+    tables: SymbolTables | None = None,
+) -> bytes:
+    """Write weights and tables (None: newly built) to `path`, moved into place; returns the identity."""
+    tables = tables or build_tables()
+    # A copy in plain row-major order: what was trained channels_last has other strides.
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    for field in ("cumulative", "sizes", "offsets"):
+        tensors[_TABLE_PREFIX + field] = getattr(tables, field)
+    metadata = {"format": FORMAT, "config": config.to_json(), "training": json.dumps(training)}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(save(tensors, metadata))
+    partial.replace(path)
+    return identity_of(tensors)
+
+
+def export_checkpoint(source: str, target: Path, dtype: torch.dtype = torch.float16) -> bytes:
+    """Copy a checkpoint with its weights rounded to `dtype`, for shipping; returns the new identity.
+
+    The model then runs on the rounded values everywhere, so encoder and decoder still agree.
+    """
+    checkpoint = load_checkpoint(source)
+    weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise UnsupportedError(f"{source}: some weights do not fit {dtype}", advice="export with a wider type")
+    return save_checkpoint(target, checkpoint.config, weights, checkpoint.training, checkpoint.tables)
+
+
+def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
+    """Load and check a checkpoint; raises FileError for a damaged file, UnsupportedError for an unknown format."""
+    path = find_checkpoint(name_or_path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(f"{path}: damaged or not a checkpoint ({error}); fetch it again") from error
+    if metadata.get("format") != FORMAT:
+        raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {FORMAT!r}")
+    config = ModelConfig.from_json(metadata["config"])
+    try:
+        tables = SymbolTables(*(tensors[_TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets")))
+    except KeyError as error:
+        raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TABLE_PREFIX)}
+    return Checkpoint(config, weights, tables, identity_of(tensors), json.loads(metadata.get("training", "{}")))

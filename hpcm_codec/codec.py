@@ -1,0 +1,202 @@
+"""Codec: the whole staircase, image → latents → symbols → bytes and back, readable top to bottom.
+
+A picture is analysed tile by tile (each with a halo, so that tiles leave no seams), every tile's latents are coded by
+the context model into four streams, and the container takes the streams. Decoding walks the same steps backwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcm_codec import container
+from hpcm_codec.checkpoints import DEFAULT_MODEL, Checkpoint, load_checkpoint
+from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
+from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
+from hpcm_codec.entropy.range_coder import CoderTables
+from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
+from hpcm_codec.images import Picture, decode_alpha, encode_alpha
+from hpcm_codec.model.hpcm import LATENT_STRIDE, PICTURE_MULTIPLE
+from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
+from hpcm_codec.tiling import Tile, TileGrid, Window
+
+DEFAULT_QUALITY = 50.0
+# Latents around a tile that the transforms can see: four 3×3 convolutions at 1/8 and one at 1/16, rounded up.
+HALO_LATENTS = 4
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """data: the file's bytes; latents: what a decoder will decode, 1×M×h×w, for `Codec.reconstruct`."""
+
+    data: bytes
+    latents: Tensor
+
+
+class Codec:
+    """A loaded model that encodes and decodes pictures. Use one for many pictures: loading is the slow part.
+
+    device: "cpu", "cuda", or "auto" for CUDA where there is one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "auto") -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
+        self.device = torch.device(device)
+        self.identity = checkpoint.identity
+        self.config = checkpoint.config
+        self.model = checkpoint.build_model().to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._tables = CoderTables(checkpoint.tables)
+
+    # -- image → bytes ------------------------------------------------------------------------------------------
+
+    def encode(self, picture: Picture, quality: float = DEFAULT_QUALITY) -> bytes:
+        """The picture as a .hpcm file's bytes. quality: 0 (smallest) to 100, in half steps."""
+        return self.encode_with_latents(picture, quality).data
+
+    @torch.inference_mode()
+    def encode_with_latents(self, picture: Picture, quality: float = DEFAULT_QUALITY) -> Encoded:
+        """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
+        if not 0 <= quality <= HIGHEST_QUALITY:
+            raise UsageError(f"quality {quality:g} is not between 0 and {HIGHEST_QUALITY:g}")
+        height, width, components = picture.pixels.shape
+        header = Header(width, height, round(2 * quality), self.identity, grey=components == 1, float_profile=True)
+        rate = self._rate(header)
+        decoded, tiles = self._new_latents(header.grid), []
+        for tile in header.grid:
+            window = tile.with_halo(HALO_LATENTS)
+            latents = _inner(self.model.analyse(self._to_tensor(picture.pixels, window)), window, tile)
+            streams, decoded_tile = self._encode_tile(latents, rate)
+            tiles.append(streams)
+            decoded[(..., *tile.latents.slices)] = decoded_tile
+        data = container.write_stream(HpcmStream(header, tuple(tiles), _extensions_of(picture)))
+        return Encoded(data, decoded)
+
+    def _encode_tile(self, latents: Tensor, rate: Tensor) -> tuple[TileStreams, Tensor]:
+        log_gain = self.model.latent_log_gain(rate)
+        port = EncoderPort(latents if log_gain is None else latents * log_gain.exp(), self._tables)
+        hyper = port.code_hyper(self.model.hyper_latents(latents, rate), *self.model.hyper_distribution(rate))
+        decoded = self.model.code_latents(hyper, rate, port)
+        return TileStreams(**port.streams(), symbol_check=port.symbol_check), decoded
+
+    # -- bytes → image ------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def decode(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+        """The picture of a .hpcm file.
+
+        Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format.
+        """
+        stream = container.parse_stream(data, max_pixels=max_pixels)
+        header = stream.header
+        self._refuse_too_large(header, max_pixels)
+        if header.checkpoint_id != self.identity:
+            raise UnsupportedError(
+                f"made with the model {header.checkpoint_id.hex()}, but the one loaded is {self.identity.hex()}",
+                advice="decode with --model naming the checkpoint it was made with",
+            )
+        alpha = stream.extensions.get(container.ALPHA)
+        decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)
+        rate = self._rate(header)
+        latents = self._new_latents(header.grid)
+        for tile, streams in zip(header.grid, stream.tiles, strict=True):
+            latents[(..., *tile.latents.slices)] = self._decode_tile(tile, streams, rate)
+        return Picture(
+            pixels=self.reconstruct(latents, header),
+            alpha=decoded_alpha,
+            icc=stream.extensions.get(container.ICC),
+            exif=stream.extensions.get(container.EXIF),
+            xmp=stream.extensions.get(container.XMP),
+        )
+
+    def _decode_tile(self, tile: Tile, streams: TileStreams, rate: Tensor) -> Tensor:
+        payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
+        port = DecoderPort({name: data or b"" for name, data in payloads.items()}, self._tables, self.device)
+        shape = (1, self.config.hyper_channels, tile.latents.height // 4, tile.latents.width // 4)
+        hyper = port.code_hyper(shape, *self.model.hyper_distribution(rate))
+        decoded = self.model.code_latents(hyper, rate, port)
+        if port.symbol_check != streams.symbol_check:
+            raise CorruptStreamError(
+                f"tile {tile.index} does not decode to what its encoder coded: the arithmetic of this machine or of its "
+                "libraries differs from the encoder's",
+                advice="decode it on the machine that made it (see docs/bitstream.md, profiles)",
+            )
+        return decoded
+
+    # -- latents → pixels ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def reconstruct(self, latents: Tensor, header: Header) -> NDArray[np.uint8]:
+        """Pixels H×W×3 (grey: H×W×1) of decoded latents 1×M×h×w: the one way from latents to pixels."""
+        rate = self._rate(header)
+        pixels = np.empty((header.height, header.width, 1 if header.grey else 3), np.uint8)
+        for tile in header.grid:
+            window = tile.with_halo(HALO_LATENTS)
+            image = self.model.synthesise(latents[(..., *window.latents.slices)], rate)
+            visible = tile.visible_pixels
+            top = window.row_offset * LATENT_STRIDE
+            left = window.column_offset * LATENT_STRIDE
+            image = image[0, :, top : top + visible.height, left : left + visible.width]
+            if header.grey:
+                image = image.mean(dim=0, keepdim=True)
+            image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+            pixels[visible.slices] = image.permute(1, 2, 0).cpu().numpy()
+        return pixels
+
+    # -- helpers ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _refuse_too_large(header: Header, max_pixels: int) -> None:
+        """A narrow picture is extended to 64 pixels: its latents may take far more memory than its pixels."""
+        extended = header.grid.pixels.height * header.grid.pixels.width
+        if extended > max(max_pixels, PICTURE_MULTIPLE**2):
+            raise CorruptStreamError(
+                f"a picture of {header.width}×{header.height} pixels is coded as {extended} pixels, above the limit of "
+                f"{max_pixels}",
+                advice="if it is sound, raise the limit",
+            )
+
+    def _rate(self, header: Header) -> Tensor:
+        return self.model.rate_at(quality_to_position(header.quality, self.config.rate_levels))
+
+    def _new_latents(self, grid: TileGrid) -> Tensor:
+        shape = (1, self.config.latent_channels, grid.latents.height, grid.latents.width)
+        return torch.empty(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+
+    def _to_tensor(self, pixels: NDArray[np.uint8], window: Window) -> Tensor:
+        """The window's pixels, 1×3×h×w in [0, 1]; what lies beyond the picture repeats its last row and column."""
+        area = window.pixels
+        rows = np.minimum(np.arange(area.top, area.bottom), pixels.shape[0] - 1)
+        columns = np.minimum(np.arange(area.left, area.right), pixels.shape[1] - 1)
+        part = torch.from_numpy(pixels[rows[:, None], columns[None, :]]).to(self.device)
+        return part.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float().div(255)
+
+
+def _inner(latents: Tensor, window: Window, tile: Tile) -> Tensor:
+    """The tile's own latents out of its window's."""
+    top, left = window.row_offset, window.column_offset
+    return latents[..., top : top + tile.latents.height, left : left + tile.latents.width]
+
+
+def _extensions_of(picture: Picture) -> dict[int, bytes]:
+    """The picture's alpha and metadata as extension chunks."""
+    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
+    parts = {
+        container.ALPHA: alpha,
+        container.ICC: picture.icc,
+        container.EXIF: picture.exif,
+        container.XMP: picture.xmp,
+    }
+    return {kind: payload for kind, payload in parts.items() if payload is not None}
+
+
+def load_codec(model: str = DEFAULT_MODEL, device: str = "auto") -> Codec:
+    """A Codec for a checkpoint given by name or path."""
+    return Codec(load_checkpoint(model), device)

@@ -1,0 +1,1 @@
+"""Training: packed data, the rate-distortion loss, and the loop behind `hpcm train`."""

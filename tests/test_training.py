@@ -1,0 +1,151 @@
+"""The trainer: data that come out as they went in, a loss that falls, runs that survive being cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpcm_codec.checkpoints import load_checkpoint
+from hpcm_codec.errors import FileError
+from hpcm_codec.model.config import preset
+from hpcm_codec.training.data import PackedPictures, pack_pictures
+from hpcm_codec.training.losses import lambda_at, rate_distortion
+from hpcm_codec.training.loop import CropPhase, Trainer, TrainSettings, crop_phase, schedule_factor
+from test_hpcm_phase1 import SMALL
+
+QUICK = TrainSettings(steps=6, warmup_steps=2, crops=(CropPhase(0.0, 64, 2),), log_every=2, save_minutes=60, bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> PackedPictures:
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 11, 3), dtype=np.uint8))
+        coarse.resize((200 + number, 150), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    Image.new("L", (140, 130), 77).save(folder / "grey.png")
+    Image.new("RGB", (20, 20)).save(folder / "small.png")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    assert pack_pictures(folder, folder / "all.pack") == 4
+    return PackedPictures(folder / "all.pack")
+
+
+def test_packed_pictures_are_the_pictures(pictures: PackedPictures) -> None:
+    assert [pictures[i].shape for i in range(4)] == [(150, 200, 3), (150, 201, 3), (150, 202, 3), (130, 140, 3)]
+    assert (pictures[3] == 77).all()
+
+
+def test_crops_are_seeded_and_never_from_pictures_that_are_too_small(pictures: PackedPictures) -> None:
+    first = next(pictures.crops(140, 5, np.random.default_rng(3)))
+    again = next(pictures.crops(140, 5, np.random.default_rng(3)))
+    assert first.shape == (5, 3, 140, 140) and first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    with pytest.raises(FileError, match="smaller crops"):
+        next(pictures.crops(160, 1, np.random.default_rng(0)))
+
+
+def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no pictures"):
+        pack_pictures(tmp_path, tmp_path / "x.pack")
+
+
+def test_lambdas_are_log_spaced_between_the_published_ends() -> None:
+    lambdas = lambda_at(torch.tensor([0.0, 3.5, 7.0], dtype=torch.float64), preset("phase1-lite").lambdas)
+    assert lambdas[0] == pytest.approx(0.0018) and lambdas[2] == pytest.approx(0.0483)
+    assert lambdas[1] == pytest.approx((0.0018 * 0.0483) ** 0.5)
+
+
+def test_the_loss_is_the_sum_it_claims_to_be() -> None:
+    x = torch.zeros(1, 3, 64, 64)
+    likelihoods = {"y": torch.full((1, 4, 4, 4), 0.5), "z": torch.full((1, 2, 1, 1), 0.25)}
+    outcome = rate_distortion({"x_hat": x + 0.1, "likelihoods": likelihoods}, x, torch.tensor([0.04]))  # type: ignore[typeddict-item]
+    bpp = (64 + 4) / 4096
+    assert float(outcome.bits_per_pixel) == pytest.approx(bpp)
+    assert float(outcome.loss) == pytest.approx((0.04 * 255**2 * 0.01 + bpp) / 2, rel=1e-5)
+
+
+def test_the_schedule_warms_up_holds_and_ends_at_zero() -> None:
+    settings = dataclasses.replace(QUICK, warmup_steps=10, decay_start=0.5, crops=(CropPhase(0, 64, 2), CropPhase(0.6, 96, 1)))
+    assert schedule_factor(0.0, 0, settings) == pytest.approx(0.1)
+    assert schedule_factor(0.4, 100, settings) == 1
+    assert schedule_factor(0.75, 100, settings) == pytest.approx(0.5)
+    assert schedule_factor(1.0, 100, settings) == pytest.approx(0)
+    assert [crop_phase(p, settings).edge for p in (0, 0.59, 0.6, 1)] == [64, 64, 96, 96]
+
+
+def test_training_lowers_the_loss(pictures: PackedPictures, tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, steps=40, log_every=10, learning_rate=3e-3)
+    Trainer(SMALL, pictures, tmp_path, settings).run()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    assert load_checkpoint(str(tmp_path / "weights.safetensors")).training["steps"] == 40
+
+
+def test_a_run_that_was_cut_goes_on_where_it_stopped(pictures: PackedPictures, tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=3))
+    trainer.run()
+    resumed = Trainer(SMALL, pictures, tmp_path, QUICK)
+    assert resumed.step == 3
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+    assert resumed.average.updates == trainer.average.updates
+    assert len(resumed.optimiser.state_dict()["state"]) == len(trainer.optimiser.state_dict()["state"]) > 0
+    resumed.run()
+    assert resumed.step == 6
+
+
+def test_a_run_of_another_model_is_not_continued(pictures: PackedPictures, tmp_path: Path) -> None:
+    Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=1)).run()
+    with pytest.raises(FileError, match="another model"):
+        Trainer(dataclasses.replace(SMALL, hyper_channels=16), pictures, tmp_path, QUICK)
+
+
+def test_steps_with_gradients_that_are_not_finite_are_skipped_and_counted(pictures: PackedPictures, tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=2))
+    original = trainer.model.forward
+
+    def poisoned(x, position):
+        result = original(x, position)
+        result["x_hat"] = result["x_hat"] * (float("nan") if trainer.step == 0 else 1.0)
+        return result
+
+    trainer.model.forward = poisoned  # type: ignore[method-assign]
+    trainer.run()
+    assert trainer.skipped == 1
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(pictures: PackedPictures, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import dataclasses, sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]);"
+        "from test_training import QUICK, SMALL, PackedPictures, Trainer;"
+        "t = Trainer(SMALL, PackedPictures(Path(sys.argv[1])), Path(sys.argv[2]), QUICK); t.run();"
+        "import torch; print(float(sum(p.double().sum() for p in t.model.parameters())))"
+    )
+    pack = str(next(Path(pictures._pixels.filename).parent.glob("*.pack")))  # type: ignore[attr-defined]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, pack, str(tmp_path), str(Path(__file__).parent)],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    sums = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sums[0] == sums[1], "the processes hold different weights"
