@@ -1,0 +1,83 @@
+"""What the figures were measured on: without it, seconds mean nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+
+def processor_name() -> str:
+    """The processor as its maker calls it, or the architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "cpu model") and value.strip():
+            return " ".join(value.split())
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def usable_cores() -> int:
+    """Logical cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_average() -> float:
+    """How many processes wanted a core, on average over the last minute; 0 where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def describe_machine(device: str | None = None) -> dict[str, str | int]:
+    """Processor, cores, system, Python; with a torch device ("cpu", "cuda"…) also torch, its threads, the GPU."""
+    machine: dict[str, str | int] = {
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    if device is not None:
+        import torch
+
+        machine |= {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device}
+        if device.startswith("cuda"):
+            machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def machine_in_words(machine: dict[str, str | int]) -> str:
+    """One line for a table's foot.
+
+    >>> machine_in_words({"processor": "Abacus 9", "cores": 2, "python": "3.12.1"})
+    'Abacus 9, 2 cores, Python 3.12.1'
+    """
+    parts = [f"{machine['processor']}", f"{machine['cores']} cores"]
+    if "gpu" in machine:
+        parts.append(f"{machine['gpu']}")
+    if "torch" in machine:
+        parts.append(f"torch {machine['torch']} on {machine['device']} with {machine['threads']} threads")
+    return ", ".join([*parts, f"Python {machine['python']}"])
+
+
+def peak_memory_of_this_process() -> int:
+    """The most memory (bytes, resident) this process has held since it started its program.
+
+    On Linux from VmHWM: ru_maxrss there also counts what the parent held when it forked.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

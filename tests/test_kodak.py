@@ -1,0 +1,41 @@
+"""All of Kodak through separate encoder and decoder processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcm_codec.images import read_picture
+
+ENCODER = """
+import sys
+from pathlib import Path
+import numpy
+from hpcm_codec.codec import load_codec
+from hpcm_codec.container import parse_header
+from hpcm_codec.images import read_picture
+codec, out = load_codec(device="cpu"), Path(sys.argv[2])
+for path in sorted(Path(sys.argv[1]).glob("*.png")):
+    encoded = codec.encode_with_latents(read_picture(path), 40)
+    (out / f"{path.stem}.hpcm").write_bytes(encoded.data)
+    numpy.save(out / f"{path.stem}.npy", codec.reconstruct(encoded.latents, parse_header(encoded.data)))
+"""
+
+
+@pytest.mark.slow
+def test_all_of_kodak_decodes_in_another_process_to_the_encoders_own_pixels(kodak: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", ENCODER, str(kodak), str(tmp_path)], check=True)
+    files = sorted(tmp_path.glob("*.hpcm"))
+    assert len(files) == 24
+    decoded = tmp_path / "decoded"
+    command = [sys.executable, "-m", "hpcm_codec", "decode", *map(str, files), "-o", f"{decoded}/", "--quiet"]
+    subprocess.run(command, check=True)
+    for file in files:
+        pixels = read_picture(decoded / f"{file.stem}.png").pixels
+        assert np.array_equal(pixels, np.load(file.with_suffix(".npy"))), file.stem
+        original = read_picture(kodak / f"{file.stem}.png").pixels
+        assert np.mean((pixels.astype(float) - original) ** 2) < 255**2 / 10**2.7, f"{file.stem} is under 27 dB"
