@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hpcm_codec.entropy.distributions import SymbolTables, build_tables
+from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
@@ -109,6 +109,21 @@ def export_checkpoint(source: str, target: Path, dtype: torch.dtype = torch.floa
     if not all(value.isfinite().all() for value in weights.values()):
         raise UnsupportedError(f"{source}: some weights do not fit {dtype}", advice="export with a wider type")
     return save_checkpoint(target, checkpoint.config, weights, checkpoint.training, checkpoint.tables)
+
+
+def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
+    """Raise FileError, naming the checkpoint, unless its weights are finite and fit, and its tables are whole."""
+    try:
+        checkpoint.build_model()
+    except RuntimeError as error:
+        raise FileError(f"the weights do not fit the configuration: {error}", file=name) from error
+    broken = [key for key, value in checkpoint.weights.items() if not value.isfinite().all()]
+    if broken:
+        raise FileError(f"weights that are not finite: {', '.join(broken)}", file=name)
+    tables = checkpoint.tables
+    for row, size in zip(tables.cumulative.long(), tables.sizes.tolist(), strict=True):
+        if row[0] != 0 or row[size - 1] != 1 << PRECISION_BITS or row[:size].diff().min() < 1:
+            raise FileError("the range coder's tables are damaged", file=name, advice="fetch the checkpoint again")
 
 
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:

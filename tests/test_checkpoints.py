@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
-from hpcm_codec.checkpoints import find_checkpoint, identity_of, load_checkpoint, save_checkpoint
+from hpcm_codec.checkpoints import (
+    find_checkpoint,
+    identity_of,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+)
+from hpcm_codec.cli.checkpoints import command
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
 from test_hpcm_phase1 import SMALL
@@ -64,3 +73,43 @@ def test_the_shipped_default_is_a_lite_model() -> None:
     checkpoint = load_checkpoint()
     assert checkpoint.config.name == "phase1-lite"
     assert checkpoint.build_model().config.rate_levels == 8
+
+
+def test_exported_weights_are_smaller_and_sound(saved: Path, tmp_path: Path) -> None:
+    target = tmp_path / "half.safetensors"
+    result = CliRunner().invoke(command, ["export", str(saved), "-o", str(target)])
+    assert result.exit_code == 0, result.output
+    exported = load_checkpoint(str(target))
+    assert exported.identity != load_checkpoint(str(saved)).identity
+    assert exported.identity.hex() in result.output
+    assert all(value.dtype == torch.float16 for value in exported.weights.values())
+    verify_checkpoint(exported, "half")
+    for name, value in load_checkpoint(str(saved)).weights.items():
+        torch.testing.assert_close(exported.weights[name].float(), value, rtol=1e-3, atol=1e-4)
+
+
+def test_an_export_never_overwrites_unasked(saved: Path) -> None:
+    before = saved.read_bytes()
+    result = CliRunner().invoke(command, ["export", str(saved), "-o", str(saved)])
+    assert isinstance(result.exception, FileError)
+    assert saved.read_bytes() == before
+
+
+def test_damaged_weights_and_tables_do_not_verify(saved: Path) -> None:
+    checkpoint = load_checkpoint(str(saved))
+    name = next(iter(checkpoint.weights))
+    poisoned = dataclasses.replace(
+        checkpoint, weights={**checkpoint.weights, name: torch.full_like(checkpoint.weights[name], float("nan"))}
+    )
+    with pytest.raises(FileError, match="not finite"):
+        verify_checkpoint(poisoned, "poisoned")
+    checkpoint.tables.cumulative[3, 2] = checkpoint.tables.cumulative[3, 1]
+    with pytest.raises(FileError, match="tables are damaged"):
+        verify_checkpoint(checkpoint, "damaged")
+
+
+def test_the_shipped_checkpoints_verify_and_are_listed() -> None:
+    result = CliRunner().invoke(command, ["list"])
+    assert "phase1-lite" in result.output and load_checkpoint().identity.hex() in result.output
+    assert CliRunner().invoke(command, ["verify", "phase1-lite"]).exit_code == 0
+    assert '"training"' in CliRunner().invoke(command, ["show", "phase1-lite"]).output

@@ -1,0 +1,78 @@
+"""`hpcm checkpoints`: list, check and export weights."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+
+import click
+
+from hpcm_codec.errors import FileError
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@click.group("checkpoints")
+def command() -> None:
+    """List, check and export weights."""
+
+
+@command.command("list")
+@click.option("--json", is_flag=True, help="JSON on stdout.")
+def list_command(json: bool) -> None:
+    """The checkpoints that came with the program, with the identities that files name."""
+    from hpcm_codec.shipped import identity_of_shipped, shipped_checkpoints
+
+    found = [
+        {"name": name, "identity": identity_of_shipped(name).hex(), "bytes": path.stat().st_size, "path": str(path)}
+        for name, path in shipped_checkpoints().items()
+    ]
+    if json:
+        click.echo(json_module.dumps(found, indent=1))
+        return
+    for entry in found:
+        click.echo(f"{entry['name']}  {entry['identity']}  {entry['bytes']} bytes  {entry['path']}")
+
+
+@command.command("show")
+@click.argument("name", metavar="NAME|PATH")
+def show_command(name: str) -> None:
+    """The configuration and the training record of a checkpoint, as JSON (see also hpcm info --model)."""
+    from hpcm_codec.checkpoints import load_checkpoint
+
+    checkpoint = load_checkpoint(name)
+    shown = {
+        "identity": checkpoint.identity.hex(),
+        "config": json_module.loads(checkpoint.config.to_json()),
+        "training": checkpoint.training,
+    }
+    click.echo(json_module.dumps(shown, indent=1))
+
+
+@command.command("verify")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH...")
+def verify_command(names: tuple[str, ...]) -> None:
+    """Check that checkpoints load, fit their configuration, hold finite weights and whole tables."""
+    from hpcm_codec.checkpoints import load_checkpoint, verify_checkpoint
+
+    for name in names:
+        checkpoint = load_checkpoint(name)
+        verify_checkpoint(checkpoint, name)
+        click.echo(f"{name}: sound, {checkpoint.config.name}, identity {checkpoint.identity.hex()}")
+
+
+@command.command("export")
+@click.argument("source", metavar="NAME|PATH")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Type of the weights.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
+def export_command(source: str, output: Path, dtype: str, force: bool) -> None:
+    """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity."""
+    import torch
+
+    from hpcm_codec.checkpoints import export_checkpoint
+
+    if output.exists() and not force:
+        raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
+    identity = export_checkpoint(source, output, getattr(torch, dtype))
+    click.echo(f"{output}: {output.stat().st_size} bytes, identity {identity.hex()}")

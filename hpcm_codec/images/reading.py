@@ -1,0 +1,143 @@
+"""Image files into pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hpcm_codec.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.files import file_error
+from hpcm_codec.images.metadata import exif_of, upright
+from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
+from hpcm_codec.images.samples import samples_of
+
+# Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
+READABLE = [
+    *("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "TGA", "PCX", "DCX", "ICO"),
+    *("ICNS", "PSD", "SGI", "QOI", "DDS", "SUN", "XBM", "XPM", "MSP", "IM"),
+]
+NOT_AN_IMAGE = ("not an image, or of a kind this build cannot read", "check the file, or convert it to PNG")
+
+
+def read_picture(
+    source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Picture:
+    """Read an image from a path, bytes or a binary file; its format is found from its content, its first frame is taken.
+
+    name:       what to call it in errors; for a path, the path.
+    max_pixels: larger pictures are refused before their pixels are read (Pillow refuses above 2²⁸·4/3 in any case).
+    Raises FileError when it is missing, unreadable, truncated, broken, too large or not an image.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name = name or os.fspath(source)
+        try:
+            with open(source, "rb") as file:
+                return read_picture(file, name=name, max_pixels=max_pixels)
+        except OSError as error:
+            raise file_error(name, error) from error
+        except ValueError as error:
+            raise FileError("not a possible file name", file=repr(name), advice="check the path") from error
+    name = name or "the image"
+    with _pillow_errors_as_file_errors(name):
+        if isinstance(source, bytes):
+            source = io.BytesIO(source)
+        elif not source.seekable():
+            source = io.BytesIO(source.read())
+        if not source.read(1):
+            raise FileError("not an image: it is empty", file=name, advice="get the file again")
+        source.seek(0)
+        Image.init()
+        with Image.open(source, formats=[kind for kind in READABLE if kind in Image.OPEN]) as image:
+            return _picture(image, max_pixels)
+
+
+def picture_from_pil(image: Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    """What `read_picture` makes of a file, made of a Pillow image of any mode; the image may have to load its pixels first.
+
+    Raises FileError when they cannot be loaded or converted.
+    """
+    with _pillow_errors_as_file_errors("the image"):
+        return _picture(image, max_pixels)
+
+
+@contextmanager
+def _pillow_errors_as_file_errors(name: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except HpcmError as error:
+        raise error.in_file(name) from error.__cause__
+    except UnidentifiedImageError as error:
+        raise FileError(NOT_AN_IMAGE[0], file=name, advice=NOT_AN_IMAGE[1]) from error
+    except Image.DecompressionBombError as error:
+        raise FileError("claims more pixels than is safe to read", file=name, advice="use a smaller picture") from error
+    except MemoryError as error:
+        raise FileError("there is not enough memory for it", file=name, advice="use a smaller picture") from error
+    except Exception as error:  # on broken files Pillow's readers raise nearly every kind there is
+        detail = str(error) or type(error).__name__
+        raise FileError(f"a damaged or truncated image ({detail})", file=name, advice="get the file again") from error
+
+
+def _picture(image: Image.Image, max_pixels: int) -> Picture:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise FileError(f"has no pixels ({width}×{height})", advice="use another picture")
+    if width * height > max_pixels:
+        raise FileError(f"has {width}×{height} pixels, above the limit of {max_pixels}", advice="use a smaller picture")
+    notices: list[str] = []
+    frames = _frame_count(image)
+    if frames > 1:
+        notices.append(f"first of {frames} frames taken")
+        image.seek(0)
+    raw_mode, deep = _raw_mode(image)
+    image.load()
+    if image.width * image.height > max_pixels:  # some kinds know their size only now
+        raise FileError(f"has {image.width}×{image.height} pixels, above the limit of {max_pixels}")
+    if deep and image.mode in ("L", "LA", "RGB", "RGBA"):
+        notices.append("16 bits per sample reduced to 8")
+    pixels, alpha = samples_of(image, raw_mode, notices)
+    icc = image.info.get("icc_profile") or None
+    if image.mode in ("CMYK", "LAB"):
+        icc = None  # it describes ink or Lab values, which are gone
+    xmp = image.info.get("xmp") or None
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    orientation, exif = exif_of(image)
+    if orientation != 1:
+        pixels = upright(pixels, orientation)
+        alpha = None if alpha is None else upright(alpha, orientation)
+        if xmp is not None:
+            xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>))[2-8]", rb"\g<1>1", xmp)
+    return Picture(_owned(pixels), None if alpha is None else _owned(alpha), icc, exif, xmp, tuple(notices))
+
+
+def _owned(samples: Samples) -> Samples:
+    """Contiguous and writable, as torch wants it; Pillow's arrays are neither for certain."""
+    return np.require(samples, requirements=["C", "W"])
+
+
+def _frame_count(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except PARSER_ERRORS:  # a later frame is broken, which the first one does not care about
+        return 2
+
+
+def _raw_mode(image: Image.Image) -> tuple[str, bool]:
+    """How the file stores a sample (in Pillow's terms, '' where unknown), and whether that is more than 8 bits; before load()."""
+    tiles = getattr(image, "tile", None)
+    found: Any = tiles[0][3] if tiles else None
+    arguments: tuple[Any, ...] = found if isinstance(found, tuple) and found else (found,)
+    raw_mode = arguments[0] if isinstance(arguments[0], str) else ""
+    largest_sample = arguments[1] if tiles and tiles[0][0].startswith("ppm") and len(arguments) > 1 else 0
+    return raw_mode, ";16" in raw_mode or largest_sample > 255
