@@ -105,6 +105,15 @@ def test_a_run_that_was_cut_goes_on_where_it_stopped(pictures: PackedPictures, t
     assert resumed.step == 6
 
 
+def test_a_run_cut_and_resumed_ends_with_the_weights_of_an_uncut_one(pictures: PackedPictures, tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, decay_start=1.0)  # a rate that does not depend on the run's length
+    for folder, lengths in (("cut", (3, 6)), ("whole", (6,))):
+        for steps in lengths:
+            Trainer(SMALL, pictures, tmp_path / folder, dataclasses.replace(settings, steps=steps)).run()
+    cut, whole = (load_checkpoint(str(tmp_path / folder / "weights.safetensors")) for folder in ("cut", "whole"))
+    assert cut.identity == whole.identity
+
+
 def test_a_run_of_another_model_is_not_continued(pictures: PackedPictures, tmp_path: Path) -> None:
     Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=1)).run()
     with pytest.raises(FileError, match="another model"):

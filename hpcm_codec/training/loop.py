@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +122,12 @@ class Trainer:
         )  # fmt: skip
         self.pictures = pictures
         self.step, self.seconds, self.skipped = 0, 0.0, 0
+        # Each process draws its own crops, rates and noise.
+        self.generator = np.random.default_rng([settings.seed, self.rank])
+        torch.manual_seed(settings.seed * 1000 + self.rank)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "state.pt").exists():
             self._resume(folder / "state.pt")
-        self.generator = np.random.default_rng([settings.seed, self.rank, self.step])
-        torch.manual_seed(hash((settings.seed, self.rank, self.step)) % 2**63)
 
     def start_from(self, weights: Path) -> None:
         """Begin with the weights of an earlier run (a safetensors file) instead of the initial ones."""
@@ -136,8 +137,16 @@ class Trainer:
 
     # -- the run ------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Train until the schedule's end, saving every `save_minutes` and once at the end."""
+    def run(
+        self,
+        on_log: Callable[[dict[str, float]], None] | None = None,
+        asked_to_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Train until the schedule's end, saving every `save_minutes` and once at the end.
+
+        on_log:        given every row of metrics.jsonl, in process 0.
+        asked_to_stop: asked after every step; True in process 0 saves and ends the run early.
+        """
         wrapped: nn.Module = self.model
         if self.world > 1:
             wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
@@ -156,8 +165,10 @@ class Trainer:
             self.step += 1
             self.seconds = seconds_before + time.monotonic() - resumed_at
             if self.step % self.settings.log_every == 0:
-                self._log(window, progress)
+                self._log(window, progress, on_log)
                 window = []
+            if self._agree(asked_to_stop is not None and asked_to_stop()):
+                break
             if self._agree(time.monotonic() - saved_at > 60 * self.settings.save_minutes):
                 self.save()
                 saved_at = time.monotonic()
@@ -213,16 +224,21 @@ class Trainer:
 
     # -- files --------------------------------------------------------------------------------------------------
 
-    def _log(self, window: list[dict[str, float]], progress: float) -> None:
+    def _log(
+        self, window: list[dict[str, float]], progress: float, on_log: Callable[[dict[str, float]], None] | None
+    ) -> None:
         if self.rank:
             return
         mean = {key: round(float(np.mean([entry[key] for entry in window])), 5) for key in window[0]}
         row = {"step": self.step, "progress": round(progress, 4), "seconds": round(self.seconds, 1), **mean}
         with (self.folder / "metrics.jsonl").open("a") as log:
             log.write(json.dumps({**row, "skipped": self.skipped}) + "\n")
+        if on_log is not None:
+            on_log(row)
 
     def save(self) -> None:
         """Write state.pt and weights.safetensors, each under a temporary name first."""
+        generators = self._generators_of_all_processes()
         if self.rank == 0:
             from hpcm_codec.checkpoints import save_checkpoint
 
@@ -236,6 +252,7 @@ class Trainer:
                 "average": self.average.values,
                 "average_updates": self.average.updates,
                 "optimiser": self.optimiser.state_dict(),
+                "generators": generators,
             }
             partial = self.folder / "state.pt.partial"
             torch.save(state, partial)
@@ -244,6 +261,15 @@ class Trainer:
             save_checkpoint(self.folder / "weights.safetensors", self.config, self.average.values, record)
         if self.world > 1:
             dist.barrier()
+
+    def _generators_of_all_processes(self) -> list[tuple[Tensor, str]]:
+        """The state of torch's and of numpy's random numbers in every process, to go on exactly."""
+        mine = (torch.get_rng_state(), json.dumps(self.generator.bit_generator.state))
+        if self.world == 1:
+            return [mine]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, mine)
+        return gathered
 
     def _resume(self, path: Path) -> None:
         # Our own file, and read without running anything that is pickled in it.
@@ -255,3 +281,7 @@ class Trainer:
         self.average.updates = state["average_updates"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        if len(state["generators"]) == self.world:
+            random_numbers, crops = state["generators"][self.rank]
+            torch.set_rng_state(random_numbers.cpu())
+            self.generator.bit_generator.state = json.loads(crops)
