@@ -89,7 +89,9 @@ def save_checkpoint(
     """Write weights and tables (None: newly built) to `path`, moved into place; returns the identity."""
     tables = tables or build_tables()
     # A copy in plain row-major order: what was trained channels_last has other strides.
-    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
+    }
     for field in ("cumulative", "sizes", "offsets"):
         tensors[_TABLE_PREFIX + field] = getattr(tables, field)
     metadata = {"format": FORMAT, "config": config.to_json(), "training": json.dumps(training)}

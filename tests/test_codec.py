@@ -153,4 +153,6 @@ def test_decoder_in_another_process_gives_identical_pixels(codec: Codec, tmp_pat
         out = tmp_path / f"{threads}.npy"
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.hpcm"), str(out), threads], check=True)
         expected = codec.reconstruct(encoded.latents, container.parse_header(encoded.data))
-        assert np.abs(np.load(out).astype(int) - expected).max() <= (0 if int(threads) == torch.get_num_threads() else 1)
+        assert np.abs(np.load(out).astype(int) - expected).max() <= (
+            0 if int(threads) == torch.get_num_threads() else 1
+        )

@@ -100,7 +100,7 @@ class RecordingPort(EstimatorPort):
         """Column 2 (integers) or 3 (scales) of the records, on the full plane."""
         from hpcm_codec.model import schedule
 
-        s1, s2, s3 = schedule.scales(like.shape[1])
+        s1, s2, _ = schedule.scales(like.shape[1])
         planes = {"s3": torch.zeros_like(like)}
         planes["s2"] = torch.zeros_like(s2.inside.take(like))
         planes["s1"] = torch.zeros_like(s1.inside.take(planes["s2"]))
@@ -212,7 +212,16 @@ class _OperatorLog(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-SYNCHRONISING = {"masked_select", "nonzero", "index", "index_put", "index_put_", "_local_scalar_dense", "item", "unique"}
+SYNCHRONISING = {
+    "masked_select",
+    "nonzero",
+    "index",
+    "index_put",
+    "index_put_",
+    "_local_scalar_dense",
+    "item",
+    "unique",
+}
 
 
 def test_the_walk_never_selects_by_mask_or_waits_for_the_device() -> None:

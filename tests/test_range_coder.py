@@ -14,7 +14,6 @@ from hpcm_codec.entropy.distributions import SCALE_LEVELS, build_tables
 from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeDecoder, RangeEncoder
 from hpcm_codec.errors import HpcmError
 
-
 TABLES = CoderTables(build_tables())
 
 

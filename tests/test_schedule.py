@@ -55,9 +55,7 @@ def test_full_resolution_steps_use_the_published_patterns() -> None:
     last = schedule.scales(CHANNELS)[2].steps[-1]
     positions = {(piece.first // 2, piece.row, piece.column) for piece in last.pieces}
     expected = {
-        (group, *position)
-        for group, digit in enumerate("71356024")
-        for position in schedule.PATTERNS[int(digit)]
+        (group, *position) for group, digit in enumerate("71356024") for position in schedule.PATTERNS[int(digit)]
     }
     assert positions == expected
 

@@ -19,11 +19,13 @@ from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.errors import FileError
 from hpcm_codec.model.config import preset
 from hpcm_codec.training.data import PackedPictures, pack_pictures
-from hpcm_codec.training.losses import lambda_at, rate_distortion
 from hpcm_codec.training.loop import CropPhase, Trainer, TrainSettings, crop_phase, schedule_factor
+from hpcm_codec.training.losses import lambda_at, rate_distortion
 from test_hpcm_phase1 import SMALL
 
-QUICK = TrainSettings(steps=6, warmup_steps=2, crops=(CropPhase(0.0, 64, 2),), log_every=2, save_minutes=60, bfloat16=False)
+QUICK = TrainSettings(
+    steps=6, warmup_steps=2, crops=(CropPhase(0.0, 64, 2),), log_every=2, save_minutes=60, bfloat16=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,9 @@ def test_the_loss_is_the_sum_it_claims_to_be() -> None:
 
 
 def test_the_schedule_warms_up_holds_and_ends_at_zero() -> None:
-    settings = dataclasses.replace(QUICK, warmup_steps=10, decay_start=0.5, crops=(CropPhase(0, 64, 2), CropPhase(0.6, 96, 1)))
+    settings = dataclasses.replace(
+        QUICK, warmup_steps=10, decay_start=0.5, crops=(CropPhase(0, 64, 2), CropPhase(0.6, 96, 1))
+    )
     assert schedule_factor(0.0, 0, settings) == pytest.approx(0.1)
     assert schedule_factor(0.4, 100, settings) == 1
     assert schedule_factor(0.75, 100, settings) == pytest.approx(0.5)
@@ -120,7 +124,9 @@ def test_a_run_of_another_model_is_not_continued(pictures: PackedPictures, tmp_p
         Trainer(dataclasses.replace(SMALL, hyper_channels=16), pictures, tmp_path, QUICK)
 
 
-def test_steps_with_gradients_that_are_not_finite_are_skipped_and_counted(pictures: PackedPictures, tmp_path: Path) -> None:
+def test_steps_with_gradients_that_are_not_finite_are_skipped_and_counted(
+    pictures: PackedPictures, tmp_path: Path
+) -> None:
     trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=2))
     original = trainer.model.forward
 
@@ -150,7 +156,13 @@ def test_two_processes_train_together(pictures: PackedPictures, tmp_path: Path) 
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, pack, str(tmp_path), str(Path(__file__).parent)],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
             stdout=subprocess.PIPE,
         )
         for rank in range(2)

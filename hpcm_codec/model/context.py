@@ -149,9 +149,7 @@ def _published_indices(height: int, width: int, group: int) -> tuple[Tensor, Ten
         for j in range(column, width, 2)
         if (i % 4, j % 4) != (skip_row, skip_column)
     ]
-    target = [
-        i * (width // 2) + j for i in range(height // 2) for j in range(width // 2) if (i % 2, j % 2) != coded
-    ]
+    target = [i * (width // 2) + j for i in range(height // 2) for j in range(width // 2) if (i % 2, j % 2) != coded]
     return torch.tensor(source), torch.tensor(target)
 
 

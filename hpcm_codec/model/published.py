@@ -24,7 +24,9 @@ def our_name(published: str) -> str:
     if match := re.fullmatch(r"y_spatial_prior_adaptor_list_(s[123])\.(\d)\.(weight|bias)", published):
         step = _ADAPTOR_ORDER[match[1]].index(int(match[2]))
         return f"context.adaptors.{int(match[1][1]) - 1}.{step}.adapt.{match[3]}"
-    if match := re.fullmatch(r"y_spatial_prior_(s1_s2|s3)\.branch_([12])\.(\d)\.(?:branch\.(\d)\.)?(weight|bias)", published):
+    if match := re.fullmatch(
+        r"y_spatial_prior_(s1_s2|s3)\.branch_([12])\.(\d)\.(?:branch\.(\d)\.)?(weight|bias)", published
+    ):
         prior = "context.prior_s12" if match[1] == "s1_s2" else "context.prior_s3"
         if match[4] is None:
             return f"{prior}.head.{match[5]}"

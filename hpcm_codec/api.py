@@ -1,0 +1,92 @@
+"""The two functions most programs need, and the codecs they keep loaded."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpcm_codec.checkpoints import DEFAULT_MODEL
+from hpcm_codec.codec import DEFAULT_QUALITY, Codec, load_codec
+from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
+from hpcm_codec.errors import UnsupportedError, UsageError
+from hpcm_codec.images import Picture, picture_from_pil, picture_to_pil, read_picture
+from hpcm_codec.shipped import shipped_checkpoints, shipped_name
+
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+
+
+def encode(
+    image: ImageLike, quality: float = DEFAULT_QUALITY, model: str = DEFAULT_MODEL, *, device: str = "auto"
+) -> bytes:
+    """An image as the bytes of a .hpcm file.
+
+    image:   a path, a Pillow image, or a numpy array of uint8: H×W×3 (RGB), H×W×4 (RGBA), H×W or H×W×1 (grey).
+    quality: 0 (smallest) to 100.
+    model:   a checkpoint's name or path.
+    device:  "cpu", "cuda", or "auto" for CUDA where there is one.
+    Raises HpcmError: FileError for what cannot be read, UsageError for arguments that make no sense.
+    """
+    return kept_codec(model, device).encode(as_picture(image), quality)
+
+
+def decode(
+    data: bytes, model: str | None = None, *, device: str = "auto", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Image.Image:
+    """The picture of a .hpcm file's bytes: a Pillow image of mode L, LA, RGB or RGBA, metadata in its `info`.
+
+    model:      a checkpoint's name or path; None takes the one the file names, if it is shipped.
+    max_pixels: larger pictures are refused before memory is taken for them.
+    Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's or a newer format's.
+    """
+    codec = codec_for(data, model, device, max_pixels)
+    return picture_to_pil(codec.decode(data, max_pixels))
+
+
+def as_picture(image: ImageLike) -> Picture:
+    """What the codec takes, made of what a program has (see `encode`)."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(image)
+    if isinstance(image, Image.Image):
+        return picture_from_pil(image)
+    if not isinstance(image, np.ndarray):
+        raise UsageError(f"an image is a path, a Pillow image or a numpy array, not {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise UsageError(f"an image array holds uint8 samples, not {image.dtype}")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise UsageError(f"an image array is H×W×3, H×W×4, H×W×1 or H×W, not {'×'.join(map(str, image.shape))}")
+    alpha = np.ascontiguousarray(image[..., 3]) if image.shape[2] == 4 else None
+    return Picture(np.require(image[..., : min(3, image.shape[2])], requirements=["C", "W"]), alpha)
+
+
+@cache
+def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto") -> Codec:
+    """The codec of a model on a device, loaded at the first call and kept."""
+    return load_codec(model, device)
+
+
+def codec_for(
+    data: bytes, model: str | None = None, device: str = "auto", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Codec:
+    """The kept codec that decodes a file: of the named model, or else of the shipped checkpoint that the file names.
+
+    Raises CorruptStreamError when the file's header cannot be read, UnsupportedError when no shipped checkpoint made it.
+    """
+    identity = parse_header(data, max_pixels).checkpoint_id
+    if model is not None:
+        return kept_codec(model, device)
+    # the usual case first: a loaded codec knows its identity, a checkpoint's has to be computed
+    if DEFAULT_MODEL in shipped_checkpoints() and (codec := kept_codec(DEFAULT_MODEL, device)).identity == identity:
+        return codec
+    if (name := shipped_name(identity)) is not None:
+        return kept_codec(name, device)
+    raise UnsupportedError(
+        f"made with the model {identity.hex()}, which is not among those here "
+        f"({', '.join(shipped_checkpoints()) or 'none'})",
+        advice="decode with --model naming the checkpoint it was made with",
+    )

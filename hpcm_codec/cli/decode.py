@@ -1,0 +1,109 @@
+"""`hpcm decode`: .hpcm files back to pictures."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import click
+
+from hpcm_codec.cli import batch, options
+from hpcm_codec.cli.batch import Job, Outcome
+from hpcm_codec.errors import UsageError
+
+if TYPE_CHECKING:
+    from hpcm_codec.images import Picture
+
+FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which a help text cannot wait for
+
+
+@click.command("decode")
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
+@click.option("-o", "--output", metavar="OUT", help="File, DIR/, or - for stdout.  [default: IN's name with .png]")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(FORMATS, case_sensitive=False),
+    help="Of the pictures.  [default: by OUT's extension; png for stdout and directories]",
+)
+@options.model("The checkpoint.  [default: the one that the file names]")
+@options.max_pixels
+@options.running
+@options.reporting
+def command(
+    inputs: tuple[str, ...],
+    output: str | None,
+    format_name: str | None,
+    model: str | None,
+    max_pixels: int | None,
+    device: str,
+    threads: int | None,
+    json: bool,
+    quiet: bool,
+    force: bool,
+) -> int:
+    """Turn .hpcm files back into pictures.
+
+    IN is a .hpcm file, a directory (all .hpcm files below it), or - for stdin. With several inputs, or a directory, OUT is a directory,
+    which gets the same tree. All formats but JPEG keep the decoded pixels exactly.
+    """
+    from hpcm_codec.images import FORMATS as RULES
+    from hpcm_codec.images import format_for
+
+    options.check_json(json, output)
+    extension = RULES[(format_name or "png").upper()].extensions[0]
+    jobs = batch.plan(inputs, output, extension, lambda name: name.lower().endswith(".hpcm"), ".hpcm files")
+    options.check_json(json, jobs[0].target)
+    if format_name is None and len(jobs) == 1 and jobs[0].target != batch.STDIO and output is not None:
+        format_for(jobs[0].target)  # an unknown extension is told before any work
+
+    def work(job: Job) -> Outcome:
+        picture, size = _decode(job, model, max_pixels, device, threads)
+        bpp = 8 * size / (picture.width * picture.height)
+        notices = _write(picture, job, format_name, force)
+        return Outcome(
+            f"{picture.width}×{picture.height} from {size} bytes, {bpp:.3f} bpp",
+            {"width": picture.width, "height": picture.height, "input_bytes": size, "bpp": round(bpp, 5)},
+            (*picture.notices, *notices),
+        )
+
+    return batch.run(jobs, work, batch.Reporting(json, quiet), force)
+
+
+def _decode(
+    job: Job, model: str | None, max_pixels: int | None, device: str, threads: int | None
+) -> tuple[Picture, int]:
+    """The picture, and how many bytes its file has."""
+    from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_stream
+
+    limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
+    data = batch.read_input(job.source, begins=refuse_other_kinds)
+    parse_stream(data, max_pixels=limit)  # a damaged file is told before a model is loaded
+    if model is not None:
+        with batch.for_all_jobs():
+            codec = options.load_codec(model, device, threads)
+    else:
+        codec = options.load_codec_for(data, device, threads, limit)
+    return codec.decode(data, max_pixels=limit), len(data)
+
+
+def refuse_other_kinds(first_bytes: bytes) -> None:
+    """Raise for a file that is no .hpcm file, before all of it is read."""
+    from hpcm_codec.container import MAGIC, parse_header
+
+    if not first_bytes.startswith(MAGIC):
+        parse_header(first_bytes)
+        raise UsageError("not a .hpcm file")  # never reached: such a header does not parse
+
+
+def _write(picture: Picture, job: Job, format_name: str | None, force: bool) -> tuple[str, ...]:
+    """Write the picture where the job says; returns what was lost on the way."""
+    from hpcm_codec.images import write_picture
+
+    format_key = None if format_name is None else format_name.upper()
+    if job.target != batch.STDIO:
+        return write_picture(picture, job.target, format_key, overwrite=force)
+    buffer = io.BytesIO()
+    notices = write_picture(picture, buffer, format_key or "PNG")
+    batch.write_output(job, buffer.getvalue(), force)
+    return notices

@@ -1,0 +1,142 @@
+"""`hpcm doctor`: what the program finds on this machine, and what to do about what it does not find."""
+
+from __future__ import annotations
+
+import json as json_module
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from hpcm_codec.errors import HpcmError
+from hpcm_codec.version import __version__
+
+PACKAGES = ("torch", "numpy", "pillow", "safetensors", "compressai", "click", "rich", "pooch", "filelock", "ninja")
+
+
+@click.command("doctor")
+@click.option("--build", is_flag=True, help="Compile what can be compiled now, even where that has failed before.")
+@click.option("--json", is_flag=True, help="JSON on stdout.")
+def command(build: bool, json: bool) -> int:
+    """Check the installation, and say what to do about what is missing.
+
+    The exit status is 1 when something is missing without which pictures cannot be coded.
+    """
+    found = examine(build)
+    click.echo(json_module.dumps(found, indent=1)) if json else _print(found)
+    return 1 if found["problems"] else 0
+
+
+def examine(build: bool = False) -> dict[str, Any]:
+    """Everything doctor tells; `problems` are what keeps pictures from being coded, `hints` what only makes it slow."""
+    problems: list[str] = []
+    hints: list[str] = []
+    return {
+        "hpcm-codec": __version__,
+        "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
+        "packages": {name: _version(name, problems) for name in PACKAGES},
+        "devices": _devices(problems),
+        "range coder": _range_coder(problems),
+        "operator": _operator(build, hints),
+        "checkpoints": _checkpoints(problems),
+        "problems": problems,
+        "hints": hints,
+    }
+
+
+def _version(name: str, problems: list[str]) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        problems.append(f"the package {name} is missing: pip install {name}")
+        return "missing"
+
+
+def _devices(problems: list[str]) -> dict[str, str]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        problems.append(f"torch cannot be imported ({error}): install it again, see https://pytorch.org")
+        return {}
+    from hpcm_codec.evaluation.machine import processor_name, usable_cores
+
+    devices = {"cpu": f"{processor_name()}, {usable_cores()} cores, torch uses {torch.get_num_threads()} threads"}
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        devices[f"cuda:{number}"] = torch.cuda.get_device_name(number)
+    return devices
+
+
+def _range_coder(problems: list[str]) -> str:
+    """Code a few symbols and read them back: that the module is there does not mean that it loads."""
+    try:
+        import torch
+
+        from hpcm_codec.entropy.distributions import SymbolTables
+        from hpcm_codec.entropy.range_coder import CoderTables, RangeDecoder, RangeEncoder
+
+        one_table = torch.tensor([[0, 2**14, 3 * 2**14, 2**16 - 1, 2**16]], dtype=torch.int32)
+        tables = CoderTables(SymbolTables(one_table, torch.tensor([5]), torch.tensor([-1])))
+        symbols = torch.tensor([0, 1, -1, 0, 5, 0, 0, 1], dtype=torch.int32).numpy()
+        encoder = RangeEncoder(tables)
+        encoder.encode(symbols, 0 * symbols)
+        decoded = RangeDecoder(tables, encoder.finish(), len(symbols)).decode(0 * symbols)
+        if decoded.tolist() != symbols.tolist():
+            raise HpcmError("it does not give back what it was given")
+    except (HpcmError, ImportError, OSError) as error:
+        problems.append(f"compressai's range coder does not work ({error}): pip install --force-reinstall compressai")
+        return "does not work"
+    return "works"
+
+
+def _operator(build: bool, hints: list[str]) -> dict[str, str]:
+    """The Bi-WKV4 operator's backends; plain PyTorch always works, so nothing here is a problem."""
+    try:
+        from hpcm_codec.ops.build import toolchain_report
+
+        report = toolchain_report(build)
+    except (HpcmError, ImportError, OSError) as error:
+        hints.append(f"the compiled operator cannot be looked at ({error}); plain PyTorch is used, slower")
+        return {}
+    for topic, text in report.items():
+        if topic.startswith("last build error") and text != "none":
+            hints.append(f"the operator runs in plain PyTorch, slower, because of this: {text}")
+    return report
+
+
+def _checkpoints(problems: list[str]) -> dict[str, str]:
+    try:
+        from hpcm_codec.checkpoints import DEFAULT_MODEL
+        from hpcm_codec.shipped import identity_of_shipped, shipped_checkpoints
+    except (ImportError, OSError):
+        return {}  # torch's absence has been told
+    found: dict[str, str] = {}
+    for name in shipped_checkpoints():
+        try:
+            found[name] = identity_of_shipped(name).hex()
+        except HpcmError as error:
+            found[name] = "damaged"
+            problems.append(str(error))
+    if DEFAULT_MODEL not in found:
+        problems.append(f"the default checkpoint, {DEFAULT_MODEL}, is missing: install hpcm-codec again")
+    return found
+
+
+def _print(found: dict[str, Any]) -> None:
+    for topic, value in found.items():
+        if topic in ("problems", "hints"):
+            continue
+        if not isinstance(value, dict):
+            click.echo(f"{topic:<12} {value}")
+            continue
+        click.echo(topic)
+        width = max((len(name) for name in value), default=0)
+        for name, text in value.items():
+            click.echo(f"  {name:<{width}}  {text}")
+    click.echo()
+    for hint in found["hints"]:
+        click.echo(f"hint: {hint}")
+    for problem in found["problems"]:
+        click.echo(f"PROBLEM: {problem}")
+    if not found["problems"]:
+        click.echo("Ready: pictures can be encoded and decoded.")

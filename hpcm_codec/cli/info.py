@@ -1,0 +1,197 @@
+"""`hpcm info`: what a .hpcm file, a model or a checkpoint is made of."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcm_codec.cli import batch
+from hpcm_codec.errors import HpcmError, UsageError
+
+if TYPE_CHECKING:
+    from hpcm_codec.checkpoints import Checkpoint
+
+
+@click.command("info")
+@click.argument("file", required=False, metavar="[FILE]")
+@click.option("--model", "model_name", metavar="NAME|PATH", help="A model preset or a checkpoint, instead of a file.")
+@click.option("--json", is_flag=True, help="JSON on stdout.")
+def command(file: str | None, model_name: str | None, json: bool) -> None:
+    """Show what a .hpcm file, a model or a checkpoint is made of.
+
+    A damaged FILE is shown as far as it can be read; the exit status then says that it is damaged.
+    """
+    if (file is None) == (model_name is None):
+        raise UsageError("info takes a FILE or --model, one of the two", advice="see hpcm info --help")
+    if file is not None:
+        _show_file(file, json)
+    elif model_name is not None:
+        described = describe_model(model_name)
+        click.echo(json_module.dumps(described, indent=1)) if json else _print_model(described)
+
+
+# ------------------------------------------------------------------------------------------------------------ a .hpcm file
+
+
+def _show_file(path: str, json: bool) -> None:
+    from hpcm_codec.cli.decode import refuse_other_kinds
+
+    name = batch.shown(path, "stdin")
+    try:
+        data = batch.read_input(path, begins=refuse_other_kinds)
+        described, problem = describe_file(data)
+    except HpcmError as error:
+        raise error.in_file(name) from error
+    if json:
+        click.echo(json_module.dumps({"file": path, **described}, indent=1))
+    else:
+        _print_file(name, described)
+    if problem is not None:
+        raise problem.in_file(name)
+
+
+def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
+    """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
+    from hpcm_codec import container
+    from hpcm_codec.shipped import shipped_name
+
+    largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
+    chunks = container.describe_stream(data, max_pixels=largest)
+    problem = None
+    try:
+        header = container.parse_header(data, max_pixels=largest)
+        container.parse_stream(data, max_pixels=largest)
+    except HpcmError as error:
+        problem = error
+        header = container.parse_header(data[: chunks[0].size], max_pixels=largest)
+    grid = header.grid
+    described = {
+        "format_version": container.FORMAT_VERSION,
+        "width": header.width,
+        "height": header.height,
+        "components": 1 if header.grey else 3,
+        "quality": header.quality,
+        "profile": "float" if header.float_profile else "integer",
+        "checkpoint": {"identity": header.checkpoint_id.hex(), "shipped_as": shipped_name(header.checkpoint_id)},
+        "tiles": {
+            "count": len(grid),
+            "rows": grid.rows,
+            "columns": grid.columns,
+        },
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (header.width * header.height), 5),
+        "sound": problem is None,
+        "chunks": [
+            {"name": chunk.name, "offset": chunk.offset, "size": chunk.size, "crc_ok": chunk.crc_ok} for chunk in chunks
+        ],
+    }
+    return described, problem
+
+
+def _print_file(name: str, described: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    tiles, checkpoint = described["tiles"], described["checkpoint"]
+    shipped = checkpoint["shipped_as"]
+    colour = "grey" if described["components"] == 1 else "colour"
+    profile = {
+        "float": "floating point: decodes for certain on the machine that made it",
+        "integer": "integer: decodes the same everywhere",
+    }
+    click.echo(f"{name}: .hpcm, format version {described['format_version']}")
+    click.echo(f"  picture     {described['width']}×{described['height']}, {colour}")
+    click.echo(f"  quality     {described['quality']:g}")
+    click.echo(f"  size        {described['bytes']} bytes, {described['bpp']:.3f} bits per pixel")
+    click.echo(
+        f"  checkpoint  {checkpoint['identity']}, {f'shipped as {shipped}' if shipped else 'not one shipped here'}"
+    )
+    click.echo(f"  arithmetic  {profile[described['profile']]}")
+    click.echo(f"  tiles       {tiles['columns']} across, {tiles['rows']} down")
+    table = Table("chunk", box=None, padding=(0, 2))
+    for heading in ("offset", "bytes", "CRC-32"):
+        table.add_column(heading, justify="right")
+    for chunk in described["chunks"]:
+        state = "ok" if chunk["crc_ok"] else "damaged or missing"
+        table.add_row(chunk["name"], str(chunk["offset"]), str(chunk["size"]), state)
+    Console(highlight=False, markup=False).print(table)
+
+
+# -------------------------------------------------------------------------------------------------- a model or checkpoint
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """Parameters and cost by part of a preset or a checkpoint, and the checkpoint's identity and training record.
+
+    Raises HpcmError when there is neither under that name.
+    """
+    from dataclasses import asdict
+
+    from hpcm_codec.checkpoints import load_checkpoint
+    from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
+    from hpcm_codec.model.config import PRESETS
+    from hpcm_codec.shipped import shipped_checkpoints, shipped_name
+
+    checkpoint: Checkpoint | None = None
+    if name not in PRESETS or name in shipped_checkpoints():
+        try:
+            checkpoint = load_checkpoint(name)
+        except HpcmError as error:
+            if error.advice is None and not name.endswith(".safetensors"):
+                error.advice = f"model presets are {', '.join(PRESETS)}"
+            raise
+    config = PRESETS[name] if checkpoint is None else checkpoint.config
+    ours, published = (complexity_by_part(config, as_published=flag) for flag in (False, True))
+
+    def row(part: PartComplexity, as_published: PartComplexity) -> dict[str, float]:
+        return {
+            "parameters": part.parameters,
+            "kmac_per_pixel": round(part.kmac_per_pixel, 3),
+            "kmac_per_pixel_with_last_cell": round(as_published.kmac_per_pixel, 3),
+        }
+
+    described: dict[str, Any] = {
+        "model": config.name,
+        "parts": {part: row(ours[part], published[part]) for part in ours},
+        "total": row(total(ours), total(published)),
+        "config": asdict(config),
+        "checkpoint": None,
+    }
+    if checkpoint is not None:
+        described["checkpoint"] = {
+            "identity": checkpoint.identity.hex(),
+            "shipped_as": shipped_name(checkpoint.identity),
+            "training": checkpoint.training,
+        }
+    return described
+
+
+def _print_model(described: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    table = Table("part", title=described["model"])
+    for heading in ("parameters", "kMAC/pixel", "+ last cell"):
+        table.add_column(heading, justify="right")
+    rows = {**described["parts"], "total": described["total"]}
+    for part, row in rows.items():
+        if part == "total":
+            table.add_section()
+        figures = (row["kmac_per_pixel"], row["kmac_per_pixel_with_last_cell"])
+        table.add_row(part, f"{row['parameters']:,}", *(f"{figure:.1f}" for figure in figures))
+    console.print(table)
+    click.echo("+ last cell: counts the context cell after the very last step too, as HPCM's published figures do;")
+    click.echo("nothing uses its output, so it is not computed here.")
+    checkpoint = described["checkpoint"]
+    if checkpoint is None:
+        click.echo("A preset without a checkpoint: train one with `hpcm train run`.")
+        return
+    shipped = checkpoint["shipped_as"]
+    click.echo(
+        f"checkpoint  {checkpoint['identity']}, {f'shipped as {shipped}' if shipped else 'not one shipped here'}"
+    )
+    for key, value in checkpoint["training"].items():
+        click.echo(f"  {key}: {json_module.dumps(value)}")

@@ -1,0 +1,90 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcm_codec.cli.batch import STDIO
+from hpcm_codec.errors import UsageError
+
+if TYPE_CHECKING:
+    from hpcm_codec.codec import Codec
+
+Command = Callable[..., Any]
+
+
+def model(help_text: str) -> Callable[[Command], Command]:
+    """--model NAME|PATH."""
+    return click.option("--model", metavar="NAME|PATH", help=help_text)
+
+
+max_pixels = click.option(
+    "--max-pixels", type=click.IntRange(min=1), metavar="N", help="Refuse larger pictures.  [default: 268435456]"
+)
+
+
+def running(command: Command) -> Command:
+    """--device and --threads."""
+    command = click.option(
+        "--threads", type=click.IntRange(1, 1024), help="Processor threads.  [default: torch's choice]"
+    )(command)
+    return click.option(
+        "--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the model runs."
+    )(command)
+
+
+def reporting(command: Command) -> Command:
+    """--json, --quiet and -f."""
+    command = click.option("-f", "--force", is_flag=True, help="Overwrite existing outputs.")(command)
+    command = click.option("--quiet", is_flag=True, help="Say nothing but errors.")(command)
+    return click.option("--json", is_flag=True, help="A line of JSON per file on stdout.")(command)
+
+
+def check_quality(quality: float) -> None:
+    """Raise UsageError for a quality outside 0 .. 100."""
+    if not 0 <= quality <= 100:
+        raise UsageError(f"quality {quality:g} is not between 0 and 100")
+
+
+def check_json(json: bool, output: str | None) -> None:
+    """Raise UsageError when JSON lines and a picture would share stdout."""
+    if json and output == STDIO:
+        raise UsageError("--json and the picture cannot both go to stdout", advice="name an output file with -o")
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError for a device that is none of auto, cpu, cuda, cuda:N."""
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
+        raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {device!r}")
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use that many threads; None leaves it alone."""
+    if threads is not None:
+        import torch
+
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+def load_codec(name: str | None, device: str, threads: int | None) -> Codec:
+    """The codec of a model (None: the default one), loaded once."""
+    check_device(device)
+    from hpcm_codec.api import kept_codec
+    from hpcm_codec.checkpoints import DEFAULT_MODEL
+
+    set_threads(threads)
+    return kept_codec(name or DEFAULT_MODEL, device)
+
+
+def load_codec_for(data: bytes, device: str, threads: int | None, limit: int) -> Codec:
+    """The codec that a file asks for, loaded once."""
+    check_device(device)
+    from hpcm_codec.api import codec_for
+
+    set_threads(threads)
+    return codec_for(data, None, device, limit)

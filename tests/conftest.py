@@ -1,0 +1,109 @@
+"""What several test modules need: the data beside the checkout, small pictures, and a codec that is loaded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from hpcm_codec.codec import Codec
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+# waiting threads that spin make two busy processes on two cores several times slower than they are
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """The same number of threads in every test: sums in another order are other sums."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The source checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """../shared, with the pictures and reference data that are too large or not ours to commit."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def kodak(shared: Path) -> Path:
+    """The folder of the 24 Kodak pictures."""
+    folder = shared / "data" / "kodak"
+    if not (folder / "kodim24.png").is_file():
+        pytest.skip("../shared/data/kodak is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(shared: Path) -> Path:
+    """The folder with outputs of the published networks."""
+    folder = shared / "reference"
+    if not (folder / "hpcm_base_golden.npz").is_file():
+        pytest.skip("../shared/reference is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def codec() -> Codec:
+    """The default model on the CPU."""
+    from hpcm_codec.codec import load_codec
+
+    return load_codec(device="cpu")
+
+
+def small_photograph(width: int = 96, height: int = 64, seed: int = 0) -> NDArray[np.uint8]:
+    """A smooth picture with an edge and some grain, H×W×3."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    planes = [120 + 70 * np.sin(rows / (9 + c) + seed) + 40 * (columns > width / 2) for c in range(3)]
+    return (np.stack(planes, -1) + random.normal(0, 4, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """photo.png, 96×64, in a folder of its own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(small_photograph()).save(folder / "photo.png")
+    return folder / "photo.png"
+
+
+@pytest.fixture(scope="session")
+def stream(codec: Codec) -> bytes:
+    """The bytes of a 96×64 picture's .hpcm file."""
+    from hpcm_codec.images import Picture
+
+    return codec.encode(Picture(small_photograph()), 40)
+
+
+@pytest.fixture
+def compressed(tmp_path: Path, stream: bytes) -> Path:
+    """photo.hpcm, of a 96×64 picture."""
+    path = tmp_path / "photo.hpcm"
+    path.write_bytes(stream)
+    return path
+
+
+@pytest.fixture
+def no_leftovers(tmp_path: Path) -> Iterator[None]:
+    """After the test no temporary file of ours is left below tmp_path."""
+    yield
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".partial")]
