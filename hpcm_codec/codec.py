@@ -89,12 +89,14 @@ class Codec:
     # -- bytes → image ------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def decode(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    def decode(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, partial: bool = False) -> Picture:
         """The picture of a .hpcm file.
 
+        partial: make the best of a file that was cut short or damaged; notices say what is missing. What has not
+                 arrived of a tile's scales takes the values that the model predicts.
         Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format.
         """
-        stream = container.parse_stream(data, max_pixels=max_pixels)
+        stream = container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial)
         header = stream.header
         self._refuse_too_large(header, max_pixels)
         if header.checkpoint_id != self.identity:
@@ -114,15 +116,16 @@ class Codec:
             icc=stream.extensions.get(container.ICC),
             exif=stream.extensions.get(container.EXIF),
             xmp=stream.extensions.get(container.XMP),
+            notices=tuple(f"shown in part: {problem}" for problem in stream.problems),
         )
 
     def _decode_tile(self, tile: Tile, streams: TileStreams, rate: Tensor) -> Tensor:
         payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
-        port = DecoderPort({name: data or b"" for name, data in payloads.items()}, self._tables, self.device)
+        port = DecoderPort(payloads, self._tables, self.device)
         shape = (1, self.config.hyper_channels, tile.latents.height // 4, tile.latents.width // 4)
         hyper = port.code_hyper(shape, *self.model.hyper_distribution(rate))
         decoded = self.model.code_latents(hyper, rate, port)
-        if port.symbol_check != streams.symbol_check:
+        if port.complete and port.symbol_check != streams.symbol_check:
             raise CorruptStreamError(
                 f"tile {tile.index} does not decode to what its encoder coded: the arithmetic of this machine or of its "
                 "libraries differs from the encoder's",

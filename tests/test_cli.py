@@ -94,6 +94,16 @@ def test_the_output_format_is_that_of_the_extension(compressed: Path, extension:
         assert image.format == known and image.size == (96, 64)
 
 
+def test_partial_shows_what_there_is_of_a_cut_file(tmp_path: Path, stream: bytes) -> None:
+    cut, shown = tmp_path / "cut.hpcm", tmp_path / "cut.png"
+    cut.write_bytes(stream[:-40])
+    refused = hpcm("decode", cut)
+    assert refused.exit_code == 3 and "--partial" in refused.stderr and not shown.exists()
+    accepted = hpcm("decode", cut, "--partial")
+    assert accepted.exit_code == 0 and "shown in part: cut short: 40 bytes missing" in accepted.stderr
+    assert Image.open(shown).size == (96, 64)
+
+
 def test_the_input_format_is_found_by_content(photograph: Path) -> None:
     wrongly_named = photograph.with_name("photo.txt")
     photograph.rename(wrongly_named)

@@ -116,6 +116,29 @@ def test_a_decoder_that_diverges_says_so(codec: Codec) -> None:
         codec.decode(data)
 
 
+def test_a_cut_file_shows_what_has_arrived_coarser_the_less_there_is(codec: Codec) -> None:
+    picture = photograph(192, 256)
+    data = codec.encode(picture, 60)
+    whole = codec.decode(data)
+    tile = container.parse_stream(data).tiles[0]
+    sizes = [len(payload or b"") + container.CRC_BYTES for payload in tile.payloads]
+    fidelity = []
+    for kept in range(1, 5):
+        cut = data[: len(data) - sum(sizes[kept:])]
+        if kept < 4:
+            with pytest.raises(CorruptStreamError, match="cut short"):
+                codec.decode(cut)
+        shown = codec.decode(cut, partial=True)
+        assert bool(shown.notices) == (kept < 4)
+        fidelity.append(psnr(shown.pixels, picture.pixels))
+    assert fidelity == sorted(fidelity) and fidelity[0] > 12
+    assert fidelity[-1] == psnr(whole.pixels, picture.pixels)
+    # A broken coarse scale leaves the finer ones unusable, and what is shown is what the hyperprior predicts.
+    start = container.describe_stream(data)[2].offset
+    broken = data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :]
+    assert psnr(codec.decode(broken, partial=True).pixels, picture.pixels) == fidelity[0]
+
+
 @pytest.mark.parametrize("quality", [-1, 100.5, float("nan")])
 def test_qualities_outside_the_range_are_refused(codec: Codec, quality: float) -> None:
     with pytest.raises(UsageError, match="quality"):

@@ -38,4 +38,4 @@ def test_all_of_kodak_decodes_in_another_process_to_the_encoders_own_pixels(koda
         pixels = read_picture(decoded / f"{file.stem}.png").pixels
         assert np.array_equal(pixels, np.load(file.with_suffix(".npy"))), file.stem
         original = read_picture(kodak / f"{file.stem}.png").pixels
-        assert np.mean((pixels.astype(float) - original) ** 2) < 255**2 / 10**2.7, f"{file.stem} is under 27 dB"
+        assert np.mean((pixels.astype(float) - original) ** 2) < 255**2 / 10**2.4, f"{file.stem} is under 24 dB"

@@ -26,6 +26,7 @@ FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which
     type=click.Choice(FORMATS, case_sensitive=False),
     help="Of the pictures.  [default: by OUT's extension; png for stdout and directories]",
 )
+@click.option("--partial", is_flag=True, help="Show what there is of a file that was cut short or damaged.")
 @options.model("The checkpoint.  [default: the one that the file names]")
 @options.max_pixels
 @options.running
@@ -34,6 +35,7 @@ def command(
     inputs: tuple[str, ...],
     output: str | None,
     format_name: str | None,
+    partial: bool,
     model: str | None,
     max_pixels: int | None,
     device: str,
@@ -58,7 +60,7 @@ def command(
         format_for(jobs[0].target)  # an unknown extension is told before any work
 
     def work(job: Job) -> Outcome:
-        picture, size = _decode(job, model, max_pixels, device, threads)
+        picture, size = _decode(job, partial, model, max_pixels, device, threads)
         bpp = 8 * size / (picture.width * picture.height)
         notices = _write(picture, job, format_name, force)
         return Outcome(
@@ -71,20 +73,20 @@ def command(
 
 
 def _decode(
-    job: Job, model: str | None, max_pixels: int | None, device: str, threads: int | None
+    job: Job, partial: bool, model: str | None, max_pixels: int | None, device: str, threads: int | None
 ) -> tuple[Picture, int]:
     """The picture, and how many bytes its file has."""
     from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_stream
 
     limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
     data = batch.read_input(job.source, begins=refuse_other_kinds)
-    parse_stream(data, max_pixels=limit)  # a damaged file is told before a model is loaded
+    parse_stream(data, max_pixels=limit, allow_truncated=partial)  # a damaged file is told before a model is loaded
     if model is not None:
         with batch.for_all_jobs():
             codec = options.load_codec(model, device, threads)
     else:
         codec = options.load_codec_for(data, device, threads, limit)
-    return codec.decode(data, max_pixels=limit), len(data)
+    return codec.decode(data, limit, partial), len(data)
 
 
 def refuse_other_kinds(first_bytes: bytes) -> None:

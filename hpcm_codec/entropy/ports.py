@@ -62,10 +62,16 @@ class EncoderPort:
 
 
 class DecoderPort:
-    """Reads one tile's symbols from its four streams (hyper, s1, s2, s3)."""
+    """Reads one tile's symbols from its four streams (hyper, s1, s2, s3).
 
-    def __init__(self, streams: dict[str, bytes], tables: CoderTables, device: torch.device) -> None:
+    From the first stream that is None on, every latent takes its predicted mean: a coarser picture of what has arrived.
+    `complete` says whether that was never needed; only then can the symbol check be tested.
+    """
+
+    def __init__(self, streams: dict[str, bytes | None], tables: CoderTables, device: torch.device) -> None:
         self._streams = streams
+        self._stream: bytes | None = None
+        self.complete = True
         self._tables = tables
         self._device = device
         self._decoder: RangeDecoder | None = None
@@ -73,22 +79,28 @@ class DecoderPort:
 
     def code_hyper(self, shape: tuple[int, ...], scale: Tensor, mean: Tensor) -> Tensor:
         """The hyper-latents of that shape 1×N×h×w, under scale and mean (1×N×1×1)."""
-        count = int(np.prod(shape))
-        self._decoder = RangeDecoder(self._tables, self._streams["hyper"], most=count)
+        self._open("hyper")
         return self._read(scale.expand(shape)) + mean
 
     def begin(self, scale: Scale) -> None:
-        self._decoder = None
-        self._stream = self._streams[scale.name]
+        self._open(scale.name)
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+        return self._read(scale) + mean
+
+    def _open(self, name: str) -> None:
+        self._decoder = None
+        self._stream = self._streams[name]
+        # A finer scale is coded on top of the coarser ones: without those it cannot be read.
+        self.complete = self.complete and self._stream is not None
+
+    def _read(self, scale: Tensor) -> Tensor:
+        if not self.complete:
+            return torch.zeros_like(scale)
+        assert self._stream is not None
         if self._decoder is None:
             # No scale has more than 8 steps of this size.
             self._decoder = RangeDecoder(self._tables, self._stream, most=schedule.GROUPS * scale.numel())
-        return self._read(scale) + mean
-
-    def _read(self, scale: Tensor) -> Tensor:
-        assert self._decoder is not None
         symbols = self._decoder.decode(_table_indexes(scale))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
         return torch.from_numpy(symbols).to(self._device, scale.dtype).reshape(scale.shape)
