@@ -101,7 +101,8 @@ def test_partial_shows_what_there_is_of_a_cut_file(tmp_path: Path, stream: bytes
     assert refused.exit_code == 3 and "--partial" in refused.stderr and not shown.exists()
     accepted = hpcm("decode", cut, "--partial")
     assert accepted.exit_code == 0 and "shown in part: cut short: 40 bytes missing" in accepted.stderr
-    assert Image.open(shown).size == (96, 64)
+    with Image.open(shown) as image:
+        assert image.size == (96, 64)
 
 
 def test_the_input_format_is_found_by_content(photograph: Path) -> None:
@@ -309,6 +310,12 @@ def test_train_runs_stops_and_gives_a_checkpoint(tmp_path: Path) -> None:
     assert "going on from step 2" in more.stderr and more.exit_code == 0
     told = json.loads(hpcm("info", "--model", tmp_path / "run" / "weights.safetensors", "--json").stdout)
     assert told["checkpoint"]["training"]["steps"] == 3 and told["checkpoint"]["shipped_as"] is None
+    results = tmp_path / "results.json"
+    measure = ("train", "validate", tmp_path / "run", "--data", tmp_path, "-q", "0,40,80")
+    assert hpcm(*measure, "--json", results).exit_code == 0
+    assert json.loads(results.read_text())["images"] == 2
+    again = hpcm(*measure, "--against", results)
+    assert again.exit_code == 0 and "0.00" in again.stdout, again.output
 
 
 @pytest.mark.parametrize("crops", ["", "0:128", "0.5:128x8", "0:100x8", "0:128x0", "0:64x1,0:128x1", "0:64x1,1:128x1"])

@@ -140,6 +140,43 @@ def run(
     return 128 + asked_to_stop() if asked_to_stop() else 0
 
 
+@command.command("validate")
+@click.argument("weights", metavar="RUN|WEIGHTS")
+@click.option("--data", required=True, metavar="DIR", help="The validation pictures.")
+@click.option("-q", "--qualities", default="10,40,70,100", show_default=True, metavar="Q,Q,…")
+@click.option("--against", multiple=True, metavar="CURVE.json", help="Print the BD-rate against earlier results.")
+@click.option("--json", "output", metavar="OUT", help="Write the results, for a later --against.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
+@options.running
+@click.pass_context
+def validate(
+    context: click.Context,
+    weights: str,
+    data: str,
+    qualities: str,
+    against: tuple[str, ...],
+    output: str | None,
+    force: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Code the validation pictures with a run's weights: real files, really decoded, as `hpcm eval` does."""
+    from hpcm_codec.cli.eval import command as evaluate
+
+    model = Path(weights) / "weights.safetensors" if Path(weights).is_dir() else weights
+    context.invoke(
+        evaluate,
+        dataset=data,
+        model=str(model),
+        qualities=qualities,
+        anchors=against,
+        output=output,
+        force=force,
+        device=device,
+        threads=threads,
+    )
+
+
 def parse_crops(text: str, batch: int | None = None) -> tuple[CropPhase, ...]:
     """Crop phases of "0:128x8,0.6:256x2" (from that share of the run on, that edge and batch); raises UsageError.
 
