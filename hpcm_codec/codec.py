@@ -61,19 +61,33 @@ class Codec:
         """The picture as a .hpcm file's bytes. quality: 0 (smallest) to 100, in half steps."""
         return self.encode_with_latents(picture, quality).data
 
-    @torch.inference_mode()
     def encode_with_latents(self, picture: Picture, quality: float = DEFAULT_QUALITY) -> Encoded:
         """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
         if not 0 <= quality <= HIGHEST_QUALITY:
             raise UsageError(f"quality {quality:g} is not between 0 and {HIGHEST_QUALITY:g}")
-        height, width, components = picture.pixels.shape
-        header = Header(width, height, round(2 * quality), self.identity, grey=components == 1, float_profile=True)
-        rate = self._rate(header)
-        decoded, tiles = self._new_latents(header.grid), []
-        for tile in header.grid:
+        return self.encode_analysed(picture, self.analyse(picture), quality)
+
+    @torch.inference_mode()
+    def analyse(self, picture: Picture) -> Tensor:
+        """The picture's latents before rounding, 1×M×h×w: the same for every quality."""
+        grid = TileGrid(picture.width, picture.height)
+        latents = self._new_latents(grid)
+        for tile in grid:
             window = tile.with_halo(HALO_LATENTS)
-            latents = _inner(self.model.analyse(self._to_tensor(picture.pixels, window)), window, tile)
-            streams, decoded_tile = self._encode_tile(latents, rate)
+            inner = _inner(self.model.analyse(self._to_tensor(picture.pixels, window)), window, tile)
+            latents[(..., *tile.latents.slices)] = inner
+        return latents
+
+    @torch.inference_mode()
+    def encode_analysed(self, picture: Picture, analysed: Tensor, quality: float) -> Encoded:
+        """Encode a picture (quality 0 .. 100) whose latents `analyse` has given."""
+        header = Header(
+            picture.width, picture.height, round(2 * quality), self.identity, grey=picture.grey, float_profile=True
+        )
+        rate = self._rate(header)
+        decoded, tiles = torch.empty_like(analysed), []
+        for tile in header.grid:
+            streams, decoded_tile = self._encode_tile(analysed[(..., *tile.latents.slices)], rate)
             tiles.append(streams)
             decoded[(..., *tile.latents.slices)] = decoded_tile
         data = container.write_stream(HpcmStream(header, tuple(tiles), _extensions_of(picture)))

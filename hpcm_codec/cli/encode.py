@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,10 @@ import click
 
 from hpcm_codec.cli import batch, options
 from hpcm_codec.cli.batch import Job, Outcome
+from hpcm_codec.errors import UsageError
 
 if TYPE_CHECKING:
+    from hpcm_codec.codec import Codec
     from hpcm_codec.images import Picture
 
 DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
@@ -42,14 +46,13 @@ PICTURE_EXTENSIONS = {
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.option("-o", "--output", metavar="OUT", help="File, DIR/, or - for stdout.  [default: IN's name with .hpcm]")
 @click.option(
-    "-q",
-    "--quality",
-    type=float,
-    default=DEFAULT_QUALITY,
-    show_default=True,
-    metavar="0..100",
-    help="Higher is larger.",
+    "-q", "--quality", type=float, metavar="0..100", help=f"Higher is larger.  [default: {DEFAULT_QUALITY:g}]"
 )
+@click.option(
+    "--size", metavar="BYTES", help="The best file of at most this size (60000, 60KB, 1.5MiB), instead of -q."
+)
+@click.option("--bpp", type=float, metavar="BITS", help="The same in bits per pixel.")
+@click.option("--psnr", type=float, metavar="DB", help="The smallest file of at least this fidelity, instead of -q.")
 @options.model("The checkpoint.  [default: phase1-lite]")
 @click.option("--strip", is_flag=True, help="Leave out EXIF and XMP. The ICC profile stays: colours depend on it.")
 @options.max_pixels
@@ -58,7 +61,10 @@ PICTURE_EXTENSIONS = {
 def command(
     inputs: tuple[str, ...],
     output: str | None,
-    quality: float,
+    quality: float | None,
+    size: str | None,
+    bpp: float | None,
+    psnr: float | None,
     model: str | None,
     strip: bool,
     max_pixels: int | None,
@@ -73,7 +79,8 @@ def command(
     IN is a picture of any format, a directory (all pictures below it), or - for stdin. With several inputs, or a directory, OUT is a
     directory, which gets the same tree.
     """
-    options.check_quality(quality)
+    aim = _aim(quality, size, bpp, psnr)
+    chosen_by_hand = size is None and bpp is None and psnr is None
     options.check_json(json, output)
     jobs = batch.plan(
         inputs, output, ".hpcm", lambda name: os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS, "pictures"
@@ -86,19 +93,20 @@ def command(
             picture = replace(picture, exif=None, xmp=None)
         with batch.for_all_jobs():
             codec = options.load_codec(model, device, threads)
-        data = codec.encode(picture, quality)
+        data, facts = aim(codec, picture)
         batch.write_output(job, data, force)
-        bpp = 8 * len(data) / (picture.width * picture.height)
+        rate = 8 * len(data) / (picture.width * picture.height)
         ratio = len(data) / input_bytes
         return Outcome(
-            f"{picture.width}×{picture.height}, {len(data)} bytes, {bpp:.3f} bpp, {100 * ratio:.1f}% of the input",
+            f"{picture.width}×{picture.height}, {len(data)} bytes, {rate:.3f} bpp, {100 * ratio:.1f}% of the input"
+            + "".join(f", {key} {value:g}" for key, value in facts.items() if not chosen_by_hand),
             {
                 "width": picture.width,
                 "height": picture.height,
-                "quality": round(2 * quality) / 2,
+                **facts,
                 "bytes": len(data),
                 "input_bytes": input_bytes,
-                "bpp": round(bpp, 5),
+                "bpp": round(rate, 5),
                 "ratio": round(ratio, 5),
                 "model": codec.identity.hex(),
             },
@@ -106,6 +114,55 @@ def command(
         )
 
     return batch.run(jobs, work, batch.Reporting(json, quiet), force)
+
+
+def _aim(
+    quality: float | None, size: str | None, bpp: float | None, psnr: float | None
+) -> Callable[[Codec, Picture], tuple[bytes, dict[str, float]]]:
+    """How to encode a picture so that it meets what was asked for; gives the bytes and the facts to report.
+
+    Raises UsageError for more than one aim, or one that makes no sense.
+    """
+    if sum(value is not None for value in (quality, size, bpp, psnr)) > 1:
+        raise UsageError("-q, --size, --bpp and --psnr are different aims", advice="use one of them")
+    if size is None and bpp is None and psnr is None:
+        wanted = DEFAULT_QUALITY if quality is None else quality
+        options.check_quality(wanted)
+        return lambda codec, picture: (codec.encode(picture, wanted), {"quality": round(2 * wanted) / 2})
+    size_limit = None if size is None else parse_size(size)
+    if any(value is not None and not value > 0 for value in (bpp, psnr)):
+        raise UsageError("--bpp and --psnr take numbers above 0")
+
+    def to_target(codec: Codec, picture: Picture) -> tuple[bytes, dict[str, float]]:
+        from hpcm_codec.targets import Target, encode_to_target
+
+        if psnr is not None:
+            target = Target("psnr", psnr)
+        else:
+            pixels = picture.width * picture.height
+            target = Target("bytes", (bpp or 0) * pixels / 8 if size_limit is None else size_limit)
+        reached = encode_to_target(codec, picture, target)
+        fidelity = {} if reached.psnr is None else {"psnr": round(reached.psnr, 3)}
+        return reached.data, {"quality": reached.quality, **fidelity}
+
+    return to_target
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "60000", "60KB" (thousands), "60KiB" (1024s), "1.5M"; raises UsageError.
+
+    >>> parse_size("60KB"), parse_size("1.5 MiB"), parse_size("800")
+    (60000, 1572864, 800)
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?)(i?)B?\s*", text, re.IGNORECASE)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if match is None or not number > 0:
+        raise UsageError(f"--size takes bytes, such as 60000, 60KB or 1.5MiB, not {text!r}")
+    power = " KMG".index(match[2].upper() or " ")
+    return int(number * (1024 if match[3] else 1000) ** power)
 
 
 def _read(source: str, max_pixels: int | None) -> tuple[Picture, int]:

@@ -1,0 +1,95 @@
+"""Encode to a file size or to a fidelity instead of a quality: a search over the 201 qualities that a file can name.
+
+The analysis transform does not depend on the quality, so it runs once; each step of the bisection is one pass of the
+context model, and for a fidelity one synthesis. Eight steps find the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hpcm_codec.codec import Codec, Encoded
+from hpcm_codec.container import LARGEST_QUALITY_CODE, parse_header
+from hpcm_codec.errors import HpcmError
+from hpcm_codec.images import Picture
+
+
+class TargetError(HpcmError):
+    """No quality reaches the target; the message says what is nearest."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """kind "bytes": a file of at most `value` bytes, as good as possible; "psnr": at least `value` dB, as small as possible."""
+
+    kind: Literal["bytes", "psnr"]
+    value: float
+
+
+@dataclass(frozen=True)
+class Reached:
+    """data: the file's bytes; quality: the one that was chosen; psnr: in dB over all samples, None for a size target."""
+
+    data: bytes
+    quality: float
+    psnr: float | None
+
+
+def encode_to_target(codec: Codec, picture: Picture, target: Target) -> Reached:
+    """The best file that meets the target; raises TargetError when none does.
+
+    A size target is met from below (whole file, metadata included), a fidelity target from above.
+    """
+    analysed = codec.analyse(picture)
+    tried: dict[int, tuple[Encoded, float]] = {}
+
+    def measure(code: int) -> float:
+        if code not in tried:
+            encoded = codec.encode_analysed(picture, analysed, code / 2)
+            value = len(encoded.data) if target.kind == "bytes" else _psnr(codec, picture, encoded)
+            tried[code] = (encoded, value)
+        return tried[code][1]
+
+    def result(code: int) -> Reached:
+        encoded, value = tried[code]
+        return Reached(encoded.data, code / 2, value if target.kind == "psnr" else None)
+
+    if target.kind == "bytes":
+        chosen = _last_that(lambda code: measure(code) <= target.value)
+        if chosen is None:
+            raise TargetError(
+                f"cannot be made as small as {target.value:.0f} bytes: at quality 0 it takes {measure(0):.0f}",
+                advice="ask for more, make the picture smaller, or leave its metadata out with --strip",
+            )
+        return result(chosen)
+    below = _last_that(lambda code: measure(code) < target.value)
+    if below == LARGEST_QUALITY_CODE:
+        raise TargetError(
+            f"cannot be kept at {target.value:g} dB: quality 100 gives {measure(LARGEST_QUALITY_CODE):.2f} dB",
+            advice="ask for less, or use a lossless format",
+        )
+    chosen = 0 if below is None else below + 1
+    measure(chosen)
+    return result(chosen)
+
+
+def _last_that(holds: Callable[[int], bool]) -> int | None:
+    """The largest quality code for which a condition holds, if it holds from 0 up to there; None if not even for 0."""
+    if not holds(0):
+        return None
+    low, high = 0, LARGEST_QUALITY_CODE + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _psnr(codec: Codec, picture: Picture, encoded: Encoded) -> float:
+    pixels = codec.reconstruct(encoded.latents, parse_header(encoded.data))
+    error = float(np.mean((pixels.astype(np.float64) - picture.pixels) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf
