@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.model import schedule
 from hpcm_codec.model.config import PRESETS, CellConfig, ModelConfig, preset
 from hpcm_codec.model.hpcm import HPCM, EstimatorPort
 from hpcm_codec.model.published import our_name
@@ -93,21 +94,15 @@ class RecordingPort(EstimatorPort):
 
     def exchange(self, step, scale, mean):
         decoded = super().exchange(step, scale, mean)
-        self.records.append((self._scale, step, decoded - mean, scale))
+        self.records.append((self._scale_name, step, decoded - mean, scale))
         return decoded
 
     def plane(self, column: int, like: torch.Tensor) -> torch.Tensor:
         """Column 2 (integers) or 3 (scales) of the records, on the full plane."""
-        from hpcm_codec.model import schedule
-
-        s1, s2, _ = schedule.scales(like.shape[1])
-        planes = {"s3": torch.zeros_like(like)}
-        planes["s2"] = torch.zeros_like(s2.inside.take(like))
-        planes["s1"] = torch.zeros_like(s1.inside.take(planes["s2"]))
+        planes = {name: torch.zeros_like(plane) for name, plane in schedule.split(like).items()}
         for record in self.records:
-            planes[record[0].name] += record[1].place(record[column], torch.zeros_like(planes[record[0].name]))
-        planes["s2"] += s1.inside.place(planes["s1"], torch.zeros_like(planes["s2"]))
-        return planes["s3"] + s2.inside.place(planes["s2"], torch.zeros_like(planes["s3"]))
+            planes[record[0]] = record[1].place(record[column], planes[record[0]])
+        return schedule.merge(planes)
 
 
 def test_base_reproduces_the_published_network(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:

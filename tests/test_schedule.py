@@ -47,6 +47,16 @@ def test_taking_what_was_placed_gives_it_back(rows: int, columns: int, batch: in
             assert torch.equal(step.take(step.place(packed, base)), packed)
 
 
+def test_splitting_and_merging_are_inverse() -> None:
+    latents = torch.randn(2, CHANNELS, 8, 12)
+    planes = schedule.split(latents)
+    assert [tuple(plane.shape[-2:]) for plane in planes.values()] == [(2, 3), (4, 6), (8, 12)]
+    assert torch.equal(schedule.merge({**planes, "s3": latents.clone()}), latents)
+    marked = schedule.merge({name: torch.full_like(plane, i) for i, (name, plane) in enumerate(planes.items())})
+    sixteenth = latents.numel() // 16
+    assert [int((marked == i).sum()) for i in range(3)] == [sixteenth, 3 * sixteenth, 12 * sixteenth]
+
+
 def test_there_are_eleven_steps_in_three_scales() -> None:
     assert [len(scale.steps) for scale in schedule.scales(320)] == [2, 3, 6]
 

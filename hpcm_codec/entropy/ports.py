@@ -29,10 +29,7 @@ class EncoderPort:
     """
 
     def __init__(self, latents: Tensor, tables: CoderTables) -> None:
-        s1, s2, s3 = schedule.scales(latents.shape[1])
-        assert s1.inside is not None and s2.inside is not None
-        on_s2 = s2.inside.take(latents)
-        self._planes = {s1.name: s1.inside.take(on_s2), s2.name: on_s2, s3.name: latents}
+        self._planes = schedule.split(latents)
         self._tables = tables
         self._encoders: dict[str, RangeEncoder] = {}
         self._scale_name = "hyper"

@@ -46,33 +46,27 @@ class EstimatorPort:
     """
 
     def __init__(self, latents: Tensor, training: bool) -> None:
-        s1, s2, s3 = schedule.scales(latents.shape[1])
-        assert s1.inside is not None and s2.inside is not None
-        on_s2 = s2.inside.take(latents)
-        self._planes = {s1.name: s1.inside.take(on_s2), s2.name: on_s2, s3.name: latents}
+        self._planes = schedule.split(latents)
         self._training = training
-        self._likelihoods: list[tuple[Scale, Lattice, Tensor]] = []
-        self._scale: Scale = s1
+        self._likelihoods: list[tuple[str, Lattice, Tensor]] = []
+        self._scale_name = ""
 
     def begin(self, scale: Scale) -> None:
-        self._scale = scale
+        self._scale_name = scale.name
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        residual = step.take(self._planes[self._scale.name]) - mean
+        residual = step.take(self._planes[self._scale_name]) - mean
         rounded = round_straight_through(residual)
         noisy = residual + torch.rand_like(residual) - 0.5 if self._training else rounded
-        self._likelihoods.append((self._scale, step, lower_bounded_likelihood(noisy, scale)))
+        self._likelihoods.append((self._scale_name, step, lower_bounded_likelihood(noisy, scale)))
         return rounded + mean
 
     def likelihoods(self) -> Tensor:
         """The likelihood of every latent, B×M×h×w."""
         planes = {name: torch.ones_like(plane) for name, plane in self._planes.items()}
-        for scale, step, values in self._likelihoods:
-            planes[scale.name] = step.place(values, planes[scale.name])
-        s1, s2, s3 = schedule.scales(planes["s3"].shape[1])
-        assert s1.inside is not None and s2.inside is not None
-        on_s2 = planes[s2.name] * s1.inside.place(planes[s1.name], torch.ones_like(planes[s2.name]))
-        return planes[s3.name] * s2.inside.place(on_s2, torch.ones_like(planes[s3.name]))
+        for name, step, values in self._likelihoods:
+            planes[name] = step.place(values, planes[name])
+        return schedule.merge(planes)
 
 
 class HPCM(nn.Module):

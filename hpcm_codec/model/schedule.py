@@ -182,3 +182,18 @@ def scales(channels: int) -> tuple[Scale, Scale, Scale]:
         Scale("s2", s2_steps, 2, s2_in_s3),
         Scale("s3", s3_steps, 4, None),
     )
+
+
+def split(latents: Tensor) -> dict[str, Tensor]:
+    """The planes of s1, s2 and s3 in latents (..., M, h, w): each scale's plane holds those of the coarser ones too."""
+    s1, s2, s3 = scales(latents.shape[-3])
+    assert s1.inside is not None and s2.inside is not None
+    on_s2 = s2.inside.take(latents)
+    return {s1.name: s1.inside.take(on_s2), s2.name: on_s2, s3.name: latents}
+
+
+def merge(planes: dict[str, Tensor]) -> Tensor:
+    """The full plane in which the positions of each scale take that scale's values: the inverse of `split`."""
+    s1, s2, s3 = scales(planes["s3"].shape[-3])
+    assert s1.inside is not None and s2.inside is not None
+    return s2.inside.place(s1.inside.place(planes[s1.name], planes[s2.name]), planes[s3.name])
