@@ -56,6 +56,14 @@ def test_crops_are_seeded_and_never_from_pictures_that_are_too_small(pictures: P
         next(pictures.crops(160, 1, np.random.default_rng(0)))
 
 
+def test_crops_that_no_picture_holds_are_refused_before_the_run_begins(
+    pictures: PackedPictures, tmp_path: Path
+) -> None:
+    late = (CropPhase(0.0, 64, 2), CropPhase(0.9, 192, 1))
+    with pytest.raises(FileError, match="192 pixels"):
+        Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, crops=late))
+
+
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no pictures"):
         pack_pictures(tmp_path, tmp_path / "x.pack")

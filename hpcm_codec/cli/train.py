@@ -66,7 +66,7 @@ def pack(folder: Path, output: Path, smallest_side: int, force: bool) -> None:
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the run in steps…")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="…or in minutes, added up over resumes.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="The peak.  [default: 0.002]")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="The peak.  [default: 0.0014]")
 @click.option("--batch", type=click.IntRange(min=1), help="Crops in a step and process, in place of those in --crops.")
 @click.option(
     "--crops", default=DEFAULT_CROPS, show_default=True, metavar="START:EDGExBATCH,…", help="Crops over the run."

@@ -81,14 +81,19 @@ class PackedPictures:
         flat = self._pixels[entry["start"] : entry["start"] + height * width * 3]
         return flat.reshape(height, width, 3)
 
+    def large_enough(self, edge: int) -> list[int]:
+        """The numbers of the pictures that hold a crop of that edge; raises FileError when there is none."""
+        usable = [i for i, e in enumerate(self._entries) if min(e["height"], e["width"]) >= edge]
+        if not usable:
+            raise FileError(f"no packed picture is {edge} pixels on both sides", advice="train with smaller crops")
+        return usable
+
     def crops(self, edge: int, batch: int, generator: np.random.Generator) -> Iterator[Tensor]:
         """Endless batches, uint8 B×3×edge×edge: random pictures, positions and flips.
 
         Pictures smaller than the edge are left out; raises FileError when none is large enough.
         """
-        usable = [i for i, e in enumerate(self._entries) if min(e["height"], e["width"]) >= edge]
-        if not usable:
-            raise FileError(f"no packed picture is {edge} pixels on both sides; train with smaller crops")
+        usable = self.large_enough(edge)
         while True:
             crops = []
             for number in generator.choice(usable, size=batch):

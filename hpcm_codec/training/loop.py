@@ -51,7 +51,7 @@ class TrainSettings:
 
     steps: int | None = None
     minutes: float | None = None
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.4e-3
     warmup_steps: int = 200
     decay_start: float = 0.4
     decay_rate_factor: float = 1.0
@@ -101,6 +101,8 @@ class Trainer:
     ) -> None:
         if settings.steps is None and settings.minutes is None:
             raise ValueError("a run needs a length: steps or minutes")
+        for phase in settings.crops:
+            pictures.large_enough(phase.edge)  # told now, not hours into the run
         self.config, self.settings, self.folder, self.device = config, settings, folder, torch.device(device)
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
