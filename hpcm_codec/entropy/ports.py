@@ -48,8 +48,9 @@ class EncoderPort:
     def _code(self, residual: Tensor, scale: Tensor) -> Tensor:
         rounded = residual.round()
         symbols = rounded.flatten().to(torch.int32).cpu().numpy()
-        encoder = self._encoders.setdefault(self._scale_name, RangeEncoder(self._tables))
-        encoder.encode(symbols, _table_indexes(scale))
+        if self._scale_name not in self._encoders:
+            self._encoders[self._scale_name] = RangeEncoder(self._tables)
+        self._encoders[self._scale_name].encode(symbols, _table_indexes(scale))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
         return rounded
 
