@@ -6,6 +6,8 @@ the context model into four streams, and the container takes the streams. Decodi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,9 @@ from hpcm_codec.tiling import Tile, TileGrid, Window
 DEFAULT_QUALITY = 50.0
 # Latents around a tile that the transforms can see: four 3×3 convolutions at 1/8 and one at 1/16, rounded up.
 HALO_LATENTS = 4
+# The context model always runs on this many threads: matrix products sum in another order under another number of
+# threads, and one last bit is enough to lose the range decoder. Transforms use as many threads as torch is set to.
+CONTEXT_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,9 @@ class Codec:
     def _encode_tile(self, latents: Tensor, rate: Tensor) -> tuple[TileStreams, Tensor]:
         log_gain = self.model.latent_log_gain(rate)
         port = EncoderPort(latents if log_gain is None else latents * log_gain.exp(), self._tables)
-        hyper = port.code_hyper(self.model.hyper_latents(latents, rate), *self.model.hyper_distribution(rate))
-        decoded = self.model.code_latents(hyper, rate, port)
+        with _context_threads():
+            hyper = port.code_hyper(self.model.hyper_latents(latents, rate), *self.model.hyper_distribution(rate))
+            decoded = self.model.code_latents(hyper, rate, port)
         return TileStreams(**port.streams(), symbol_check=port.symbol_check), decoded
 
     # -- bytes → image ------------------------------------------------------------------------------------------
@@ -137,8 +143,9 @@ class Codec:
         payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
         port = DecoderPort(payloads, self._tables, self.device)
         shape = (1, self.config.hyper_channels, tile.latents.height // 4, tile.latents.width // 4)
-        hyper = port.code_hyper(shape, *self.model.hyper_distribution(rate))
-        decoded = self.model.code_latents(hyper, rate, port)
+        with _context_threads():
+            hyper = port.code_hyper(shape, *self.model.hyper_distribution(rate))
+            decoded = self.model.code_latents(hyper, rate, port)
         if port.complete and port.symbol_check != streams.symbol_check:
             raise CorruptStreamError(
                 f"tile {tile.index} does not decode to what its encoder coded: the arithmetic of this machine or of its "
@@ -194,6 +201,17 @@ class Codec:
         columns = np.minimum(np.arange(area.left, area.right), pixels.shape[1] - 1)
         part = torch.from_numpy(pixels[rows[:, None], columns[None, :]]).to(self.device)
         return part.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float().div(255)
+
+
+@contextmanager
+def _context_threads() -> Iterator[None]:
+    """What is computed in here is computed on CONTEXT_THREADS threads, whatever torch is set to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CONTEXT_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _inner(latents: Tensor, window: Window, tile: Tile) -> Tensor:
