@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hpcm_codec.checkpoints import DEFAULT_MODEL
+from hpcm_codec.checkpoints import DEFAULT_MODEL, shipped_checkpoints
 from hpcm_codec.codec import DEFAULT_QUALITY, Codec, load_codec
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, picture_from_pil, picture_to_pil, read_picture
-from hpcm_codec.shipped import shipped_checkpoints, shipped_name
+from hpcm_codec.shipped import shipped_name
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 

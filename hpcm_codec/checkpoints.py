@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
 from hpcm_codec.errors import FileError, UnsupportedError
+from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 
@@ -64,6 +65,15 @@ def shipped_folders() -> list[Path]:
     return [package / "checkpoints", package.parent / "checkpoints"]
 
 
+def shipped_checkpoints() -> dict[str, Path]:
+    """The checkpoints that came with the program: name → file, the default model first."""
+    found: dict[str, Path] = {}
+    for folder in shipped_folders():
+        for path in sorted(folder.glob("*.safetensors")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
+
+
 def find_checkpoint(name_or_path: str) -> Path:
     """The file of a checkpoint given by name ("phase1-lite") or path; raises UnsupportedError or FileError."""
     path = Path(name_or_path)
@@ -71,12 +81,10 @@ def find_checkpoint(name_or_path: str) -> Path:
         if not path.is_file():
             raise FileError(f"{path}: no such checkpoint file")
         return path
-    for folder in shipped_folders():
-        candidate = folder / f"{name_or_path}.safetensors"
-        if candidate.is_file():
-            return candidate
-    known = sorted({p.stem for folder in shipped_folders() for p in folder.glob("*.safetensors")})
-    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(known) or 'none'}")
+    shipped = shipped_checkpoints()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(shipped) or 'none'}")
 
 
 def save_checkpoint(
@@ -95,9 +103,7 @@ def save_checkpoint(
     for field in ("cumulative", "sizes", "offsets"):
         tensors[_TABLE_PREFIX + field] = getattr(tables, field)
     metadata = {"format": FORMAT, "config": config.to_json(), "training": json.dumps(training)}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, metadata))
-    partial.replace(path)
+    write_atomically(path, save(tensors, metadata), overwrite=True)
     return identity_of(tensors)
 
 

@@ -22,9 +22,8 @@ from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, decode_alpha, encode_alpha
-from hpcm_codec.model.hpcm import LATENT_STRIDE, PICTURE_MULTIPLE
 from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
-from hpcm_codec.tiling import Tile, TileGrid, Window
+from hpcm_codec.tiling import LATENTS_PER_UNIT, PIXELS_PER_LATENT, PIXELS_PER_UNIT, Tile, TileGrid, Window
 
 DEFAULT_QUALITY = 50.0
 # Latents around a tile that the transforms can see: four 3×3 convolutions at 1/8 and one at 1/16, rounded up.
@@ -142,7 +141,8 @@ class Codec:
     def _decode_tile(self, tile: Tile, streams: TileStreams, rate: Tensor) -> Tensor:
         payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
         port = DecoderPort(payloads, self._tables, self.device)
-        shape = (1, self.config.hyper_channels, tile.latents.height // 4, tile.latents.width // 4)
+        height, width = (side // LATENTS_PER_UNIT for side in (tile.latents.height, tile.latents.width))
+        shape = (1, self.config.hyper_channels, height, width)
         with _context_threads():
             hyper = port.code_hyper(shape, *self.model.hyper_distribution(rate))
             decoded = self.model.code_latents(hyper, rate, port)
@@ -165,8 +165,8 @@ class Codec:
             window = tile.with_halo(HALO_LATENTS)
             image = self.model.synthesise(latents[(..., *window.latents.slices)], rate)
             visible = tile.visible_pixels
-            top = window.row_offset * LATENT_STRIDE
-            left = window.column_offset * LATENT_STRIDE
+            top = window.row_offset * PIXELS_PER_LATENT
+            left = window.column_offset * PIXELS_PER_LATENT
             image = image[0, :, top : top + visible.height, left : left + visible.width]
             if header.grey:
                 image = image.mean(dim=0, keepdim=True)
@@ -180,7 +180,7 @@ class Codec:
     def _refuse_too_large(header: Header, max_pixels: int) -> None:
         """A narrow picture is extended to 64 pixels: its latents may take far more memory than its pixels."""
         extended = header.grid.pixels.height * header.grid.pixels.width
-        if extended > max(max_pixels, PICTURE_MULTIPLE**2):
+        if extended > max(max_pixels, PIXELS_PER_UNIT**2):
             raise CorruptStreamError(
                 f"a picture of {header.width}×{header.height} pixels is coded as {extended} pixels, above the limit of "
                 f"{max_pixels}",

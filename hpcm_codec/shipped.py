@@ -1,21 +1,11 @@
-"""The checkpoints that came with the program, by name and by identity."""
+"""The checkpoints that came with the program, by identity."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
-from hpcm_codec.checkpoints import DEFAULT_MODEL, load_checkpoint, shipped_folders
+from hpcm_codec.checkpoints import load_checkpoint, shipped_checkpoints
 from hpcm_codec.errors import HpcmError
-
-
-def shipped_checkpoints() -> dict[str, Path]:
-    """Name → file, the default model first."""
-    found: dict[str, Path] = {}
-    for folder in shipped_folders():
-        for path in sorted(folder.glob("*.safetensors")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
 
 
 @cache

@@ -6,16 +6,14 @@ context model, and for a fidelity one synthesis. Eight steps find the answer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from hpcm_codec.codec import Codec, Encoded
 from hpcm_codec.container import LARGEST_QUALITY_CODE, parse_header
 from hpcm_codec.errors import HpcmError
+from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture
 
 
@@ -48,10 +46,13 @@ def encode_to_target(codec: Codec, picture: Picture, target: Target) -> Reached:
     analysed = codec.analyse(picture)
     tried: dict[int, tuple[Encoded, float]] = {}
 
+    def fidelity(encoded: Encoded) -> float:
+        return psnr(picture.pixels, codec.reconstruct(encoded.latents, parse_header(encoded.data)))
+
     def measure(code: int) -> float:
         if code not in tried:
             encoded = codec.encode_analysed(picture, analysed, code / 2)
-            value = len(encoded.data) if target.kind == "bytes" else _psnr(codec, picture, encoded)
+            value = len(encoded.data) if target.kind == "bytes" else fidelity(encoded)
             tried[code] = (encoded, value)
         return tried[code][1]
 
@@ -87,9 +88,3 @@ def _last_that(holds: Callable[[int], bool]) -> int | None:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
-
-
-def _psnr(codec: Codec, picture: Picture, encoded: Encoded) -> float:
-    pixels = codec.reconstruct(encoded.latents, parse_header(encoded.data))
-    error = float(np.mean((pixels.astype(np.float64) - picture.pixels) ** 2))
-    return 10 * math.log10(255**2 / error) if error else math.inf

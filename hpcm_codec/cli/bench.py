@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.cli import options
+from hpcm_codec.errors import UsageError
 
 MEGABYTE = 1e6
 BUSY = 0.5  # processes wanting a core before we start: above it, a note says that times are too long
@@ -55,8 +56,7 @@ def command(
     Times are inside the process, the model loaded, medians after a warm-up; memory is that of a whole fresh process.
     """
     width, height = parse_size(size)
-    if output not in (None, "-") and not force and Path(str(output)).exists():
-        raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
+    options.refuse_existing(output, force)
     results = _measure(width, height, image, quality, model, device, threads, runs)
     if output is not None:
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from hpcm_codec.errors import FileError
+from hpcm_codec.cli import options
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -21,7 +21,8 @@ def command() -> None:
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
     """The checkpoints that came with the program, with the identities that files name."""
-    from hpcm_codec.shipped import identity_of_shipped, shipped_checkpoints
+    from hpcm_codec.checkpoints import shipped_checkpoints
+    from hpcm_codec.shipped import identity_of_shipped
 
     found = [
         {"name": name, "identity": identity_of_shipped(name).hex(), "bytes": path.stat().st_size, "path": str(path)}
@@ -72,7 +73,6 @@ def export_command(source: str, output: Path, dtype: str, force: bool) -> None:
 
     from hpcm_codec.checkpoints import export_checkpoint
 
-    if output.exists() and not force:
-        raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
+    options.refuse_existing(output, force)
     identity = export_checkpoint(source, output, getattr(torch, dtype))
     click.echo(f"{output}: {output.stat().st_size} bytes, identity {identity.hex()}")

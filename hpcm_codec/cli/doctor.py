@@ -106,8 +106,8 @@ def _operator(build: bool, hints: list[str]) -> dict[str, str]:
 
 def _checkpoints(problems: list[str]) -> dict[str, str]:
     try:
-        from hpcm_codec.checkpoints import DEFAULT_MODEL
-        from hpcm_codec.shipped import identity_of_shipped, shipped_checkpoints
+        from hpcm_codec.checkpoints import DEFAULT_MODEL, shipped_checkpoints
+        from hpcm_codec.shipped import identity_of_shipped
     except (ImportError, OSError):
         return {}  # torch's absence has been told
     found: dict[str, str] = {}

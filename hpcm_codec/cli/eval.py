@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.cli import options
+from hpcm_codec.errors import UsageError
 
 if TYPE_CHECKING:
     from hpcm_codec.evaluation.codecs import PictureCodec
@@ -92,8 +93,7 @@ def command(
     chosen = default_qualities if qualities is None else parse_qualities(qualities)
     if anchors and len(chosen) < bjontegaard.FEWEST_POINTS:
         raise UsageError(f"a BD-rate needs {bjontegaard.FEWEST_POINTS} qualities or more, not {len(chosen)}")
-    if output not in (None, "-") and not force and Path(str(output)).exists():
-        raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
+    options.refuse_existing(output, force)
     anchor_curves = [bjontegaard.read_curve(anchor, metric) for anchor in anchors]
     pictures = find_dataset(dataset, data_dir, lambda line: click.echo(line, err=True)).first(limit)
     codec, described = _load(kind, model, device, threads, chosen)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpcm_codec.cli.batch import STDIO
-from hpcm_codec.errors import UsageError
+from hpcm_codec.errors import FileError, UsageError
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
@@ -41,6 +42,12 @@ def reporting(command: Command) -> Command:
     command = click.option("-f", "--force", is_flag=True, help="Overwrite existing outputs.")(command)
     command = click.option("--quiet", is_flag=True, help="Say nothing but errors.")(command)
     return click.option("--json", is_flag=True, help="A line of JSON per file on stdout.")(command)
+
+
+def refuse_existing(output: str | os.PathLike[str] | None, force: bool) -> None:
+    """Raise FileError, before any work is done, for an output file that exists and may not be overwritten."""
+    if output not in (None, STDIO) and not force and os.path.exists(output):
+        raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
 
 
 def check_quality(quality: float) -> None:

@@ -46,8 +46,7 @@ def pack(folder: Path, output: Path, smallest_side: int, force: bool) -> None:
     from hpcm_codec.training.data import pack_pictures
 
     _refuse_missing(folder)
-    if output.exists() and not force:
-        raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
+    options.refuse_existing(output, force)
     count = pack_pictures(folder, output, smallest_side)
     click.echo(f"{output}: {count} pictures, {output.stat().st_size / 1e6:.0f} MB")
 
@@ -233,13 +232,13 @@ def _packed(folder: Path, out: Path, first: bool) -> Path:
 
 
 def _start_from(trainer: Trainer, name: str) -> None:
-    from hpcm_codec.checkpoints import find_checkpoint, load_checkpoint
+    from hpcm_codec.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(name)
     shapes = {key: value.shape for key, value in checkpoint.weights.items()}
     if shapes != {key: value.shape for key, value in trainer.model.state_dict().items()}:
         raise UnsupportedError(f"{name} holds the weights of another model", advice="name its preset with --model")
-    trainer.start_from(find_checkpoint(name))
+    trainer.start_from(checkpoint.weights)
 
 
 def _say_first(first: bool, line: str) -> None:

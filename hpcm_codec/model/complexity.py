@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.hpcm import HPCM, LATENT_STRIDE
+from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.schedule import Lattice, Scale
+from hpcm_codec.tiling import PIXELS_PER_LATENT
 
 PARTS = ("g_a", "g_s", "hyper", "context")
 EDGE = 256  # pixels; its lattices are whole windows at every scale, so no padding is counted
@@ -52,8 +53,8 @@ def complexity_by_part(
         model = HPCM(config).eval().requires_grad_(False)
         rate = torch.ones(1, config.rate_levels)
         image = torch.empty(1, 3, edge, edge)
-        latents = torch.empty(1, config.latent_channels, edge // LATENT_STRIDE, edge // LATENT_STRIDE)
-        hyper_edge = edge // LATENT_STRIDE // 4
+        latents = torch.empty(1, config.latent_channels, edge // PIXELS_PER_LATENT, edge // PIXELS_PER_LATENT)
+        hyper_edge = edge // PIXELS_PER_LATENT // 4
         hyper = torch.empty(1, config.hyper_channels, hyper_edge, hyper_edge)
         params = torch.empty(1, 2 * config.latent_channels, *latents.shape[-2:])
 

@@ -18,10 +18,6 @@ from hpcm_codec.model.context import ContextModel, SymbolPort
 from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
 from hpcm_codec.model.schedule import Lattice, Scale
 
-# Pictures are extended to multiples of this many pixels: 16 for the latents, times 4 for the hyper-latents.
-PICTURE_MULTIPLE = 64
-LATENT_STRIDE = 16
-
 
 class Likelihoods(TypedDict):
     y: Tensor
@@ -36,6 +32,13 @@ class ForwardResult(TypedDict):
 def round_straight_through(x: Tensor) -> Tensor:
     """round(x) with the gradient of the identity."""
     return x + (x.round() - x).detach()
+
+
+def round_and_rate(residual: Tensor, scale: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """A residual rounded, and its likelihood: at uniform noise in training, else at the rounded value."""
+    rounded = round_straight_through(residual)
+    rated = residual + torch.rand_like(residual) - 0.5 if training else rounded
+    return rounded, lower_bounded_likelihood(rated, scale)
 
 
 class EstimatorPort:
@@ -56,9 +59,8 @@ class EstimatorPort:
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
         residual = step.take(self._planes[self._scale_name]) - mean
-        rounded = round_straight_through(residual)
-        noisy = residual + torch.rand_like(residual) - 0.5 if self._training else rounded
-        self._likelihoods.append((self._scale_name, step, lower_bounded_likelihood(noisy, scale)))
+        rounded, likelihood = round_and_rate(residual, scale, self._training)
+        self._likelihoods.append((self._scale_name, step, likelihood))
         return rounded + mean
 
     def likelihoods(self) -> Tensor:
@@ -145,10 +147,7 @@ class HPCM(nn.Module):
         latents = self.analyse(x)
         hyper = self.hyper_latents(latents, rate)
         scale, mean = self.hyper_distribution(rate)
-        residual = hyper - mean
-        rounded = round_straight_through(residual)
-        noisy = residual + torch.rand_like(residual) - 0.5 if self.training else rounded
-        z_likelihood = lower_bounded_likelihood(noisy, scale)
+        rounded, z_likelihood = round_and_rate(hyper - mean, scale, self.training)
 
         exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)

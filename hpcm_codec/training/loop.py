@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from hpcm_codec.checkpoints import save_checkpoint
 from hpcm_codec.errors import FileError
+from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.data import PackedPictures
@@ -131,10 +132,9 @@ class Trainer:
         if (folder / "state.pt").exists():
             self._resume(folder / "state.pt")
 
-    def start_from(self, weights: Path) -> None:
-        """Begin with the weights of an earlier run (a safetensors file) instead of the initial ones."""
-        state = {name: value.float() for name, value in load_file(weights).items() if name in self.average.values}
-        self.model.load_state_dict(state)
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Begin with a checkpoint's weights instead of the initial ones."""
+        self.model.load_state_dict({name: value.float() for name, value in weights.items()})
         self.average = Averaged(self.model, self.settings.ema)
 
     # -- the run ------------------------------------------------------------------------------------------------
@@ -242,8 +242,6 @@ class Trainer:
         """Write state.pt and weights.safetensors, each under a temporary name first."""
         generators = self._generators_of_all_processes()
         if self.rank == 0:
-            from hpcm_codec.checkpoints import save_checkpoint
-
             state: dict[str, Any] = {
                 "config": self.config.to_json(),
                 "settings": dataclasses.asdict(self.settings),
@@ -256,9 +254,7 @@ class Trainer:
                 "optimiser": self.optimiser.state_dict(),
                 "generators": generators,
             }
-            partial = self.folder / "state.pt.partial"
-            torch.save(state, partial)
-            partial.replace(self.folder / "state.pt")
+            write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file), overwrite=True)
             record = {"steps": self.step, "seconds": round(self.seconds), "settings": dataclasses.asdict(self.settings)}
             save_checkpoint(self.folder / "weights.safetensors", self.config, self.average.values, record)
         if self.world > 1:
