@@ -27,7 +27,7 @@ def test_we_leave_out_the_cell_that_nothing_uses() -> None:
 def test_the_lite_model_keeps_to_its_budget() -> None:
     whole = total(complexity_by_part(preset("phase1-lite")))
     assert 60 < whole.kmac_per_pixel < 80
-    assert 7e6 <= whole.parameters <= 8e6
+    assert 9.5e6 <= whole.parameters <= 10e6  # as float16 a checkpoint stays below 20 MB
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 
 from hpcm_codec.checkpoints import load_checkpoint
-from hpcm_codec.errors import FileError
+from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import preset
+from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.data import PackedPictures, pack_pictures
 from hpcm_codec.training.loop import CropPhase, Trainer, TrainSettings, crop_phase, schedule_factor
 from hpcm_codec.training.losses import lambda_at, rate_distortion
+from hpcm_codec.training.widening import _old_channels, widen
 from test_hpcm_phase1 import SMALL
 
 QUICK = TrainSettings(
@@ -178,3 +180,30 @@ def test_two_processes_train_together(pictures: PackedPictures, tmp_path: Path) 
     sums = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sums[0] == sums[1], "the processes hold different weights"
+
+
+def test_a_widened_model_computes_what_the_narrow_one_did() -> None:
+    torch.manual_seed(5)
+    narrow = HPCM(SMALL).eval()
+    for parameter in narrow.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    x = torch.rand(2, 3, 128, 128)
+    wide = widen(narrow, dataclasses.replace(SMALL, latent_channels=32, name="wider"), x)
+    old = _old_channels(16, 32)
+    with torch.no_grad():
+        before, after = narrow(x, 5.0), wide(x, 5.0)
+        assert torch.allclose(narrow.analyse(x), wide.analyse(x)[:, old], atol=1e-5)
+    assert torch.allclose(before["likelihoods"]["y"], after["likelihoods"]["y"][:, old], atol=1e-4)
+    assert torch.allclose(before["likelihoods"]["z"], after["likelihoods"]["z"], atol=1e-5)
+
+
+def test_only_latent_channels_can_be_widened() -> None:
+    with pytest.raises(UnsupportedError, match="nothing else"):
+        widen(HPCM(SMALL), dataclasses.replace(SMALL, latent_channels=32, hyper_channels=16), torch.rand(1, 3, 64, 64))
+
+
+def test_the_rates_of_a_step_are_spread_over_the_whole_range(pictures: PackedPictures, tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, pictures, tmp_path, QUICK)
+    for _ in range(20):
+        low, high = trainer._rate_positions(2).tolist()
+        assert 0 <= low < 3.5 <= high < 7

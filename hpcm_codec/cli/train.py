@@ -232,13 +232,21 @@ def _packed(folder: Path, out: Path, first: bool) -> Path:
 
 
 def _start_from(trainer: Trainer, name: str) -> None:
+    """The weights of a checkpoint, widened where the run's model has more latent channels."""
     from hpcm_codec.checkpoints import load_checkpoint
+    from hpcm_codec.training.widening import widen
 
     checkpoint = load_checkpoint(name)
-    shapes = {key: value.shape for key, value in checkpoint.weights.items()}
-    if shapes != {key: value.shape for key, value in trainer.model.state_dict().items()}:
-        raise UnsupportedError(f"{name} holds the weights of another model", advice="name its preset with --model")
-    trainer.start_from(checkpoint.weights)
+    if checkpoint.config == trainer.config:
+        trainer.start_from(checkpoint.weights)
+        return
+    try:
+        pictures = trainer.pictures.sample(edge=256, batch=16)
+        trainer.start_from(widen(checkpoint.build_model(), trainer.config, pictures).state_dict())
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{name} holds the weights of another model", advice="name its preset with --model"
+        ) from error
 
 
 def _say_first(first: bool, line: str) -> None:

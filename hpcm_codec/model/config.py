@@ -121,7 +121,7 @@ PRESETS: dict[str, ModelConfig] = {
         ModelConfig(name="phase1", cells=_rwkv_at_s3(hidden_rate=4.0)),
         ModelConfig(
             name="phase1-lite",
-            latent_channels=192,
+            latent_channels=256,
             hyper_channels=96,
             transform="patch",
             cells=(

@@ -105,23 +105,12 @@ def _dct_basis(size: int) -> Tensor:
     return basis
 
 
-def initialise_as_block_transform(analysis: RateSequential, synthesis: RateSequential, unit: float) -> None:
-    """Start the patch model as a transform codec: 8×8 DCT of opponent colours, then Haar, lowest frequencies first.
+def haar_pairs() -> Tensor:
+    """All 768 Haar projections of 2×2 blocks of DCT coefficients, 768×192×2×2 in float64, lowest frequencies first.
 
-    The synthesis gets the transpose, so that before training it inverts the analysis up to the frequencies left out.
-    unit: what one unit of an orthonormal coefficient (image in [0, 1]) becomes in the latents; chosen so that a latent
-    is about one quantisation step at the middle rate, the size at which networks learn well.
+    Chrominance counts as `CHROMA_FREQUENCY_FACTOR` times its frequency.
     """
-    colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]], dtype=torch.float64)
-    colours /= colours.norm(dim=1, keepdim=True)
-    dct, haar = _dct_basis(PATCH), _dct_basis(2)
-    # kernel[colour, u, v, rgb, y, x]
-    kernel = torch.einsum("cr,uy,vx->cuvryx", colours, dct, dct).reshape(PATCH_WIDTH, 3, PATCH, PATCH)
-    layers_in = [layer for layer in analysis if isinstance(layer, nn.Conv2d)]
-    layers_out = [layer for layer in synthesis if isinstance(layer, nn.ConvTranspose2d)]
-    project, halve = layers_in
-    double, unproject = layers_out
-
+    haar = _dct_basis(2)
     candidates = []
     for channel in range(PATCH_WIDTH):
         colour, u, v = channel // PATCH**2, channel // PATCH % PATCH, channel % PATCH
@@ -133,10 +122,31 @@ def initialise_as_block_transform(analysis: RateSequential, synthesis: RateSeque
                 column = 2 * v + (b ^ (v & 1))
                 candidates.append(((row**2 + column**2) * weight**2 + (weight - 1) * 4, channel, a, b))
     candidates.sort()
+    pairs = torch.zeros(len(candidates), PATCH_WIDTH, 2, 2, dtype=torch.float64)
+    for output, (_, channel, a, b) in enumerate(candidates):
+        pairs[output, channel] = torch.outer(haar[a], haar[b])
+    return pairs
+
+
+def initialise_as_block_transform(analysis: RateSequential, synthesis: RateSequential, unit: float) -> None:
+    """Start the patch model as a transform codec: 8×8 DCT of opponent colours, then Haar, lowest frequencies first.
+
+    The synthesis gets the transpose, so that before training it inverts the analysis up to the frequencies left out.
+    unit: what one unit of an orthonormal coefficient (image in [0, 1]) becomes in the latents; chosen so that a latent
+    is about one quantisation step at the middle rate, the size at which networks learn well.
+    """
+    colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]], dtype=torch.float64)
+    colours /= colours.norm(dim=1, keepdim=True)
+    dct = _dct_basis(PATCH)
+    # kernel[colour, u, v, rgb, y, x]
+    kernel = torch.einsum("cr,uy,vx->cuvryx", colours, dct, dct).reshape(PATCH_WIDTH, 3, PATCH, PATCH)
+    layers_in = [layer for layer in analysis if isinstance(layer, nn.Conv2d)]
+    layers_out = [layer for layer in synthesis if isinstance(layer, nn.ConvTranspose2d)]
+    project, halve = layers_in
+    double, unproject = layers_out
+
     with torch.no_grad():
-        pair = torch.zeros(halve.out_channels, PATCH_WIDTH, 2, 2, dtype=torch.float64)
-        for output, (_, channel, a, b) in enumerate(candidates[: halve.out_channels]):
-            pair[output, channel] = torch.outer(haar[a], haar[b])
+        pair = haar_pairs()[: halve.out_channels]
         for layer, weights in ((project, kernel), (unproject, kernel), (halve, pair * unit), (double, pair / unit)):
             layer.weight.copy_(weights)
             assert layer.bias is not None

@@ -109,3 +109,7 @@ class PackedPictures:
                     crop = crop.transpose(1, 0, 2)
                 crops.append(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))))
             yield torch.stack(crops)
+
+    def sample(self, edge: int, batch: int) -> Tensor:
+        """The same crops at every call, B×3×edge×edge in [0, 1]."""
+        return next(self.crops(edge, batch, np.random.default_rng(0))).float() / 255

@@ -180,8 +180,7 @@ class Trainer:
         factor = schedule_factor(progress, self.step, self.settings)
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * factor * group["factor"]
-        levels = self.config.rate_levels
-        position = torch.rand(x.shape[0], device=self.device) * (levels - 1)
+        position = self._rate_positions(x.shape[0]).to(self.device)
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.settings.bfloat16 else nullcontext()
         with autocast:
             result = wrapped(x, position)
@@ -202,6 +201,14 @@ class Trainer:
             "gradient_norm": float(norm),
             "learning_rate": self.settings.learning_rate * factor,
         }
+
+    def _rate_positions(self, batch: int) -> Tensor:
+        """Rate positions of this process's crops: each uniform, and one in every equal part of the range over the whole batch.
+
+        With a few crops in a step, independent draws would make the gradient's size a matter of luck.
+        """
+        parts = torch.arange(batch) * self.world + self.rank
+        return (parts + torch.rand(batch)) / (batch * self.world) * (self.config.rate_levels - 1)
 
     def _batches(self, phase: CropPhase) -> Iterator[Tensor]:
         return self.pictures.crops(phase.edge, phase.batch, self.generator)
