@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
 from hpcm_codec.errors import FileError, UnsupportedError
+from hpcm_codec.exact.network import ExactNetwork
+from hpcm_codec.exact.tables import IntegerTables
 from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
@@ -27,13 +30,42 @@ from hpcm_codec.model.hpcm import HPCM
 DEFAULT_MODEL = "phase1-lite"
 FORMAT = "hpcm-checkpoint-1"
 _TABLE_PREFIX = "tables."
+_FRACTION_PREFIX = "exact.fractions."
+_EXACT_TABLE_PREFIX = "exact.tables."
+_NOT_WEIGHTS = (_TABLE_PREFIX, _FRACTION_PREFIX, _EXACT_TABLE_PREFIX)
+
+
+@dataclass(frozen=True)
+class ExactData:
+    """fractions: the units of every activation (see `exact.layers`), int8 each; tables: the stored functions."""
+
+    fractions: dict[str, Tensor]
+    tables: IntegerTables
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a checkpoint holds them."""
+        stored = {_FRACTION_PREFIX + name: value for name, value in self.fractions.items()}
+        return {**stored, **{_EXACT_TABLE_PREFIX + name: value for name, value in vars(self.tables).items()}}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> ExactData | None:
+        """Out of a checkpoint's tensors; None where there is nothing, KeyError where a table is missing."""
+        fractions = _with_prefix(tensors, _FRACTION_PREFIX)
+        stored = _with_prefix(tensors, _EXACT_TABLE_PREFIX)
+        if not fractions and not stored:
+            return None
+        return cls(fractions, IntegerTables(*(stored[field.name] for field in fields(IntegerTables))))
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint: what a Codec needs.
 
-    identity: 8 bytes; training: the record its trainer left.
+    identity: 8 bytes; training: the record its trainer left; exact: what the exact profile needs, None without one.
     """
 
     config: ModelConfig
@@ -41,12 +73,19 @@ class Checkpoint:
     tables: SymbolTables
     identity: bytes
     training: dict[str, Any]
+    exact: ExactData | None = None
 
     def build_model(self) -> HPCM:
         """The network with these weights, in evaluation mode, float32, on the CPU."""
         model = HPCM(self.config)
         model.load_state_dict({name: value.float() for name, value in self.weights.items()})
         return model.eval().requires_grad_(False)
+
+    def build_exact(self, model: HPCM) -> ExactNetwork | None:
+        """The integer layers of the model that `build_model` gave, on its device; None without an exact profile."""
+        if self.exact is None:
+            return None
+        return ExactNetwork(model, self.exact.fractions, self.exact.tables)
 
 
 def identity_of(tensors: dict[str, Tensor]) -> bytes:
@@ -93,8 +132,9 @@ def save_checkpoint(
     weights: dict[str, Tensor],
     training: dict[str, Any],
     tables: SymbolTables | None = None,
+    exact: ExactData | None = None,
 ) -> bytes:
-    """Write weights and tables (None: newly built) to `path`, moved into place; returns the identity."""
+    """Write weights, tables (None: newly built) and the exact profile to `path`, moved into place; returns the identity."""
     tables = tables or build_tables()
     # A copy in plain row-major order: what was trained channels_last has other strides.
     tensors = {
@@ -102,21 +142,39 @@ def save_checkpoint(
     }
     for field in ("cumulative", "sizes", "offsets"):
         tensors[_TABLE_PREFIX + field] = getattr(tables, field)
+    if exact is not None:
+        tensors |= exact.tensors()
     metadata = {"format": FORMAT, "config": config.to_json(), "training": json.dumps(training)}
     write_atomically(path, save(tensors, metadata), overwrite=True)
     return identity_of(tensors)
 
 
-def export_checkpoint(source: str, target: Path, dtype: torch.dtype = torch.float16) -> bytes:
+def export_checkpoint(
+    source: str, target: Path, dtype: torch.dtype = torch.float16, calibration: Sequence[Tensor] | None = None
+) -> bytes:
     """Copy a checkpoint with its weights rounded to `dtype`, for shipping; returns the new identity.
 
     The model then runs on the rounded values everywhere, so encoder and decoder still agree.
+
+    calibration: pictures (1×3×H×W in [0, 1], H and W multiples of 64) to find the units of the exact profile with; the checkpoint then
+                 has one, and its weights are float16. None leaves the exact profile out.
+    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
     """
+    from hpcm_codec.exact.export import calibrate
+    from hpcm_codec.exact.tables import build_tables as build_integer_tables
+
     checkpoint = load_checkpoint(source)
+    if calibration is not None and dtype != torch.float16:
+        raise UnsupportedError("the exact profile's integers are made of float16 weights")
     weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
     if not all(value.isfinite().all() for value in weights.values()):
         raise UnsupportedError(f"{source}: some weights do not fit {dtype}", advice="export with a wider type")
-    return save_checkpoint(target, checkpoint.config, weights, checkpoint.training, checkpoint.tables)
+    exact = None
+    if calibration is not None:
+        rounded = replace(checkpoint, weights=weights, exact=None)
+        exact = ExactData(calibrate(rounded.build_model(), calibration), build_integer_tables())
+        replace(rounded, exact=exact).build_exact(rounded.build_model())  # whether it can be evaluated is told now
+    return save_checkpoint(target, checkpoint.config, weights, checkpoint.training, checkpoint.tables, exact)
 
 
 def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
@@ -148,7 +206,9 @@ def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
     config = ModelConfig.from_json(metadata["config"])
     try:
         tables = SymbolTables(*(tensors[_TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets")))
+        exact = ExactData.from_tensors(tensors)
     except KeyError as error:
         raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TABLE_PREFIX)}
-    return Checkpoint(config, weights, tables, identity_of(tensors), json.loads(metadata.get("training", "{}")))
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
+    training = json.loads(metadata.get("training", "{}"))
+    return Checkpoint(config, weights, tables, identity_of(tensors), training, exact)

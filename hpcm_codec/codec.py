@@ -6,7 +6,7 @@ the context model into four streams, and the container takes the streams. Decodi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from hpcm_codec import container
 from hpcm_codec.checkpoints import DEFAULT_MODEL, Checkpoint, load_checkpoint
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
+from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
@@ -44,10 +45,12 @@ class Encoded:
 class Codec:
     """A loaded model that encodes and decodes pictures. Use one for many pictures: loading is the slow part.
 
-    device: "cpu", "cuda", or "auto" for CUDA where there is one.
+    device:  "cpu", "cuda", or "auto" for CUDA where there is one.
+    profile: how files are encoded: "exact" (probabilities in integers: they decode on every machine), "float", or "auto" for exact
+             where the checkpoint has it. Decoding follows the file.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "auto") -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str = "auto", profile: str = "auto") -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -55,7 +58,15 @@ class Codec:
         self.device = torch.device(device)
         self.identity = checkpoint.identity
         self.config = checkpoint.config
-        self.model = checkpoint.build_model().to(self.device)
+        model = checkpoint.build_model()
+        exact = checkpoint.build_exact(model)
+        self._exact = None if exact is None else exact.to(self.device)
+        if profile == "exact" and exact is None:
+            raise UnsupportedError(
+                "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
+            )
+        self.profile = ("float" if exact is None else "exact") if profile == "auto" else profile
+        self.model = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._tables = CoderTables(checkpoint.tables)
 
@@ -86,24 +97,49 @@ class Codec:
     def encode_analysed(self, picture: Picture, analysed: Tensor, quality: float) -> Encoded:
         """Encode a picture (quality 0 .. 100) whose latents `analyse` has given."""
         header = Header(
-            picture.width, picture.height, round(2 * quality), self.identity, grey=picture.grey, float_profile=True
+            picture.width,
+            picture.height,
+            round(2 * quality),
+            self.identity,
+            grey=picture.grey,
+            float_profile=self.profile == "float",
         )
-        rate = self._rate(header)
         decoded, tiles = torch.empty_like(analysed), []
         for tile in header.grid:
-            streams, decoded_tile = self._encode_tile(analysed[(..., *tile.latents.slices)], rate)
+            streams, decoded_tile = self._encode_tile(analysed[(..., *tile.latents.slices)], header)
             tiles.append(streams)
             decoded[(..., *tile.latents.slices)] = decoded_tile
         data = container.write_stream(HpcmStream(header, tuple(tiles), _extensions_of(picture)))
         return Encoded(data, decoded)
 
-    def _encode_tile(self, latents: Tensor, rate: Tensor) -> tuple[TileStreams, Tensor]:
+    def _encode_tile(self, latents: Tensor, header: Header) -> tuple[TileStreams, Tensor]:
+        rate = self._rate(header)
         log_gain = self.model.latent_log_gain(rate)
         port = EncoderPort(latents if log_gain is None else latents * log_gain.exp(), self._tables)
-        with _context_threads():
-            hyper = port.code_hyper(self.model.hyper_latents(latents, rate), *self.model.hyper_distribution(rate))
-            decoded = self.model.code_latents(hyper, rate, port)
+        hyper = self.model.hyper_latents(latents, rate)
+        decoded = self._walk(header, port, lambda levels, mean: port.code_hyper(hyper, levels, mean))
         return TileStreams(**port.streams(), symbol_check=port.symbol_check), decoded
+
+    def _walk(
+        self, header: Header, port: EncoderPort | DecoderPort, code_hyper: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """The walk over a tile's symbols, encoder's or decoder's, in the file's profile; returns the decoded latents 1×M×h×w.
+
+        code_hyper: exchanges table indexes and means (1×N×1×1) for the hyper-latents' symbols.
+        """
+        if not header.float_profile:
+            if self._exact is None:
+                raise UnsupportedError(
+                    "made in the exact profile, which this model's checkpoint lacks",
+                    advice="decode with the checkpoint it was made with",
+                )
+            levels, mean = self._exact.hyper_distribution(header.quality_code)
+            return self._exact.code_latents(code_hyper(levels, mean), header.quality_code, port)
+        with _context_threads():
+            rate = self._rate(header)
+            scale, mean = self.model.hyper_distribution(rate)
+            hyper = code_hyper(scale_index(scale), mean).to(mean.dtype) + mean
+            return self.model.code_latents(hyper, rate, port)
 
     # -- bytes → image ------------------------------------------------------------------------------------------
 
@@ -125,10 +161,9 @@ class Codec:
             )
         alpha = stream.extensions.get(container.ALPHA)
         decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)
-        rate = self._rate(header)
         latents = self._new_latents(header.grid)
         for tile, streams in zip(header.grid, stream.tiles, strict=True):
-            latents[(..., *tile.latents.slices)] = self._decode_tile(tile, streams, rate)
+            latents[(..., *tile.latents.slices)] = self._decode_tile(tile, streams, header)
         return Picture(
             pixels=self.reconstruct(latents, header),
             alpha=decoded_alpha,
@@ -138,14 +173,12 @@ class Codec:
             notices=tuple(f"shown in part: {problem}" for problem in stream.problems),
         )
 
-    def _decode_tile(self, tile: Tile, streams: TileStreams, rate: Tensor) -> Tensor:
+    def _decode_tile(self, tile: Tile, streams: TileStreams, header: Header) -> Tensor:
         payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
         port = DecoderPort(payloads, self._tables, self.device)
         height, width = (side // LATENTS_PER_UNIT for side in (tile.latents.height, tile.latents.width))
         shape = (1, self.config.hyper_channels, height, width)
-        with _context_threads():
-            hyper = port.code_hyper(shape, *self.model.hyper_distribution(rate))
-            decoded = self.model.code_latents(hyper, rate, port)
+        decoded = self._walk(header, port, lambda levels, _: port.code_hyper(shape, levels))
         if port.complete and port.symbol_check != streams.symbol_check:
             raise CorruptStreamError(
                 f"tile {tile.index} does not decode to what its encoder coded: the arithmetic of this machine or of its "
@@ -232,6 +265,6 @@ def _extensions_of(picture: Picture) -> dict[int, bytes]:
     return {kind: payload for kind, payload in parts.items() if payload is not None}
 
 
-def load_codec(model: str = DEFAULT_MODEL, device: str = "auto") -> Codec:
-    """A Codec for a checkpoint given by name or path."""
-    return Codec(load_checkpoint(model), device)
+def load_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto") -> Codec:
+    """A Codec for a checkpoint given by name or path; device and profile as `Codec` takes them."""
+    return Codec(load_checkpoint(model), device, profile)

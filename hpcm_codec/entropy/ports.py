@@ -18,8 +18,8 @@ from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
 
 
-def _table_indexes(scale: Tensor) -> NDArray[np.int32]:
-    return scale_index(scale).flatten().cpu().numpy()
+def _table_indexes(levels: Tensor) -> NDArray[np.int32]:
+    return levels.to(torch.int32).flatten().cpu().numpy()
 
 
 class EncoderPort:
@@ -35,22 +35,26 @@ class EncoderPort:
         self._scale_name = "hyper"
         self.symbol_check = SYMBOL_CHECK_START
 
-    def code_hyper(self, hyper: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
-        """Code the hyper-latents 1×N×h×w under scale and mean (1×N×1×1); returns them rounded."""
-        return self._code(hyper - mean, scale.expand_as(hyper)) + mean
+    def code_hyper(self, hyper: Tensor, levels: Tensor, mean: Tensor) -> Tensor:
+        """Code the hyper-latents 1×N×h×w under table indexes and means (1×N×1×1); returns their symbols, int32."""
+        return self._code(hyper - mean, levels.expand(hyper.shape))
 
     def begin(self, scale: Scale) -> None:
         self._scale_name = scale.name
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        return self._code(step.take(self._planes[self._scale_name]) - mean, scale) + mean
+        return self.exchange_levels(step, scale_index(scale), mean).to(mean.dtype) + mean
 
-    def _code(self, residual: Tensor, scale: Tensor) -> Tensor:
-        rounded = residual.round()
-        symbols = rounded.flatten().to(torch.int32).cpu().numpy()
+    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
+        residual = step.take(self._planes[self._scale_name]) - mean.reshape(1, -1)
+        return self._code(residual, levels).reshape(mean.shape)
+
+    def _code(self, residual: Tensor, levels: Tensor) -> Tensor:
+        rounded = residual.round().to(torch.int32)
+        symbols = rounded.flatten().cpu().numpy()
         if self._scale_name not in self._encoders:
             self._encoders[self._scale_name] = RangeEncoder(self._tables)
-        self._encoders[self._scale_name].encode(symbols, _table_indexes(scale))
+        self._encoders[self._scale_name].encode(symbols, _table_indexes(levels))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
         return rounded
 
@@ -75,16 +79,19 @@ class DecoderPort:
         self._decoder: RangeDecoder | None = None
         self.symbol_check = SYMBOL_CHECK_START
 
-    def code_hyper(self, shape: tuple[int, ...], scale: Tensor, mean: Tensor) -> Tensor:
-        """The hyper-latents of that shape 1×N×h×w, under scale and mean (1×N×1×1)."""
+    def code_hyper(self, shape: tuple[int, ...], levels: Tensor) -> Tensor:
+        """The symbols (int32) of hyper-latents of that shape 1×N×h×w, under table indexes (1×N×1×1)."""
         self._open("hyper")
-        return self._read(scale.expand(shape)) + mean
+        return self._read(levels.expand(shape))
 
     def begin(self, scale: Scale) -> None:
         self._open(scale.name)
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        return self._read(scale) + mean
+        return self.exchange_levels(step, scale_index(scale), mean).to(mean.dtype) + mean
+
+    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
+        return self._read(levels)
 
     def _open(self, name: str) -> None:
         self._decoder = None
@@ -92,13 +99,13 @@ class DecoderPort:
         # A finer scale is coded on top of the coarser ones: without those it cannot be read.
         self.complete = self.complete and self._stream is not None
 
-    def _read(self, scale: Tensor) -> Tensor:
+    def _read(self, levels: Tensor) -> Tensor:
         if not self.complete:
-            return torch.zeros_like(scale)
+            return torch.zeros_like(levels, dtype=torch.int32)
         assert self._stream is not None
         if self._decoder is None:
             # No scale has more than 8 steps of this size.
-            self._decoder = RangeDecoder(self._tables, self._stream, most=schedule.GROUPS * scale.numel())
-        symbols = self._decoder.decode(_table_indexes(scale))
+            self._decoder = RangeDecoder(self._tables, self._stream, most=schedule.GROUPS * levels.numel())
+        symbols = self._decoder.decode(_table_indexes(levels))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
-        return torch.from_numpy(symbols).to(self._device, scale.dtype).reshape(scale.shape)
+        return torch.from_numpy(symbols).to(self._device).reshape(levels.shape)

@@ -1,6 +1,6 @@
 """The walk over the coding steps: the one place where probabilities are decided, for encoder, decoder and estimator.
 
-`ContextModel.code_latents` goes through the 11 steps once. At each step it knows the scales and means of the step's
+`walk` goes through the 11 steps once, in whatever arithmetic it is given. At each step it knows the scales and means of the step's
 latents and asks a *symbol port* to exchange them for decoded latents: the encoder's port quantises the true latents
 and codes them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
 Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`.
@@ -9,6 +9,7 @@ Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol, cast
 
@@ -22,6 +23,8 @@ from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
 
+Planes = tuple[Tensor, Tensor, Tensor]
+
 
 class SymbolPort(Protocol):
     """One end of the entropy coder, as the walk sees it."""
@@ -34,6 +37,74 @@ class SymbolPort(Protocol):
 
         scale, mean: B×n, of the latents in units of the quantisation step; scale within [0.12, 64].
         """
+
+
+class Arithmetic(Protocol):
+    """What the walk computes with: the layers in floating point (`ContextModel`) or in integers (`exact.network`).
+
+    Planes are (…, C, h, w). Scales are numbered 0, 1, 2 for s1, s2, s3; `step` counts a scale's steps that have an adaptor.
+    """
+
+    def no_latents(self, context: Tensor) -> Tensor:
+        """A plane of M channels of zeros, as large as the context's."""
+
+    def enter(self, scale: int, context: Tensor) -> Tensor:
+        """The network between two scales, on the context brought to the finer one."""
+
+    def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
+        """Scales and means of a step's latents, from the context and the latents decoded so far."""
+
+    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
+        """The latents with those of the step decoded."""
+
+    def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
+        """The context for the next step."""
+
+
+def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale], None]) -> Tensor:
+    """Go through all coding steps; returns the decoded latents (…, M, h, w).
+
+    planes: the hyperprior's parameters on s1, s2 and s3 (see `hyper_planes`); begin: told each scale before its first step.
+    """
+    context = planes[0]
+    latents = arithmetic.no_latents(context)
+    scales = schedule.scales(latents.shape[-3])
+    for number, scale in enumerate(scales):
+        begin(scale)
+        if number > 0:
+            inside = scales[number - 1].inside
+            assert inside is not None
+            context = arithmetic.enter(number, _refine(inside, context, planes[number]))
+            latents = inside.place(latents, arithmetic.no_latents(context))
+        first = 1 if number == 0 else 0
+        if first:
+            # The very first step has its parameters from the hyperprior.
+            latents = arithmetic.code(scale.steps[0], context, latents)
+        for index, step in enumerate(scale.steps[first:]):
+            params = arithmetic.parameters(number, index, context, latents)
+            latents = arithmetic.code(step, params, latents)
+            if step is not scales[-1].steps[-1]:
+                context = arithmetic.carry(number, params, context)
+    return latents
+
+
+def _refine(inside: Lattice, coarse: Tensor, fine: Tensor) -> Tensor:
+    """Scatter a coarser context into the finer plane of parameters."""
+    halves = (2, coarse.shape[-3] // 2)
+    placed = inside.place(coarse.unflatten(-3, halves), fine.unflatten(-3, halves).to(coarse.dtype))
+    return placed.flatten(-4, -3)
+
+
+def hyper_planes(hyper_params: Tensor, latent_channels: int, gather: str = "aligned") -> Planes:
+    """The hyperprior's parameters (…, 2M, h, w) on the planes of s1, s2 and s3."""
+    s1, s2, _ = schedule.scales(latent_channels)
+    assert s1.inside is not None and s2.inside is not None
+    full = hyper_params.unflatten(-3, (2, latent_channels))
+    on_s2 = s2.inside.take(full)
+    on_s1 = s1.inside.take(on_s2)
+    if gather == "published":
+        on_s2 = published_s2_gather(full, on_s2)
+    return on_s1.flatten(-4, -3), on_s2.flatten(-4, -3), hyper_params
 
 
 class ContextModel(nn.Module):
@@ -74,29 +145,8 @@ class ContextModel(nn.Module):
         rate:         level weights B×L.
         log_gain:     B×M×1×1, natural logarithm of quantisation steps per unit of latent; None means 0 (fixed rate).
         """
-        planes = self._hyper_planes(hyper_params)
-        context = planes[0]
-        latents = context.new_zeros(context.shape[0], self.latent_channels, *context.shape[-2:])
-        scales = schedule.scales(self.latent_channels)
-        for number, scale in enumerate(scales):
-            port.begin(scale)
-            if number > 0:
-                inside = scales[number - 1].inside
-                assert inside is not None
-                context = self._refine(inside, context, planes[number])
-                context = self.context_nets[number - 1](context)
-                latents = inside.place(latents, latents.new_zeros(*latents.shape[:2], *context.shape[-2:]))
-            first = 1 if number == 0 else 0
-            if first:
-                latents = self._code_step(scale.steps[0], context, latents, port, log_gain)
-            prior = self.prior_s3 if number == 2 else self.prior_s12
-            for index, step in enumerate(scale.steps[first:]):
-                adaptor = cast(StepAdaptor, cast(nn.ModuleList, self.adaptors[number])[index])
-                params = prior(adaptor(context, latents), adaptor.gain(rate), context, rate)
-                latents = self._code_step(step, params, latents, port, log_gain)
-                if step is not scales[-1].steps[-1]:
-                    context = self.cells[number](params, context)
-        return latents
+        planes = hyper_planes(hyper_params, self.latent_channels, self.hyper_gather)
+        return walk(_AtRate(self, port, rate, log_gain), planes, port.begin)
 
     def _code_step(
         self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort, log_gain: Tensor | None
@@ -116,21 +166,29 @@ class ContextModel(nn.Module):
             decoded = decoded * (-log_gain).exp()
         return latents + decoded
 
-    def _refine(self, inside: Lattice, coarse: Tensor, fine: Tensor) -> Tensor:
-        """Scatter a coarser context into the finer plane of parameters."""
-        halves = (2, self.latent_channels)
-        return inside.place(coarse.unflatten(1, halves), fine.unflatten(1, halves).to(coarse.dtype)).flatten(1, 2)
 
-    def _hyper_planes(self, hyper_params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The hyperprior's parameters on the planes of s1, s2 and s3."""
-        s1, s2, _ = schedule.scales(self.latent_channels)
-        assert s1.inside is not None and s2.inside is not None
-        full = hyper_params.unflatten(1, (2, self.latent_channels))
-        on_s2 = s2.inside.take(full)
-        on_s1 = s1.inside.take(on_s2)
-        if self.hyper_gather == "published":
-            on_s2 = published_s2_gather(full, on_s2)
-        return on_s1.flatten(1, 2), on_s2.flatten(1, 2), hyper_params
+class _AtRate:
+    """The network's arithmetic in floating point, at one rate and with one port."""
+
+    def __init__(self, network: ContextModel, port: SymbolPort, rate: Tensor, log_gain: Tensor | None) -> None:
+        self._network, self._port, self._rate, self._log_gain = network, port, rate, log_gain
+
+    def no_latents(self, context: Tensor) -> Tensor:
+        return context.new_zeros(context.shape[0], self._network.latent_channels, *context.shape[-2:])
+
+    def enter(self, scale: int, context: Tensor) -> Tensor:
+        return self._network.context_nets[scale - 1](context)
+
+    def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
+        adaptor = cast(StepAdaptor, cast(nn.ModuleList, self._network.adaptors[scale])[step])
+        prior = self._network.prior_s3 if scale == 2 else self._network.prior_s12
+        return prior(adaptor(context, latents), adaptor.gain(self._rate), context, self._rate)
+
+    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
+        return self._network._code_step(step, params, latents, self._port, self._log_gain)
+
+    def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
+        return self._network.cells[scale](params, context)
 
 
 # What the published code leaves out of the 4×4 cell for the groups 0..7 when it gathers the hyperprior for s2.

@@ -1,0 +1,93 @@
+"""Integer layers from trained ones: how float16 weights become int16, and which activations are in which units.
+
+An activation of channel c with `fraction` f_c stands for its integer times 2^-f_c. Fractions may differ from channel to channel wherever
+channels meet in weighted sums only: the weights take up the difference. A row of weights is multiplied by the largest power of two with
+which its accumulator cannot overflow (the contract of `ops.integer`). Weights are float16, so all of this is exact in
+float64 arithmetic (scaling by powers of two, rounding to integers, sums of integers): every machine makes the same integers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.ops.integer import FACTOR_SHIFT, LIMIT, NORM_SHIFT, DepthwiseWeights, LinearWeights, NormWeights
+
+LARGEST_SHIFT = 30
+_LARGEST_SUM = 2**31 - 1
+_LARGEST_WEIGHT = 2**15 - 1
+
+
+def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows N×K (float64, in units of the integer inputs) → int16 rows, int32 bias, int32 shifts."""
+    largest = LIMIT * rows.abs().sum(dim=1) + bias.abs()
+    shift = torch.full_like(fraction_out, LARGEST_SHIFT)
+    for _ in range(LARGEST_SHIFT + 1):
+        factor = torch.ldexp(torch.ones_like(largest), shift + fraction_out)
+        integer = (rows * factor[:, None]).round()
+        sums = (
+            LIMIT * integer.abs().sum(dim=1)
+            + (bias * factor).round().abs()
+            + torch.ldexp(torch.ones_like(largest), shift - 1)
+        )
+        too_large = (sums > _LARGEST_SUM) | (integer.abs().amax(dim=1) > _LARGEST_WEIGHT)
+        if not too_large.any():
+            return integer.to(torch.int16), (bias * factor).round().to(torch.int32), shift.to(torch.int32)
+        if (too_large & (shift == 0)).any():
+            break
+        shift = shift - too_large.to(shift.dtype)
+    raise UnsupportedError(
+        f"the weights of {name} are too large for integer arithmetic", advice="use the float profile"
+    )
+
+
+def integer_linear(
+    weight: Tensor, bias: Tensor | None, fraction_in: Tensor, fraction_out: Tensor, name: str
+) -> LinearWeights:
+    """weight: N×K (or N×K×1×1); fraction_in: int K; fraction_out: int N. Raises UnsupportedError when it cannot be done."""
+    rows = torch.ldexp(weight.double().reshape(weight.shape[0], -1), -fraction_in[None])
+    zeros = torch.zeros(rows.shape[0], dtype=torch.float64)
+    return LinearWeights(*_rows_to_integers(rows, zeros if bias is None else bias.double(), fraction_out, name))
+
+
+def integer_depthwise(
+    kernel: Tensor, bias: Tensor | None, fraction_in: Tensor, fraction_out: Tensor, name: str
+) -> DepthwiseWeights:
+    """kernel: C×1×k×k; fractions: int C."""
+    channels, _, size, _ = kernel.shape
+    rows = torch.ldexp(kernel.double().reshape(channels, -1), -fraction_in[:, None])
+    zeros = torch.zeros(channels, dtype=torch.float64)
+    taps, offset, shift = _rows_to_integers(rows, zeros if bias is None else bias.double(), fraction_out, name)
+    return DepthwiseWeights(taps.T.reshape(size, size, channels).contiguous(), offset, shift)
+
+
+def integer_norm(weight: Tensor, bias: Tensor, epsilon: float, fraction_in: int, fraction_out: Tensor) -> NormWeights:
+    """weight, bias: C; fraction_in: of all input channels; fraction_out: int C."""
+    shift = 16  # of n · gamma, with n below 2^12 · √C
+    channels = weight.shape[0]
+    gamma = torch.ldexp(weight.double(), fraction_out + (shift - NORM_SHIFT)).round()
+    beta = torch.ldexp(bias.double(), fraction_out + shift).round()
+    limit = 2**40  # far from overflow of int64; int32 tensors hold what fits
+    if gamma.abs().max() >= 2**31 or beta.abs().max() >= min(limit, 2**31):
+        raise UnsupportedError("the weights of a layer norm are too large for integer arithmetic")
+    units = max(1, round(epsilon * channels**2 * 2.0 ** (2 * fraction_in)))
+    return NormWeights(gamma.to(torch.int32), beta.to(torch.int32), shift, units)
+
+
+def integer_factor(values: Tensor, name: str) -> Tensor:
+    """Factors in units of 2^-12, int32 of the values' shape; raises UnsupportedError when one does not fit int16."""
+    integer = torch.ldexp(values.double(), torch.tensor(FACTOR_SHIFT)).round()
+    if integer.abs().max() > _LARGEST_WEIGHT:
+        raise UnsupportedError(
+            f"a factor of {name} is too large for integer arithmetic", advice="use the float profile"
+        )
+    return integer.to(torch.int32)
+
+
+def interpolated(levels: Tensor, quality_code: int) -> Tensor:
+    """Integer level values L×C at a quality code 0 … 200: floor((a·(200 − r) + b·r + 100) / 200), int64 C."""
+    last = levels.shape[0] - 1
+    level, rest = divmod(quality_code * last, 200)
+    a, b = levels[level].long(), levels[min(level + 1, last)].long()
+    return torch.div(a * (200 - rest) + b * rest + 100, 200, rounding_mode="floor")
