@@ -20,7 +20,12 @@ ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
 def encode(
-    image: ImageLike, quality: float = DEFAULT_QUALITY, model: str = DEFAULT_MODEL, *, device: str = "auto"
+    image: ImageLike,
+    quality: float = DEFAULT_QUALITY,
+    model: str = DEFAULT_MODEL,
+    *,
+    device: str = "auto",
+    profile: str = "auto",
 ) -> bytes:
     """An image as the bytes of a .hpcm file.
 
@@ -28,9 +33,10 @@ def encode(
     quality: 0 (smallest) to 100.
     model:   a checkpoint's name or path.
     device:  "cpu", "cuda", or "auto" for CUDA where there is one.
+    profile: "exact" (the file decodes on every machine), "float", or "auto" for exact where the checkpoint has it.
     Raises HpcmError: FileError for what cannot be read, UsageError for arguments that make no sense.
     """
-    return kept_codec(model, device).encode(as_picture(image), quality)
+    return kept_codec(model, device, profile).encode(as_picture(image), quality)
 
 
 def decode(
@@ -65,9 +71,9 @@ def as_picture(image: ImageLike) -> Picture:
 
 
 @cache
-def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto") -> Codec:
+def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto") -> Codec:
     """The codec of a model on a device, loaded at the first call and kept."""
-    return load_codec(model, device)
+    return load_codec(model, device, profile)
 
 
 def codec_for(

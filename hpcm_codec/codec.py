@@ -6,6 +6,7 @@ the context model into four streams, and the container takes the streams. Decodi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,14 +152,8 @@ class Codec:
                  arrived of a tile's scales takes the values that the model predicts.
         Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format.
         """
-        stream = container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial)
+        stream = self._parse(data, max_pixels, partial)
         header = stream.header
-        self._refuse_too_large(header, max_pixels)
-        if header.checkpoint_id != self.identity:
-            raise UnsupportedError(
-                f"made with the model {header.checkpoint_id.hex()}, but the one loaded is {self.identity.hex()}",
-                advice="decode with --model naming the checkpoint it was made with",
-            )
         alpha = stream.extensions.get(container.ALPHA)
         decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)
         latents = self._new_latents(header.grid)
@@ -173,18 +168,52 @@ class Codec:
             notices=tuple(f"shown in part: {problem}" for problem in stream.problems),
         )
 
-    def _decode_tile(self, tile: Tile, streams: TileStreams, header: Header) -> Tensor:
+    @torch.inference_mode()
+    def symbol_digest(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> str:
+        """SHA-256 (hexadecimal) over all symbols of a file, int32 little-endian in coding order: what two machines must agree on.
+
+        Raises as `decode`.
+        """
+        digest = hashlib.sha256()
+        stream = self._parse(data, max_pixels, partial=False)
+        for tile, streams in zip(stream.header.grid, stream.tiles, strict=True):
+            self._decode_tile(
+                tile, streams, stream.header, lambda symbols: digest.update(symbols.astype("<i4").tobytes())
+            )
+        return digest.hexdigest()
+
+    def _parse(self, data: bytes, max_pixels: int, partial: bool) -> HpcmStream:
+        """The parts of a file that this model has made; raises as `decode`."""
+        stream = container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial)
+        self._refuse_too_large(stream.header, max_pixels)
+        made_with = stream.header.checkpoint_id
+        if made_with != self.identity:
+            raise UnsupportedError(
+                f"made with the model {made_with.hex()}, but the one loaded is {self.identity.hex()}",
+                advice="decode with --model naming the checkpoint it was made with",
+            )
+        return stream
+
+    def _decode_tile(
+        self,
+        tile: Tile,
+        streams: TileStreams,
+        header: Header,
+        record: Callable[[NDArray[np.int32]], None] | None = None,
+    ) -> Tensor:
         payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
-        port = DecoderPort(payloads, self._tables, self.device)
+        port = DecoderPort(payloads, self._tables, self.device, record)
         height, width = (side // LATENTS_PER_UNIT for side in (tile.latents.height, tile.latents.width))
         shape = (1, self.config.hyper_channels, height, width)
         decoded = self._walk(header, port, lambda levels, _: port.code_hyper(shape, levels))
         if port.complete and port.symbol_check != streams.symbol_check:
-            raise CorruptStreamError(
-                f"tile {tile.index} does not decode to what its encoder coded: the arithmetic of this machine or of its "
-                "libraries differs from the encoder's",
-                advice="decode it on the machine that made it (see docs/bitstream.md, profiles)",
-            )
+            reason = f"tile {tile.index} does not decode to what its encoder coded"
+            if header.float_profile:
+                raise CorruptStreamError(
+                    f"{reason}: the arithmetic of this machine or of its libraries differs from the encoder's",
+                    advice="it is of the float profile: decode it on the machine that made it",
+                )
+            raise CorruptStreamError(reason, advice="run `hpcm doctor --selftest`; if that passes, get the file again")
         return decoded
 
     # -- latents → pixels ---------------------------------------------------------------------------------------

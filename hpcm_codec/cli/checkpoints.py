@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hpcm_codec.cli import options
+from hpcm_codec.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CALIBRATION_EDGE = 256
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -66,13 +73,46 @@ def verify_command(names: tuple[str, ...]) -> None:
 @click.argument("source", metavar="NAME|PATH")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Type of the weights.")
+@click.option(
+    "--exact", is_flag=True, help="With an exact profile: files then decode on every machine. Needs --calibrate."
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER|PACK",
+    help="Pictures to find the integers' units with.",
+)
+@click.option(
+    "--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many of them, cut to 256×256."
+)
 @click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
-def export_command(source: str, output: Path, dtype: str, force: bool) -> None:
+def export_command(
+    source: str, output: Path, dtype: str, exact: bool, calibrate: Path | None, pictures: int, force: bool
+) -> None:
     """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity."""
     import torch
 
     from hpcm_codec.checkpoints import export_checkpoint
 
+    if exact != (calibrate is not None):
+        raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")
     options.refuse_existing(output, force)
-    identity = export_checkpoint(source, output, getattr(torch, dtype))
+    calibration = None if calibrate is None else _calibration(calibrate, pictures)
+    identity = export_checkpoint(source, output, getattr(torch, dtype), calibration)
     click.echo(f"{output}: {output.stat().st_size} bytes, identity {identity.hex()}")
+
+
+def _calibration(source: Path, count: int) -> list[Tensor]:
+    """Crops of pictures of a folder, or of a file that `hpcm train pack` made, the same at every call: 1×3×256×256 each, in [0, 1]."""
+    import tempfile
+
+    from hpcm_codec.training.data import PackedPictures, pack_pictures
+
+    if not source.exists():
+        raise FileError("no such file or directory", file=source, advice="check the path")
+    if source.is_file():
+        return list(PackedPictures(source).sample(CALIBRATION_EDGE, count).split(1))
+    with tempfile.TemporaryDirectory() as folder:
+        pack = Path(folder) / "pictures.pack"
+        pack_pictures(source, pack, CALIBRATION_EDGE)
+        return list(PackedPictures(pack).sample(CALIBRATION_EDGE, count).split(1))

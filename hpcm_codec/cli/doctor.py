@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from hpcm_codec.cli import options
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.version import __version__
 
@@ -17,13 +18,18 @@ PACKAGES = ("torch", "numpy", "pillow", "safetensors", "compressai", "click", "r
 
 @click.command("doctor")
 @click.option("--build", is_flag=True, help="Compile what can be compiled now, even where that has failed before.")
+@click.option("--selftest", is_flag=True, help="Decode the golden files: can this machine exchange files with others?")
+@click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where --selftest runs.")
 @click.option("--json", is_flag=True, help="JSON on stdout.")
-def command(build: bool, json: bool) -> int:
+def command(build: bool, selftest: bool, device: str, json: bool) -> int:
     """Check the installation, and say what to do about what is missing.
 
-    The exit status is 1 when something is missing without which pictures cannot be coded.
+    The exit status is 1 when something is missing without which pictures cannot be coded, or when --selftest fails.
     """
+    options.check_device(device)
     found = examine(build)
+    if selftest and not found["problems"]:
+        found["selftest"] = _selftest(device, found["problems"])
     click.echo(json_module.dumps(found, indent=1)) if json else _print(found)
     return 1 if found["problems"] else 0
 
@@ -122,6 +128,24 @@ def _checkpoints(problems: list[str]) -> dict[str, str]:
     return found
 
 
+def _selftest(device: str, problems: list[str]) -> str:
+    """Decode every golden file with the default model; the symbols must be those of the machine that made them."""
+    from hpcm_codec.codec import load_codec
+    from hpcm_codec.selftest import run_selftest
+
+    try:
+        codec = load_codec(device=device)
+        result = run_selftest(codec)
+    except HpcmError as error:
+        problems.append(f"the self-test did not run: {error}")
+        return "did not run"
+    problems.extend(result.failures)
+    if result.passed:
+        return f"passed: {result.files} golden files gave the same symbols as elsewhere, in {result.seconds:g} s on {codec.device}"
+    problems.append("this machine does not read what others write: please report it, with what `hpcm doctor` prints")
+    return f"FAILED: {len(result.failures)} of {result.files} golden files, on {codec.device}"
+
+
 def _print(found: dict[str, Any]) -> None:
     for topic, value in found.items():
         if topic in ("problems", "hints"):
@@ -139,4 +163,5 @@ def _print(found: dict[str, Any]) -> None:
     for problem in found["problems"]:
         click.echo(f"PROBLEM: {problem}")
     if not found["problems"]:
-        click.echo("Ready: pictures can be encoded and decoded.")
+        exchanged = ", and files can be exchanged with other machines" if "selftest" in found else ""
+        click.echo(f"Ready: pictures can be encoded and decoded{exchanged}.")

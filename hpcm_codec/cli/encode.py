@@ -54,6 +54,7 @@ PICTURE_EXTENSIONS = {
 @click.option("--bpp", type=float, metavar="BITS", help="The same in bits per pixel.")
 @click.option("--psnr", type=float, metavar="DB", help="The smallest file of at least this fidelity, instead of -q.")
 @options.model("The checkpoint.  [default: phase1-lite]")
+@options.profile
 @click.option("--strip", is_flag=True, help="Leave out EXIF and XMP. The ICC profile stays: colours depend on it.")
 @options.max_pixels
 @options.running
@@ -66,6 +67,7 @@ def command(
     bpp: float | None,
     psnr: float | None,
     model: str | None,
+    profile: str,
     strip: bool,
     max_pixels: int | None,
     device: str,
@@ -92,7 +94,7 @@ def command(
         if strip:
             picture = replace(picture, exif=None, xmp=None)
         with batch.for_all_jobs():
-            codec = options.load_codec(model, device, threads)
+            codec = options.load_codec(model, device, threads, profile)
         data, facts = aim(codec, picture)
         batch.write_output(job, data, force)
         rate = 8 * len(data) / (picture.width * picture.height)
@@ -109,6 +111,7 @@ def command(
                 "bpp": round(rate, 5),
                 "ratio": round(ratio, 5),
                 "model": codec.identity.hex(),
+                "profile": codec.profile,
             },
             picture.notices,
         )

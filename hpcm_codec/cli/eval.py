@@ -48,6 +48,7 @@ def parse_qualities(text: str) -> tuple[float, ...]:
 @click.option("--codec", "kind", type=click.Choice(CODECS), default="hpcm", show_default=True, help="What to measure.")
 @click.option("-q", "--qualities", metavar="Q,Q,…", help="Qualities, 0 to 100.  [default: 8 over the whole range]")
 @click.option("--model", metavar="NAME|PATH", help="The checkpoint.  [default: phase1-lite]")
+@options.profile
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the model runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: torch's choice]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's folder lies.")
@@ -63,6 +64,7 @@ def command(
     kind: str,
     qualities: str | None,
     model: str | None,
+    profile: str,
     device: str,
     threads: int | None,
     data_dir: Path | None,
@@ -96,7 +98,7 @@ def command(
     options.refuse_existing(output, force)
     anchor_curves = [bjontegaard.read_curve(anchor, metric) for anchor in anchors]
     pictures = find_dataset(dataset, data_dir, lambda line: click.echo(line, err=True)).first(limit)
-    codec, described = _load(kind, model, device, threads, chosen)
+    codec, described = _load(kind, model, device, threads, chosen, profile)
 
     rows = _evaluate_with_progress(codec, pictures, chosen, verify)
 
@@ -123,7 +125,7 @@ def command(
 
 
 def _load(
-    kind: str, model: str | None, device: str, threads: int | None, qualities: Sequence[float]
+    kind: str, model: str | None, device: str, threads: int | None, qualities: Sequence[float], profile: str
 ) -> tuple[PictureCodec, dict[str, Any]]:
     """The codec, and what the results file says about it: name, description, machine and, for ours, checkpoint."""
     from hpcm_codec.evaluation.codecs import PillowCodec
@@ -144,13 +146,13 @@ def _load(
     if threads is not None:
         torch.set_num_threads(threads)
     model = model or DEFAULT_MODEL
-    codec = load_codec(model, device)
+    codec = load_codec(model, device, profile)
     name = Path(model).stem if model.endswith(".safetensors") else model
     return codec, {
         "name": f"hpcm {name}",
-        "description": f"hpcm-codec, model {name}, checkpoint {codec.identity.hex()}",
+        "description": f"hpcm-codec, model {name}, checkpoint {codec.identity.hex()}, {codec.profile} profile",
         "machine": describe_machine(str(codec.device)),
-        "checkpoint": {"model": name, "identity": codec.identity.hex()},
+        "checkpoint": {"model": name, "identity": codec.identity.hex(), "profile": codec.profile},
     }
 
 

@@ -73,7 +73,7 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "height": header.height,
         "components": 1 if header.grey else 3,
         "quality": header.quality,
-        "profile": "float" if header.float_profile else "integer",
+        "profile": "float" if header.float_profile else "exact",
         "checkpoint": {"identity": header.checkpoint_id.hex(), "shipped_as": shipped_name(header.checkpoint_id)},
         "tiles": {
             "count": len(grid),
@@ -99,7 +99,7 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     colour = "grey" if described["components"] == 1 else "colour"
     profile = {
         "float": "floating point: decodes for certain on the machine that made it",
-        "integer": "integer: decodes the same everywhere",
+        "exact": "integers: decodes the same on every machine",
     }
     click.echo(f"{name}: .hpcm, format version {described['format_version']}")
     click.echo(f"  picture     {described['width']}×{described['height']}, {colour}")

@@ -56,6 +56,15 @@ def check_quality(quality: float) -> None:
         raise UsageError(f"quality {quality:g} is not between 0 and 100")
 
 
+profile = click.option(
+    "--profile",
+    type=click.Choice(("auto", "exact", "float")),
+    default="auto",
+    show_default=True,
+    help="exact: decodes on every machine; float: for research; auto: exact where the model has it.",
+)
+
+
 def check_json(json: bool, output: str | None) -> None:
     """Raise UsageError when JSON lines and a picture would share stdout."""
     if json and output == STDIO:
@@ -78,14 +87,14 @@ def set_threads(threads: int | None) -> None:
             torch.set_num_threads(threads)
 
 
-def load_codec(name: str | None, device: str, threads: int | None) -> Codec:
+def load_codec(name: str | None, device: str, threads: int | None, profile: str = "auto") -> Codec:
     """The codec of a model (None: the default one), loaded once."""
     check_device(device)
     from hpcm_codec.api import kept_codec
     from hpcm_codec.checkpoints import DEFAULT_MODEL
 
     set_threads(threads)
-    return kept_codec(name or DEFAULT_MODEL, device)
+    return kept_codec(name or DEFAULT_MODEL, device, profile)
 
 
 def load_codec_for(data: bytes, device: str, threads: int | None, limit: int) -> Codec:

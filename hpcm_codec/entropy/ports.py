@@ -6,6 +6,8 @@ into table indexes and residuals into symbols, and keep the tile's symbol check 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -68,14 +70,23 @@ class DecoderPort:
 
     From the first stream that is None on, every latent takes its predicted mean: a coarser picture of what has arrived.
     `complete` says whether that was never needed; only then can the symbol check be tested.
+
+    record: given every run of symbols (int32) that is read, in coding order.
     """
 
-    def __init__(self, streams: dict[str, bytes | None], tables: CoderTables, device: torch.device) -> None:
+    def __init__(
+        self,
+        streams: dict[str, bytes | None],
+        tables: CoderTables,
+        device: torch.device,
+        record: Callable[[NDArray[np.int32]], None] | None = None,
+    ) -> None:
         self._streams = streams
         self._stream: bytes | None = None
         self.complete = True
         self._tables = tables
         self._device = device
+        self._record = record
         self._decoder: RangeDecoder | None = None
         self.symbol_check = SYMBOL_CHECK_START
 
@@ -108,4 +119,6 @@ class DecoderPort:
             self._decoder = RangeDecoder(self._tables, self._stream, most=schedule.GROUPS * levels.numel())
         symbols = self._decoder.decode(_table_indexes(levels))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
+        if self._record is not None:
+            self._record(symbols)
         return torch.from_numpy(symbols).to(self._device).reshape(levels.shape)

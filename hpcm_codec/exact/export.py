@@ -19,7 +19,7 @@ from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.ops.integer import LIMIT
 
-MARGIN = 1.5  # of the range over what the calibration pictures need
+MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
 SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
 LARGEST_LATENT_FRACTION = 9
 
