@@ -46,7 +46,14 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
-    wanted = {"checkpoints/phase1-lite.safetensors", "csrc/biwkv4.h", "csrc/biwkv4_cpu.cpp", "py.typed", "cli/main.py"}
+    wanted = {
+        "checkpoints/phase1-lite.safetensors",
+        "csrc/biwkv4.h",
+        "csrc/biwkv4_cpu.cpp",
+        "csrc/integer.h",
+        "py.typed",
+        "cli/main.py",
+    }
     assert {f"hpcm_codec/{name}" for name in wanted} <= names
     assert not [name for name in names if name.startswith(("tests/", "checkpoints/", "csrc/"))]
     # as an installed program would, away from the checkout

@@ -15,13 +15,11 @@ for tensors on its device.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hpcm_codec.errors import UsageError
 from hpcm_codec.ops import build, native, scan
 
 PARAMETER_TYPES = (torch.float32, torch.float64)
@@ -52,20 +50,12 @@ def biwkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def choose_backend(device: torch.device, arithmetic: torch.dtype) -> str:
     """'torch', 'cpp' or 'cuda' for tensors on `device`; the last two are loaded. Raises as `biwkv4` does."""
-    setting = os.environ.get("HPCM_OPS") or "auto"
-    if setting not in ("auto", "torch", "cpp", "cuda"):
-        raise UsageError(f"HPCM_OPS={setting} means nothing", advice="use auto, torch, cpp or cuda")
     by_device: dict[str, build.Backend] = {"cpu": "cpp", "cuda": "cuda"}
     wanted = by_device.get(device.type)
-    if setting == "torch" or wanted is None or (wanted == "cuda" and arithmetic != torch.float32):
+    build.setting()  # no meaning is an error on any device
+    if wanted is None or (wanted == "cuda" and arithmetic != torch.float32):
         return "torch"
-    if build.ensure_built(wanted, block=True, device=device):
-        return wanted
-    if setting == wanted:
-        raise build.BuildError(
-            f"HPCM_OPS={setting}: {build.last_error(wanted)}", advice="unset HPCM_OPS to go on without it"
-        )
-    return "torch"
+    return wanted if build.use_compiled(wanted, device) else "torch"
 
 
 def check_arguments(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Compiles csrc/ on first use, keeps the result, and says what is missing when it cannot.
+"""Compiles csrc/ on first use, keeps the results, and says what is missing when it cannot.
 
 A library is cached per (torch version, sources and flags, processor or GPU architecture) in `cache_directory()`, built
 by ninja behind a file lock and moved into place whole, so processes that start together build it once. A failed build
@@ -29,14 +29,23 @@ from typing import Any, Literal
 
 import torch
 
-from hpcm_codec.errors import HpcmError
+from hpcm_codec.errors import HpcmError, UsageError
 
-Backend = Literal["cpp", "cuda"]
+Backend = Literal["cpp", "cuda", "integer"]  # Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++
 
-SOURCES: dict[str, str] = {"cpp": "biwkv4_cpu.cpp", "cuda": "biwkv4_cuda.cu"}
+SOURCES: dict[str, str] = {"cpp": "biwkv4_cpu.cpp", "cuda": "biwkv4_cuda.cu", "integer": "integer_cpu.cpp"}
+HEADERS: dict[str, str] = {"cpp": "biwkv4.h", "cuda": "biwkv4.h", "integer": "integer.h"}
+WORK: dict[str, str] = {
+    "cpp": "Bi-WKV4 operator in C++",
+    "cuda": "Bi-WKV4 operator for the GPU",
+    "integer": "integer operators in C++",
+}
 # -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
 CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
+# No result is a NaN or looks at errno or at the floating-point exceptions: rounding down can be one instruction.
+INTEGER_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off")
+FLAGS: dict[str, tuple[str, ...]] = {"cpp": CPP_FLAGS, "cuda": CUDA_FLAGS, "integer": INTEGER_FLAGS}
 BUILD_SECONDS = 600  # longest a build may take, and longest another process waits for it
 logger = logging.getLogger("hpcm_codec.ops")
 
@@ -80,7 +89,7 @@ def find_compiler(backend: Backend) -> list[str] | None:
 
     Looked for in this order: $CXX, or c++, g++, clang++ on PATH; nvcc in $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda.
     """
-    if backend == "cpp":
+    if backend != "cuda":
         chosen = shlex.split(os.environ.get("CXX", ""))
         candidates = [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]
         return next(([path, *command[1:]] for command in candidates if (path := shutil.which(command[0]))), None)
@@ -108,7 +117,7 @@ def processor() -> str:
 
 def architecture_of(backend: Backend, device: torch.device | None = None) -> str:
     """The processor's identity, or the CUDA device's compute capability ('90' for 9.0; None: the current device)."""
-    if backend == "cpp":
+    if backend != "cuda":
         return processor()
     major, minor = torch.cuda.get_device_capability(device)
     return f"{major}{minor}"
@@ -116,8 +125,8 @@ def architecture_of(backend: Backend, device: torch.device | None = None) -> str
 
 def compile_command(backend: Backend, compiler: list[str], source: Path, output: Path, architecture: str) -> list[str]:
     """The one command that turns a source file into a shared library."""
-    if backend == "cpp":
-        return [*compiler, *CPP_FLAGS, str(source), "-o", str(output)]
+    if backend != "cuda":
+        return [*compiler, *FLAGS[backend], str(source), "-o", str(output)]
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     return [*compiler, *CUDA_FLAGS, target, str(source), "-o", str(output)]
 
@@ -126,10 +135,9 @@ def cache_key(backend: Backend, architecture: str) -> str:
     """Names the cache entry; any change of sources, flags, torch or architecture changes it."""
     digest = hashlib.sha256()
     folder = source_directory()
-    flags = CPP_FLAGS if backend == "cpp" else CUDA_FLAGS
-    for part in (torch.__version__, " ".join(flags), os.environ.get("CXX", ""), architecture):
+    for part in (torch.__version__, " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture):
         digest.update(part.encode() + b"\0")
-    for name in ("biwkv4.h", SOURCES[backend]):
+    for name in (HEADERS[backend], SOURCES[backend]):
         digest.update((folder / name).read_bytes() + b"\0")
     return f"{backend}-{digest.hexdigest()[:20]}"
 
@@ -150,7 +158,7 @@ def version_of(command: list[str] | None) -> str:
 def _missing_tool(backend: Backend) -> str | None:
     """What to install before a build can be tried, or None."""
     if find_compiler(backend) is None:
-        if backend == "cpp":
+        if backend != "cuda":
             return "no C++ compiler found: install g++ or clang++ (Debian, Ubuntu: apt install g++), or set CXX"
         return "nvcc not found: install the CUDA toolkit of your driver's version, or set CUDA_HOME to where it is"
     if find_ninja() is None:
@@ -162,7 +170,7 @@ def _run_ninja(backend: Backend, library: Path, architecture: str) -> None:
     """Compile into `library`. Raises BuildError with the end of the compiler's output."""
     compiler, ninja = find_compiler(backend), find_ninja()
     assert compiler is not None and ninja is not None
-    logger.warning("hpcm: compiling the %s Bi-WKV4 operator, once (a few seconds)", backend)
+    logger.warning("hpcm: compiling the %s, once (a few seconds)", WORK[backend])
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=f"{library.stem}-") as name:
         folder = Path(name)
         source = source_directory() / SOURCES[backend]
@@ -254,7 +262,7 @@ def ensure_built(
     Never raises for what the machine lacks: it warns once per process and returns False; `last_error` has the reason.
     """
     try:
-        entry = (backend, "" if backend == "cpp" else architecture_of(backend, device))
+        entry = (backend, architecture_of(backend, device) if backend == "cuda" else "")
     except (RuntimeError, AssertionError) as error:  # torch without CUDA, or no device
         _state.errors[backend, ""] = f"no CUDA device: {error}"
         return False
@@ -276,7 +284,8 @@ def ensure_built(
             _state.errors[entry] = str(error)
             if backend not in _state.warned:
                 _state.warned.add(backend)
-                text = f"Bi-WKV4 runs in plain PyTorch, slower and with the same results; {backend} backend: {error}"
+                operators = "the integer operators run" if backend == "integer" else "Bi-WKV4 runs"
+                text = f"{operators} in plain PyTorch, slower and with the same results; {backend} backend: {error}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 
@@ -288,6 +297,29 @@ def _is_cached(backend: Backend, device: torch.device | None) -> bool:
         return True  # loading it fails at once and says why
 
 
+def setting() -> str:
+    """HPCM_OPS: auto, torch, cpp or cuda. Raises UsageError for anything else."""
+    chosen = os.environ.get("HPCM_OPS") or "auto"
+    if chosen not in ("auto", "torch", "cpp", "cuda"):
+        raise UsageError(f"HPCM_OPS={chosen} means nothing", advice="use auto, torch, cpp or cuda")
+    return chosen
+
+
+def use_compiled(backend: Backend, device: torch.device | None = None) -> bool:
+    """Whether HPCM_OPS and the machine give this backend; it is loaded then.
+
+    Raises BuildError when HPCM_OPS insists on it and it cannot be built, UsageError when HPCM_OPS has no meaning.
+    """
+    chosen = setting()
+    if chosen == "torch":
+        return False
+    if ensure_built(backend, block=True, device=device):
+        return True
+    if chosen == ("cuda" if backend == "cuda" else "cpp"):
+        raise BuildError(f"HPCM_OPS={chosen}: {last_error(backend)}", advice="unset HPCM_OPS to go on without it")
+    return False
+
+
 def last_error(backend: Backend) -> str:
     """Why the backend is not available in this process; '' if nothing has failed."""
     return next((error for (name, _), error in _state.errors.items() if name == backend), "")
@@ -295,7 +327,7 @@ def last_error(backend: Backend) -> str:
 
 def function(backend: Backend, name: str, device: torch.device) -> Any:
     """A C function of a backend that `ensure_built` said is ready; cuda functions return None or a message (bytes)."""
-    entry = (backend, "" if backend == "cpp" else architecture_of(backend, device))
+    entry = (backend, architecture_of(backend, device) if backend == "cuda" else "")
     if (known := _state.functions.get((*entry, name))) is not None:
         return known
     found = getattr(_state.libraries[entry], name)
@@ -320,34 +352,35 @@ def toolchain_report(build: bool = False) -> dict[str, str]:
         "GPU": f"{torch.cuda.get_device_name()} (sm_{architecture_of('cuda')})" if has_cuda else "none visible",
         "cache": str(cache_directory()),
     }
-    backends: list[tuple[str, Backend]] = [("cpu", "cpp"), ("cuda", "cuda")]
-    for device, backend in backends:
+    backends: dict[Backend, str] = {"cpp": "backend on cpu", "cuda": "backend on cuda", "integer": "integer operators"}
+    for backend, topic in backends.items():
         if backend == "cuda" and not has_cuda:
-            report[f"backend on {device}"] = "none: no CUDA device"
+            report[topic] = "none: no CUDA device"
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the report is the warning
             status, error = _status(backend, build)
-        report[f"backend on {device}"] = status
+        report[topic] = status
         report[f"last build error, {backend}"] = error or "none"
     return report
 
 
 def _status(backend: Backend, build: bool) -> tuple[str, str]:
-    """The backend that `biwkv4` would choose, in words, and the last build error."""
+    """The backend that an operator would choose, in words, and the last build error."""
     if (os.environ.get("HPCM_OPS") or "auto") == "torch":
         return "torch (HPCM_OPS)", last_error(backend)
+    ready = "cuda" if backend == "cuda" else "cpp"  # as HPCM_OPS calls it
     if build:
-        return (backend, "") if ensure_built(backend, retry=True) else ("torch", last_error(backend))
+        return (ready, "") if ensure_built(backend, retry=True) else ("torch", last_error(backend))
     if missing := last_error(backend) or _missing_tool(backend):
         return "torch", missing
     try:
         library = cache_directory() / f"{cache_key(backend, architecture_of(backend))}.so"
         if library.is_file():
-            return backend, ""
+            return ready, ""
         failure = library.with_suffix(".failed.json")
         if failure.is_file():
             return "torch", str(json.loads(failure.read_text(encoding="utf-8"))["error"])
     except (BuildError, OSError, ValueError, KeyError) as error:
         return "torch", str(error)
-    return f"{backend} (not built yet: compiled at first use)", ""
+    return f"{ready} (not built yet: compiled at first use)", ""
