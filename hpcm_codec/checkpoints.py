@@ -140,8 +140,8 @@ def save_checkpoint(
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
     }
-    for field in ("cumulative", "sizes", "offsets"):
-        tensors[_TABLE_PREFIX + field] = getattr(tables, field)
+    for field, value in (("cumulative", tables.packed()), ("sizes", tables.sizes), ("offsets", tables.offsets)):
+        tensors[_TABLE_PREFIX + field] = value
     if exact is not None:
         tensors |= exact.tensors()
     metadata = {"format": FORMAT, "config": config.to_json(), "training": json.dumps(training)}
@@ -205,10 +205,13 @@ def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
         raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {FORMAT!r}")
     config = ModelConfig.from_json(metadata["config"])
     try:
-        tables = SymbolTables(*(tensors[_TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets")))
+        stored = (tensors[_TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets"))
+        tables = SymbolTables.from_packed(*stored)
         exact = ExactData.from_tensors(tensors)
     except KeyError as error:
         raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
+    except (ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: the range coder's tables are damaged ({error}); fetch it again") from error
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
     training = json.loads(metadata.get("training", "{}"))
     return Checkpoint(config, weights, tables, identity_of(tensors), training, exact)

@@ -101,6 +101,18 @@ class SymbolTables:
     sizes: Tensor
     offsets: Tensor
 
+    def packed(self) -> Tensor:
+        """The used entries of all rows, one after the other: how a checkpoint holds `cumulative`."""
+        return torch.cat([row[:size] for row, size in zip(self.cumulative, self.sizes.tolist(), strict=True)])
+
+    @classmethod
+    def from_packed(cls, cumulative: Tensor, sizes: Tensor, offsets: Tensor) -> SymbolTables:
+        """The tables of a checkpoint; raises ValueError when the sizes do not add up. Padded rows (levels × longest) pass as they are."""
+        if cumulative.ndim == 1:
+            rows = torch.split(cumulative, sizes.tolist())
+            cumulative = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        return cls(cumulative, sizes, offsets)
+
 
 def build_tables() -> SymbolTables:
     """The tables of all 64 levels, in float64 on the CPU. Only ever called when a checkpoint is made."""

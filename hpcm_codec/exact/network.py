@@ -38,7 +38,10 @@ from hpcm_codec.ops.integer import EXP_SHIFT, round_shift, saturate
 SCALE_FRACTION = 10  # logarithmic scales in context planes are in units of 2^-10
 FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
 HYPER_MEAN_FRACTION = 8
-_INDEX_SHIFT = 16
+# The table index of a logarithmic scale v, in units of 2^-10, is round((v/1024 − ln 0.12) / δ) with δ = ln(64/0.12)/63.
+_INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT = 2171, 642, 16
+assert abs(_INDEX_OFFSET + math.log(SMALLEST_SCALE) * (1 << SCALE_FRACTION)) < 1
+assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SCALE_STEP * (1 << SCALE_FRACTION))) < 1
 
 
 class LevelPort(Protocol):
@@ -235,9 +238,7 @@ class _PerChannel:
 
 def level_of(log_scale: Tensor) -> Tensor:
     """The table index (int32) of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced levels."""
-    multiplier = round((1 << _INDEX_SHIFT) / (LOG_SCALE_STEP * (1 << SCALE_FRACTION)))
-    offset = round(-math.log(SMALLEST_SCALE) * (1 << SCALE_FRACTION))
-    level = round_shift((log_scale + offset) * multiplier, _INDEX_SHIFT)
+    level = round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT)
     return level.clamp(0, SCALE_LEVELS - 1).to(torch.int32)
 
 

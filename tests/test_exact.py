@@ -1,0 +1,248 @@
+"""The exact profile: integers that cannot overflow, files that decode under any arithmetic, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import small_photograph
+from hpcm_codec.checkpoints import Checkpoint, ExactData, export_checkpoint, load_checkpoint, save_checkpoint
+from hpcm_codec.codec import Codec, load_codec
+from hpcm_codec.container import parse_header
+from hpcm_codec.errors import CorruptStreamError, FileError, UnsupportedError
+from hpcm_codec.evaluation.metrics import psnr
+from hpcm_codec.exact.export import calibrate
+from hpcm_codec.exact.layers import integer_depthwise, integer_factor, integer_linear, integer_norm, interpolated
+from hpcm_codec.exact.network import level_of
+from hpcm_codec.exact.tables import build_tables, power_of_two
+from hpcm_codec.images import Picture, read_picture
+from hpcm_codec.model.config import preset
+from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.ops import integer
+from hpcm_codec.ops.integer import LIMIT
+from test_hpcm_phase1 import SMALL
+
+TABLES = build_tables()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Checkpoint:
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def photo() -> Picture:
+    return Picture(small_photograph(160, 96, seed=3))
+
+
+# ------------------------------------------------------------------------------------------------------------- layers
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.sampled_from([1e-6, 1e-3, 0.1, 3.0, 40.0]), st.integers(-4, 12))
+def test_no_accumulator_can_overflow(seed: int, inputs: int, size: float, fraction: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = (size * torch.randn(5, inputs, generator=generator)).half().float()
+    bias = torch.randn(5, generator=generator).half().float()
+    units_in = torch.randint(0, 12, (inputs,), generator=generator)
+    try:
+        made = integer_linear(weight, bias, units_in, torch.full((5,), fraction), "test")
+    except UnsupportedError:
+        return
+    worst = LIMIT * made.weight.long().abs().sum(dim=1) + made.bias.long().abs() + (1 << made.shift.long() >> 1)
+    assert int(worst.max()) < 2**31
+    assert made.shift.min() >= 0 and made.shift.max() <= 30
+
+
+def test_integer_layers_compute_what_the_trained_ones_do() -> None:
+    generator = torch.Generator().manual_seed(1)
+    layer = torch.nn.Linear(64, 48)
+    layer.weight.data = torch.randn(48, 64, generator=generator).div(8).half().float()
+    layer.bias.data = torch.randn(48, generator=generator).half().float()
+    units_in, units_out = (
+        torch.randint(6, 11, (64,), generator=generator),
+        torch.randint(7, 11, (48,), generator=generator),
+    )
+    x = torch.ldexp(torch.randn(3, 5, 64, generator=generator), units_in).round().clamp(-LIMIT, LIMIT)
+    made = integer_linear(layer.weight, layer.bias, units_in, units_out, "test")
+    found = torch.ldexp(integer.linear(x.short(), made).float(), -units_out)
+    expected = layer(torch.ldexp(x, -units_in))
+    assert torch.allclose(found, expected.detach(), atol=0.01)
+
+
+def test_weights_that_no_shift_can_hold_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match=r"h_s\.7"):
+        integer_linear(torch.full((1, 4), 60000.0), None, torch.zeros(4).long(), torch.tensor([12]), "h_s.7")
+    with pytest.raises(UnsupportedError, match="cell"):
+        integer_factor(torch.tensor([9.0]), "cell")
+
+
+def test_depthwise_and_norm_follow_their_trained_layers() -> None:
+    generator = torch.Generator().manual_seed(2)
+    kernel = torch.randn(8, 1, 5, 5, generator=generator).div(5).half().float()
+    x = torch.randn(1, 8, 6, 7, generator=generator)
+    units = torch.full((8,), 10)
+    plane = (x[0].permute(1, 2, 0) * 1024).round().short().contiguous()
+    made = integer_depthwise(kernel, None, units, units, "test")
+    expected = torch.nn.functional.conv2d(x, kernel, padding=2, groups=8)[0].permute(1, 2, 0)
+    assert torch.allclose(integer.depthwise(plane, made).float() / 1024, expected, atol=0.01)
+    weight, bias = torch.rand(8, generator=generator) + 0.5, torch.randn(8, generator=generator)
+    normed = integer.layer_norm(plane, integer_norm(weight, bias, 1e-5, 10, units)).float() / 1024
+    expected = torch.nn.functional.layer_norm(plane.float() / 1024, (8,), weight, bias)
+    assert torch.allclose(normed, expected, atol=0.01)
+
+
+def test_stored_functions_are_what_they_say() -> None:
+    assert TABLES.exponential[0] == 1 << 14 and TABLES.exponential[-1] >= 1
+    assert TABLES.exponential[256] == round((1 << 14) / np.e)
+    assert (TABLES.exponential.diff() <= 0).all() and (TABLES.sigmoid.diff() >= 0).all()
+    assert TABLES.sigmoid[2048] == 1 << 13
+    exponent = torch.tensor([0, 1 << 16, -(1 << 16), 3 << 15, -(21 << 16)])
+    assert power_of_two(exponent, TABLES).tolist() == [
+        1 << 14,
+        1 << 15,
+        1 << 13,
+        46340,
+        0,
+    ]  # 2^1.5 · 2^14 = 46340.95, from a table entry of 15 bits
+
+
+def test_levels_are_interpolated_in_integers() -> None:
+    levels = torch.tensor([[0], [100], [-300]])
+    assert [int(interpolated(levels, code)) for code in (0, 50, 100, 150, 200)] == [0, 50, 100, -100, -300]
+
+
+def test_the_table_index_is_the_nearest_level() -> None:
+    from hpcm_codec.entropy.distributions import level_scale
+
+    logarithms = (level_scale(torch.arange(64)).log() * 1024).round().long()
+    assert level_of(logarithms).tolist() == list(range(64))
+    assert level_of(torch.tensor([-(10**6), 10**6])).tolist() == [0, 63]
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def test_the_shipped_model_writes_exact_files(codec: Codec, photo: Picture) -> None:
+    assert codec.profile == "exact"
+    assert not parse_header(codec.encode(photo, 30)).float_profile
+
+
+@pytest.mark.parametrize("quality", [0, 47.5, 100])
+def test_exact_costs_next_to_nothing(shipped: Checkpoint, root: Path, quality: float) -> None:
+    whole = read_picture(root / "examples" / "chelsea.png")
+    picture = Picture(np.ascontiguousarray(whole.pixels[20:276, 60:380]))
+    exact, floating = (Codec(shipped, "cpu", profile) for profile in ("exact", "float"))
+    files = [codec.encode(picture, quality) for codec in (exact, floating)]
+    assert len(files[0]) < 1.01 * len(files[1])
+    fidelities = [psnr(picture.pixels, exact.decode(data).pixels) for data in files]
+    assert fidelities[0] > fidelities[1] - 0.03
+
+
+def test_files_decode_the_same_in_another_process_with_other_operators(
+    codec: Codec, photo: Picture, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.hpcm"
+    path.write_bytes(codec.encode(photo, 61.5))
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from hpcm_codec.codec import load_codec;"
+        "print(load_codec(device='cpu').symbol_digest(open(sys.argv[1], 'rb').read()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env={**os.environ, "HPCM_OPS": "torch"}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == codec.symbol_digest(path.read_bytes()), done.stderr
+
+
+def test_files_of_the_float_profile_still_decode(shipped: Checkpoint, codec: Codec, photo: Picture) -> None:
+    floating = Codec(shipped, "cpu", "float")
+    data = floating.encode(photo, 40)
+    assert parse_header(data).float_profile
+    assert np.array_equal(codec.decode(data).pixels, floating.decode(data).pixels)
+
+
+def test_the_encoder_knows_what_the_decoder_will_show(codec: Codec, photo: Picture) -> None:
+    encoded = codec.encode_with_latents(photo, 70)
+    shown = codec.reconstruct(encoded.latents, parse_header(encoded.data))
+    assert np.array_equal(shown, codec.decode(encoded.data).pixels)
+
+
+def test_models_without_an_exact_profile_say_so(shipped: Checkpoint, codec: Codec, photo: Picture) -> None:
+    bare = dataclasses.replace(shipped, exact=None)
+    assert Codec(bare, "cpu").profile == "float"
+    with pytest.raises(UnsupportedError, match="export --exact"):
+        Codec(bare, "cpu", "exact")
+    with pytest.raises(UnsupportedError, match="exact profile"):
+        Codec(bare, "cpu").decode(codec.encode(photo, 20))
+
+
+def test_symbols_that_the_encoder_did_not_code_are_refused(
+    codec: Codec, photo: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = codec.encode(photo, 50)
+    monkeypatch.setattr("hpcm_codec.exact.network._INDEX_OFFSET", 2185)
+    with pytest.raises(CorruptStreamError, match="selftest"):
+        codec.decode(data)
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+def test_export_adds_an_exact_profile_to_any_model_of_the_kind(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = HPCM(SMALL).eval()
+    save_checkpoint(tmp_path / "float.safetensors", SMALL, dict(model.state_dict()), {})
+    pictures = [torch.from_numpy(small_photograph(128, 64, seed)).permute(2, 0, 1)[None] / 255 for seed in range(3)]
+    source, target = str(tmp_path / "float.safetensors"), tmp_path / "exact.safetensors"
+    identity = export_checkpoint(source, target, calibration=pictures)
+    exact = load_codec(str(target), "cpu")
+    assert exact.profile == "exact" and exact.identity == identity != load_checkpoint(source).identity
+    picture = Picture(small_photograph(70, 90, seed=9))
+    data = exact.encode(picture, 33.5)
+    assert exact.decode(data).pixels.shape == picture.pixels.shape
+
+
+def test_the_identity_covers_the_integers(shipped: Checkpoint, tmp_path: Path) -> None:
+    assert shipped.exact is not None
+    changed = {name: value.clone() for name, value in shipped.exact.fractions.items()}
+    changed["latents"][0] -= 1
+    path = tmp_path / "changed.safetensors"
+    other = ExactData(changed, shipped.exact.tables)
+    assert save_checkpoint(path, shipped.config, shipped.weights, {}, shipped.tables, other) != shipped.identity
+
+
+def test_checkpoints_that_lack_a_part_of_the_profile_are_refused_by_name(shipped: Checkpoint, tmp_path: Path) -> None:
+    assert shipped.exact is not None
+    fewer = {name: value for name, value in shipped.exact.fractions.items() if name != "context.prior_s3"}
+    broken = dataclasses.replace(shipped, exact=ExactData(fewer, shipped.exact.tables))
+    with pytest.raises(UnsupportedError, match=r"context\.prior_s3"):
+        Codec(broken, "cpu")
+    from safetensors.torch import save_file
+
+    tensors = {f"tables.{name}": value for name, value in vars(shipped.tables).items()}
+    tensors |= {**shipped.weights, "exact.fractions.latents": changed_latents(shipped)}
+    metadata = {"format": "hpcm-checkpoint-1", "config": shipped.config.to_json(), "training": "{}"}
+    save_file(tensors, tmp_path / "half.safetensors", metadata)
+    with pytest.raises(FileError, match="exponential"):
+        load_checkpoint(str(tmp_path / "half.safetensors"))
+
+
+def changed_latents(checkpoint: Checkpoint) -> torch.Tensor:
+    assert checkpoint.exact is not None
+    return checkpoint.exact.fractions["latents"]
+
+
+def test_models_of_another_kind_are_refused_before_any_calibration() -> None:
+    with torch.device("meta"):
+        model = HPCM(preset("hpcm-base"))
+    with pytest.raises(UnsupportedError, match="hpcm-base"):
+        calibrate(model, [])
