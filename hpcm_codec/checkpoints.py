@@ -77,8 +77,9 @@ class Checkpoint:
 
     def build_model(self) -> HPCM:
         """The network with these weights, in evaluation mode, float32, on the CPU."""
-        model = HPCM(self.config)
-        model.load_state_dict({name: value.float() for name, value in self.weights.items()})
+        with torch.device("meta"):  # no time for initial values
+            model = HPCM(self.config)
+        model.load_state_dict({name: value.float() for name, value in self.weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
 
     def build_exact(self, model: HPCM) -> ExactNetwork | None:

@@ -20,20 +20,24 @@ _LARGEST_WEIGHT = 2**15 - 1
 
 
 def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows N×K (float64, in units of the integer inputs) → int16 rows, int32 bias, int32 shifts."""
-    largest = LIMIT * rows.abs().sum(dim=1) + bias.abs()
-    shift = torch.full_like(fraction_out, LARGEST_SHIFT)
-    for _ in range(LARGEST_SHIFT + 1):
-        factor = torch.ldexp(torch.ones_like(largest), shift + fraction_out)
-        integer = (rows * factor[:, None]).round()
-        sums = (
-            LIMIT * integer.abs().sum(dim=1)
-            + (bias * factor).round().abs()
-            + torch.ldexp(torch.ones_like(largest), shift - 1)
-        )
-        too_large = (sums > _LARGEST_SUM) | (integer.abs().amax(dim=1) > _LARGEST_WEIGHT)
+    """Rows N×K (in units of the integer inputs), bias N (float64) → int16 rows, int32 bias, int32 shifts.
+
+    The shift of a row: with LIMIT · Σ|row| + |bias| = m · 2^e, ½ ≤ m < 1, it is 31 − e − fraction within 0 … 30, less one as often as
+    rounding has brought the sum to 2^31 or a weight to 2^15.
+    """
+    ones = torch.ones_like(bias)
+    # Sums of float16 numbers, which float64 holds without rounding.
+    _, exponent = torch.frexp(LIMIT * rows.abs().sum(dim=1, dtype=torch.float64) + bias.abs())
+    shift = (31 - exponent.to(fraction_out.dtype) - fraction_out).clamp(0, LARGEST_SHIFT)
+    while True:
+        factor = torch.ldexp(ones, shift + fraction_out)
+        integer = (rows * factor[:, None].to(rows.dtype)).round_()
+        offset = (bias * factor).round_()
+        largest = integer.abs().amax(dim=1)
+        sums = LIMIT * integer.abs().sum(dim=1, dtype=torch.float64) + offset.abs() + torch.ldexp(ones, shift - 1)
+        too_large = (sums > _LARGEST_SUM) | (largest > _LARGEST_WEIGHT)
         if not too_large.any():
-            return integer.to(torch.int16), (bias * factor).round().to(torch.int32), shift.to(torch.int32)
+            return integer.to(torch.int16), offset.to(torch.int32), shift.to(torch.int32)
         if (too_large & (shift == 0)).any():
             break
         shift = shift - too_large.to(shift.dtype)
@@ -42,11 +46,19 @@ def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: st
     )
 
 
+def _units(fraction: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^-fraction."""
+    return torch.ldexp(torch.ones(fraction.shape, dtype=dtype), -fraction)
+
+
 def integer_linear(
     weight: Tensor, bias: Tensor | None, fraction_in: Tensor, fraction_out: Tensor, name: str
 ) -> LinearWeights:
-    """weight: N×K (or N×K×1×1); fraction_in: int K; fraction_out: int N. Raises UnsupportedError when it cannot be done."""
-    rows = torch.ldexp(weight.double().reshape(weight.shape[0], -1), -fraction_in[None])
+    """weight: N×K (or N×K×1×1), float32, of 24 significant bits at most; fraction_in: int K; fraction_out: int N.
+
+    Raises UnsupportedError when it cannot be done.
+    """
+    rows = weight.reshape(weight.shape[0], -1) * _units(fraction_in, weight.dtype)
     zeros = torch.zeros(rows.shape[0], dtype=torch.float64)
     return LinearWeights(*_rows_to_integers(rows, zeros if bias is None else bias.double(), fraction_out, name))
 
@@ -56,7 +68,7 @@ def integer_depthwise(
 ) -> DepthwiseWeights:
     """kernel: C×1×k×k; fractions: int C."""
     channels, _, size, _ = kernel.shape
-    rows = torch.ldexp(kernel.double().reshape(channels, -1), -fraction_in[:, None])
+    rows = kernel.double().reshape(channels, -1) * _units(fraction_in, torch.float64)[:, None]
     zeros = torch.zeros(channels, dtype=torch.float64)
     taps, offset, shift = _rows_to_integers(rows, zeros if bias is None else bias.double(), fraction_out, name)
     return DepthwiseWeights(taps.T.reshape(size, size, channels).contiguous(), offset, shift)

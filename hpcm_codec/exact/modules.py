@@ -58,11 +58,11 @@ class Linear:
     def __init__(
         self, layer: nn.Module, fraction_in: Tensor, fraction_out: Tensor, name: str, row_factor: Tensor | None = None
     ) -> None:
-        weight, bias = cast(Tensor, layer.weight).double(), cast("Tensor | None", layer.bias)
+        weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
         weight = weight.reshape(weight.shape[0], -1)
         if row_factor is not None:
             assert bias is None
-            weight = weight * row_factor.double()[:, None]
+            weight = weight * row_factor[:, None]  # of two float16 numbers: 22 bits, exact in float32
         self.weights = integer_linear(weight, bias, fraction_in, fraction_out, name)
 
     def __call__(
