@@ -100,7 +100,7 @@ class HpcmGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and leave with an exit status. `standalone_mode` is always ours."""
         extra["standalone_mode"] = False
-        # Before torch is imported. Threads that wait by spinning take the processor from those they wait for: 3 times the time on a busy machine.
+        # Before torch is imported: threads that wait by spinning cost three times the processor time on a busy machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         shown_before, warnings.showwarning = warnings.showwarning, _show_warning
         received = _signals_as_exceptions()
