@@ -54,6 +54,8 @@ inline void store_part(const Vector& v, Real* to, int64_t live) {
 
 inline Ints widen(Shorts v) { return __builtin_convertvector(v, Ints); }
 
+inline int16_t saturate(int32_t x) { return static_cast<int16_t>(std::min(kLimit, std::max(-kLimit, x))); }
+
 inline Ints clamped(Ints v) {
   const Ints low = Ints{} - kLimit, high = Ints{} + kLimit;
   v = v < low ? low : v;

@@ -1,9 +1,8 @@
 // The integer operators of the exact profile on the processor, bit for bit as hpcm_codec/ops/integer.py defines them.
 // A plain C interface; planes are contiguous, h×w×C or T×C. Threads share out whole results, so they change no number.
-#include "integer.h"
+#include "integer_mixing.h"
 
 #include <cmath>
-#include <vector>
 
 namespace hpcm {
 
@@ -37,8 +36,6 @@ void for_each_token(int64_t tokens, int64_t channels, int64_t work, int64_t thre
     for (int64_t t = n * run; t < std::min(tokens, (n + 1) * run); ++t) body(t);
   });
 }
-
-inline int16_t saturate(int32_t x) { return static_cast<int16_t>(std::min(kLimit, std::max(-kLimit, x))); }
 
 // ---- linear
 
@@ -108,51 +105,70 @@ void linear(const Linear& layer, int64_t tokens, int64_t threads) {
 
 // ---- depthwise
 
-// A run of `columns` outputs of one row, for one vector of channels: every input is loaded once and meets the kernel's
-// columns in registers.
-template <int size, int columns>
-void depthwise_run(const int16_t* x, const int16_t* kernel, Ints offset, Ints shift, int16_t* y, int64_t height,
-                   int64_t width, int64_t channels, int64_t row, int64_t column, int64_t live) {
+struct Depthwise {
+  const int16_t *x, *kernel;
+  const int32_t *bias, *shift;
+  int16_t* y;
+  int64_t height, width, channels;
+};
+
+// A run of `columns` outputs of one row from channel c on, for one vector of channels: every input is loaded once and
+// meets the kernel's columns in registers. whole: all channels of the vector are there.
+template <int size, int columns, bool whole>
+void depthwise_run(const Depthwise& layer, int64_t row, int64_t column, int64_t c) {
   constexpr int reach = size / 2;
+  const int16_t nothing[kWidth] = {};
+  const int64_t live = whole ? kWidth : layer.channels - c;
+  const auto get = [live](const int16_t* from) {
+    return widen(whole ? load<Shorts>(from) : load_part<Shorts>(from, live));
+  };
+  const Ints shift = load_part<Ints>(layer.shift + c, live);
+  const Ints offset = load_part<Ints>(layer.bias + c, live) + (((Ints{} + 1) << shift) >> 1);
   Ints sums[columns];
+#pragma GCC unroll 16
   for (int n = 0; n < columns; ++n) sums[n] = offset;
   for (int above = 0; above < size; ++above) {
     const int64_t from = row + above - reach;
-    if (from < 0 || from >= height) continue;
+    if (from < 0 || from >= layer.height) continue;
     Ints weights[size];
+#pragma GCC unroll 8
     for (int n = 0; n < size; ++n) {
       // the odd half of a pair is zero, so multiply_add is one multiplication whatever the inputs' odd halves are
-      weights[n] = widen(load_part<Shorts>(kernel + (above * size + n) * channels, live)) & 0xffff;
+      weights[n] = get(layer.kernel + (above * size + n) * layer.channels + c) & 0xffff;
     }
+    const int16_t* inputs = layer.x + from * layer.width * layer.channels + c;
 #pragma GCC unroll 16
     for (int n = 0; n < columns + size - 1; ++n) {
       const int64_t at = column + n - reach;
-      if (at < 0 || at >= width) continue;
-      const Ints input = widen(load_part<Shorts>(x + (from * width + at) * channels, live));
+      const Ints input = get(at < 0 || at >= layer.width ? nothing : inputs + at * layer.channels);
 #pragma GCC unroll 8
       for (int k = 0; k < size; ++k) {
         if (n - k >= 0 && n - k < columns) sums[n - k] = multiply_add(sums[n - k], input, weights[k]);
       }
     }
   }
-  for (int n = 0; n < columns && column + n < width; ++n) {
-    const Shorts value = __builtin_convertvector(clamped(sums[n] >> shift), Shorts);
-    store_part(value, y + (row * width + column + n) * channels, live);
+  int16_t* y = layer.y + (row * layer.width + column) * layer.channels + c;
+#pragma GCC unroll 16
+  for (int n = 0; n < columns; ++n) {
+    if (column + n >= layer.width) return;
+    store_part(__builtin_convertvector(clamped(sums[n] >> shift), Shorts), y + n * layer.channels, live);
   }
 }
 
 template <int size>
-void depthwise(const int16_t* x, const int16_t* kernel, const int32_t* bias, const int32_t* shift, int16_t* y,
-               int64_t height, int64_t width, int64_t channels, int64_t threads) {
+void depthwise(const Depthwise& layer, int64_t threads) {
   constexpr int columns = 8;
-  for_each(height, height * width * channels * size * size * 2, threads, [&](int64_t row) {
-    for (int64_t c = 0; c < channels; c += kWidth) {
-      const int64_t live = channels - c;
-      const Ints shifts = load_part<Ints>(shift + c, live);
-      const Ints offset = load_part<Ints>(bias + c, live) + ((((Ints{} + 1) << shifts)) >> 1);
-      for (int64_t column = 0; column < width; column += columns) {
-        depthwise_run<size, columns>(x + c, kernel + c, offset, shifts, y + c, height, width, channels, row, column,
-                                     live);
+  const int64_t work = layer.height * layer.width * layer.channels * size * size * 2;
+  for_each(layer.height, work, threads, [&](int64_t row) {
+    for (int64_t c = 0; c < layer.channels; c += kWidth) {
+      // the last vector reaches back over channels that are done already, rather than over the end
+      const int64_t first = std::max<int64_t>(0, std::min(c, layer.channels - kWidth));
+      for (int64_t column = 0; column < layer.width; column += columns) {
+        if (layer.channels >= kWidth) {
+          depthwise_run<size, columns, true>(layer, row, column, first);
+        } else {
+          depthwise_run<size, columns, false>(layer, row, column, first);
+        }
       }
     }
   });
@@ -167,200 +183,50 @@ inline int64_t square_root(int64_t x) {
   return root;
 }
 
-// All numbers are integers below 2^52 in float64, where products and sums are exact, and so is the floor of a quotient:
-// a rounded quotient of a and b is off by less than a / b · 2^-52 < 1 / b, and cannot cross an integer.
-void layer_norm_token(const int16_t* x, const int32_t* gamma, const int32_t* beta, int16_t* y, int64_t channels,
-                      int64_t shift, int64_t epsilon) {
-  int64_t sum = 0, squares = 0;
-  for (int64_t c = 0; c < channels; ++c) {
-    sum += x[c];
-    squares += static_cast<int32_t>(x[c]) * x[c];
+struct Norm {
+  std::vector<double> gamma, beta;  // in units of the output; beta with the half that rounds
+
+  Norm(const int32_t* gammas, const int32_t* betas, int64_t channels, int64_t shift) {
+    // of values below 2^51, shifts beyond 52 leave as little as 52
+    const double unit = std::ldexp(1.0, -static_cast<int>(std::min<int64_t>(shift, 52))), half = shift ? 0.5 : 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      gamma.push_back(gammas[c] * unit);
+      beta.push_back(betas[c] * unit + half);
+    }
   }
+};
+
+inline void add_up(const int16_t* x, int64_t channels, int64_t& sum, int64_t& squares) {
+  constexpr int64_t most = 16 * 2 * kWidth;  // a lane's squares stay below 2^31
+  sum = squares = 0;
+  for (; channels > 0; channels -= most, x += most) {
+    Ints sums{}, parts{};
+    for (int64_t c = 0; c < std::min(most, channels); c += 2 * kWidth) {
+      const Ints pairs = load_part<Ints>(x + c, channels - c);
+      sums = multiply_add(sums, pairs, Ints{} + 0x10001);
+      parts = multiply_add(parts, pairs, pairs);
+    }
+    for (int n = 0; n < kWidth; ++n) {
+      sum += sums[n];
+      squares += parts[n];
+    }
+  }
+}
+
+// All numbers are integers (or halves, and so on) below 2^52 units in float64, where products and sums are exact, and so
+// is the floor of a quotient: a rounded quotient of a and b is off by less than a / b · 2^-52 < 1 / b, and cannot cross
+// an integer.
+void layer_norm_token(const int16_t* x, const Norm& norm, int16_t* y, int64_t channels, int64_t epsilon) {
+  int64_t sum, squares;
+  add_up(x, channels, sum, squares);
   const double root = static_cast<double>(square_root(channels * squares - sum * sum + epsilon));
-  const double times = static_cast<double>(channels), total = static_cast<double>(sum), twice = 2 * root;
-  // more than 52 bits are zero either way
-  const double unit = std::ldexp(1.0, -static_cast<int>(std::min<int64_t>(shift, 52))), rounding = shift ? 0.5 : 0;
+  const double times = static_cast<double>(channels) * 8192, offset = root - static_cast<double>(sum) * 8192;
+  const double *gamma = norm.gamma.data(), *beta = norm.beta.data();
   for (int64_t c = 0; c < channels; ++c) {
-    const double normalised = std::floor(((times * x[c] - total) * 8192 + root) / twice);
-    const double value = std::floor((normalised * gamma[c] + beta[c]) * unit + rounding);
+    const double normalised = std::floor((times * x[c] + offset) / (2 * root));
+    const double value = std::floor(normalised * gamma[c] + beta[c]);
     y[c] = static_cast<int16_t>(static_cast<int32_t>(std::min<double>(kLimit, std::max<double>(-kLimit, value))));
   }
-}
-
-// ---- window attention
-
-constexpr int kKeys = 64, kHead = 32;  // largest window and channels of a head for which int32 holds every sum
-
-struct Attention {
-  const int16_t *q, *k, *v;
-  int16_t* y;
-  int64_t height, width, channels, heads, rows, columns;  // rows, columns: of a window
-  int64_t multiplier, shift;
-  const int16_t* weights;  // what the products' distances are worth, and 0 at `size`
-  int64_t size;
-};
-
-// weights[j] for the n scores of a query; returns their sum.
-inline int32_t soften(const Attention& a, const int32_t* scores, int64_t n, int16_t* weights) {
-  int32_t highest = scores[0], sum = 0, index[kKeys];
-  for (int64_t j = 1; j < n; ++j) highest = std::max(highest, scores[j]);
-  const int64_t rounding = (int64_t{1} << a.shift) >> 1;
-  for (int64_t j = 0; j < n; ++j) {
-    const uint32_t below = static_cast<uint32_t>(highest) - static_cast<uint32_t>(scores[j]);  // up to 2^32
-    index[j] = static_cast<int32_t>(std::min((below * a.multiplier + rounding) >> a.shift, a.size));
-  }
-  for (int64_t j = 0; j < n; ++j) {
-    weights[j] = a.weights[index[j]];
-    sum += weights[j];
-  }
-  return sum;
-}
-
-void attend(const Attention& a, int64_t top, int64_t left, int64_t head) {
-  const int64_t rows = std::min(a.rows, a.height - top), columns = std::min(a.columns, a.width - left);
-  const int64_t n = rows * columns, dims = a.channels / a.heads, even = (dims + 1) & ~int64_t{1};
-  alignas(64) int16_t q[kKeys * kHead], k[kKeys * kHead], v[kHead * kKeys], packed_k[kKeys * kHead];
-  alignas(64) int16_t packed_v[kHead * kKeys], weights[kRows][kKeys];
-  alignas(64) int32_t scores[kRows][kKeys], sums[kRows][kHead];
-  int64_t places[kKeys];
-  std::memset(q, 0, sizeof q);
-  std::memset(weights, 0, sizeof weights);
-  for (int64_t j = 0; j < n; ++j) {
-    places[j] = ((top + j / columns) * a.width + left + j % columns) * a.channels + head * dims;
-    std::memcpy(q + j * even, a.q + places[j], 2 * dims);
-    std::memcpy(k + j * dims, a.k + places[j], 2 * dims);
-    for (int64_t c = 0; c < dims; ++c) v[c * kKeys + j] = a.v[places[j] + c];
-  }
-  pack(k, n, dims, dims, packed_k);
-  pack(v, dims, n, kKeys, packed_v);
-  const auto multiply = [](const int16_t* x, int64_t stride, const int16_t* packed, int64_t inputs, int64_t outputs,
-                           int32_t* y, int64_t y_stride) {
-    const int64_t pairs = (inputs + 1) / 2;
-    for (int64_t block = 0; block * kBlock < outputs; ++block) {
-      Ints tile[kRows][kVectors] = {};
-      products<kRows, 1>(x, stride, packed + block * pairs * 2 * kBlock, pairs, tile);
-      for (int r = 0; r < kRows; ++r) std::memcpy(y + r * y_stride + block * kBlock, tile[r], sizeof tile[r]);
-    }
-  };
-  for (int64_t row = 0; row < n; row += kRows) {
-    const int64_t live = std::min<int64_t>(kRows, n - row);
-    multiply(q + row * even, even, packed_k, dims, n, scores[0], kKeys);
-    double totals[kRows];
-    for (int64_t r = 0; r < live; ++r) totals[r] = soften(a, scores[r], n, weights[r]);
-    multiply(weights[0], kKeys, packed_v, n, dims, sums[0], kHead);
-    for (int64_t r = 0; r < live; ++r) {
-      int16_t* y = a.y + places[row + r];
-      for (int64_t c = 0; c < dims; ++c) {  // exact, as in layer_norm_token
-        y[c] = saturate(static_cast<int32_t>(std::floor((2.0 * sums[r][c] + totals[r]) / (2 * totals[r]))));
-      }
-    }
-  }
-}
-
-// ---- Bi-WKV
-
-constexpr int kLanes = 8;  // channels at a time, in int64
-typedef int64_t Longs __attribute__((vector_size(8 * kLanes)));
-typedef double Doubles __attribute__((vector_size(8 * kLanes)));
-typedef int32_t HalfInts __attribute__((vector_size(4 * kLanes)));
-typedef int16_t HalfShorts __attribute__((vector_size(2 * kLanes)));
-
-inline Longs long_part(const int32_t* from, int64_t live) {
-  return __builtin_convertvector(load_part<HalfInts>(from, live), Longs);
-}
-
-struct Recurrence {
-  const int32_t *growth, *fading;  // at the first channel
-  int64_t length, channels, live;
-  int64_t j = 0;
-  Longs inside[2] = {}, carry[2] = {};
-
-  // The sums before the next token, which is x.
-  inline void advance(const Longs (&x)[2], Longs (&before)[2]) {
-    if (j == length) {
-      sums(carry);
-      inside[0] = inside[1] = Longs{};
-      j = 0;
-    }
-    sums(before);
-    const Longs grown = long_part(growth + j * channels, live);
-    for (int n = 0; n < 2; ++n) inside[n] += x[n] * grown;
-    ++j;
-  }
-
-  inline void sums(Longs (&result)[2]) const {
-    const Longs now = long_part(fading + j * channels, live);
-    for (int n = 0; n < 2; ++n) result[n] = (carry[n] * now) >> 14;
-    if (j == 0) return;
-    const Longs last = long_part(fading + (j - 1) * channels, live);
-    for (int n = 0; n < 2; ++n) result[n] += ((inside[n] >> 14) * last) >> 14;
-  }
-};
-
-// floor((2a + b) / 2b), right within ±2^14 and out of reach beyond: the float64 quotient is off by one at most.
-inline Longs quotient(Longs a, Longs b) {
-  const Longs dividend = 2 * a + b, divisor = 2 * b;
-  const Doubles reach = Doubles{} + 16384;
-  Doubles real = __builtin_convertvector(dividend, Doubles) / __builtin_convertvector(divisor, Doubles);
-  real = real > reach ? reach : real;
-  real = real < -reach ? -reach : real;
-  Longs whole = __builtin_convertvector(real, Longs);
-  whole += __builtin_convertvector(whole, Doubles) > real;  // true is -1
-  const Longs rest = dividend - whole * divisor;
-  return whole + (rest < 0) - (rest >= divisor);
-}
-
-// Whether every divisor was positive.
-bool bi_wkv(const int16_t* key, const int16_t* value, const int32_t* growth, const int32_t* fading,
-            const int32_t* itself, const std::vector<int32_t>& table, int16_t* y, int64_t tokens, int64_t channels,
-            int64_t length, int64_t live) {
-  live = std::min<int64_t>(kLanes, live);
-  std::vector<HalfInts> weights(tokens);
-  std::vector<Longs> sums(2 * tokens);
-  const int32_t end = static_cast<int32_t>(table.size()) - 1;
-  HalfShorts highest = load_part<HalfShorts>(key, live);
-  for (int64_t t = 1; t < tokens; ++t) {
-    const HalfShorts k = load_part<HalfShorts>(key + t * channels, live);
-    highest = k > highest ? k : highest;
-  }
-  const auto inputs = [&](int64_t t, Longs(&x)[2]) {
-    const HalfInts v = __builtin_convertvector(load_part<HalfShorts>(value + t * channels, live), HalfInts);
-    x[0] = __builtin_convertvector(weights[t] * v, Longs);
-    x[1] = __builtin_convertvector(weights[t], Longs);
-  };
-  Recurrence forwards{growth, fading, length, channels, live}, backwards = forwards;
-  const Longs own = long_part(itself, live);
-  Longs x[2], before[2], lowest = Longs{} + 1;
-  for (int64_t t = 0; t < tokens; ++t) {
-    const HalfShorts k = load_part<HalfShorts>(key + t * channels, live);
-    const HalfInts below = __builtin_convertvector(highest, HalfInts) - __builtin_convertvector(k, HalfInts);
-    for (int n = 0; n < kLanes; ++n) weights[t][n] = table[std::min(below[n], end)];
-    inputs(t, x);
-    forwards.advance(x, before);
-    for (int n = 0; n < 2; ++n) sums[2 * t + n] = before[n] + ((x[n] * own) >> 14);
-  }
-  for (int64_t t = tokens - 1; t >= 0; --t) {
-    inputs(t, x);
-    backwards.advance(x, before);
-    const Longs divisor = sums[2 * t + 1] + before[1];
-    lowest = divisor < lowest ? divisor : lowest;
-    Longs result = quotient(sums[2 * t] + before[0], divisor);
-    result = result > kLimit ? Longs{} + kLimit : result;
-    result = result < -kLimit ? Longs{} - kLimit : result;
-    store_part(__builtin_convertvector(result, HalfShorts), y + t * channels, live);
-  }
-  for (int64_t n = 0; n < live; ++n) {
-    if (lowest[n] < 1) return false;
-  }
-  return true;
-}
-
-// The table and a zero, which everything past its end is worth.
-template <class Number>
-std::vector<Number> with_end(const int16_t* table, int64_t size) {
-  std::vector<Number> longer(table, table + size);
-  longer.push_back(0);
-  return longer;
 }
 
 }  // namespace hpcm
@@ -382,8 +248,8 @@ extern "C" void hpcm_integer_linear(const int16_t* x, const int16_t* packed, con
 extern "C" void hpcm_integer_depthwise(const int16_t* x, const int16_t* kernel, const int32_t* bias,
                                        const int32_t* shift, int16_t* y, int64_t height, int64_t width,
                                        int64_t channels, int64_t size, int64_t threads) {
-  const auto run = size == 3 ? hpcm::depthwise<3> : hpcm::depthwise<5>;
-  run(x, kernel, bias, shift, y, height, width, channels, threads);
+  const hpcm::Depthwise layer{x, kernel, bias, shift, y, height, width, channels};
+  size == 3 ? hpcm::depthwise<3>(layer, threads) : hpcm::depthwise<5>(layer, threads);
 }
 
 extern "C" void hpcm_integer_scale(const int16_t* x, const int16_t* factor, int16_t* y, int64_t tokens,
@@ -396,9 +262,11 @@ extern "C" void hpcm_integer_scale(const int16_t* x, const int16_t* factor, int1
 }
 
 extern "C" void hpcm_integer_layer_norm(const int16_t* x, const int32_t* gamma, const int32_t* beta, int16_t* y,
-                                        int64_t tokens, int64_t channels, int64_t shift, int64_t epsilon, int64_t threads) {
+                                        int64_t tokens, int64_t channels, int64_t shift, int64_t epsilon,
+                                        int64_t threads) {
+  const hpcm::Norm norm(gamma, beta, channels, shift);
   hpcm::for_each_token(tokens, channels, 64, threads, [&](int64_t t) {
-    hpcm::layer_norm_token(x + t * channels, gamma, beta, y + t * channels, channels, shift, epsilon);
+    hpcm::layer_norm_token(x + t * channels, norm, y + t * channels, channels, epsilon);
   });
 }
 
@@ -406,15 +274,25 @@ extern "C" void hpcm_integer_layer_norm(const int16_t* x, const int32_t* gamma, 
 extern "C" void hpcm_integer_gate(const int16_t* control, const int16_t* x, const int16_t* table, int16_t* y,
                                   int64_t elements, int64_t threads) {
   hpcm::for_each_run(elements, 32, threads, [&](int64_t first, int64_t end) {
-    for (int64_t n = first; n < end; ++n) {
-      const int index = std::min(2047, std::max(-2048, static_cast<int>(control[n]))) + 2048;
-      y[n] = hpcm::saturate((x[n] * table[index] + (1 << 13)) >> 14);
+    constexpr int64_t most = 512;
+    int32_t index[most];
+    int16_t open[most];
+    for (; first < end; first += most) {
+      const int64_t count = std::min(most, end - first);
+      for (int64_t n = 0; n < count; ++n) {
+        index[n] = std::min(2047, std::max(-2048, static_cast<int>(control[first + n]))) + 2048;
+      }
+      hpcm::look_up(table, index, count, open);
+      for (int64_t n = 0; n < count; ++n) {
+        y[first + n] = hpcm::saturate((x[first + n] * open[n] + (1 << 13)) >> 14);
+      }
     }
   });
 }
 
-extern "C" void hpcm_integer_squared_relu(const int16_t* x, int16_t* y, int64_t elements, int64_t shift, int64_t threads) {
-  const int by = static_cast<int>(std::min<int64_t>(shift, 29));  // squares are below 2^26: beyond 27 bits nothing is left
+extern "C" void hpcm_integer_squared_relu(const int16_t* x, int16_t* y, int64_t elements, int64_t shift,
+                                          int64_t threads) {
+  const int by = static_cast<int>(std::min<int64_t>(shift, 29));  // squares are below 2^26: after 27 bits nothing is left
   const int32_t rounding = (1 << by) >> 1;
   hpcm::for_each_run(elements, 16, threads, [&](int64_t first, int64_t end) {
     for (int64_t n = first; n < end; ++n) {

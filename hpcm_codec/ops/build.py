@@ -34,7 +34,11 @@ from hpcm_codec.errors import HpcmError, UsageError
 Backend = Literal["cpp", "cuda", "integer"]  # Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++
 
 SOURCES: dict[str, str] = {"cpp": "biwkv4_cpu.cpp", "cuda": "biwkv4_cuda.cu", "integer": "integer_cpu.cpp"}
-HEADERS: dict[str, str] = {"cpp": "biwkv4.h", "cuda": "biwkv4.h", "integer": "integer.h"}
+HEADERS: dict[str, tuple[str, ...]] = {
+    "cpp": ("biwkv4.h",),
+    "cuda": ("biwkv4.h",),
+    "integer": ("integer.h", "integer_mixing.h"),
+}
 WORK: dict[str, str] = {
     "cpp": "Bi-WKV4 operator in C++",
     "cuda": "Bi-WKV4 operator for the GPU",
@@ -137,7 +141,7 @@ def cache_key(backend: Backend, architecture: str) -> str:
     folder = source_directory()
     for part in (torch.__version__, " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture):
         digest.update(part.encode() + b"\0")
-    for name in (HEADERS[backend], SOURCES[backend]):
+    for name in (*HEADERS[backend], SOURCES[backend]):
         digest.update((folder / name).read_bytes() + b"\0")
     return f"{backend}-{digest.hexdigest()[:20]}"
 
