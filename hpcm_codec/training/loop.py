@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_codec.checkpoints import save_checkpoint
-from hpcm_codec.errors import FileError
+from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
@@ -87,6 +87,7 @@ class Trainer:
 
         on_log:        given every row of metrics.jsonl, in process 0.
         asked_to_stop: asked before every step; True in process 0 saves and ends the run early.
+        Raises UnsupportedError when torch.compile is wanted and does not work.
         """
         compiled = torch.compile(self.model) if self.settings.compile else self.model
         wrapped = self.processes.wrap(compiled)  # type: ignore[arg-type]
@@ -130,8 +131,14 @@ class Trainer:
     def _train_step(self, wrapped: nn.Module, batch: Batch, progress: float) -> dict[str, float]:
         x = batch.pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.settings.bfloat16 else nullcontext()
-        with autocast:
-            result = wrapped(x, batch.position, batch.noise)
+        try:
+            with autocast:
+                result = wrapped(x, batch.position, batch.noise)
+        except Exception as error:
+            if self.settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = f"torch.compile does not work here ({str(error)[:200]})"
+                raise UnsupportedError(reason, advice="leave --compile out") from error
+            raise
         outcome = rate_distortion(result, x, lambda_at(batch.position, self.config.lambdas))
         self.model.zero_grad(set_to_none=True)
         self.processes.backward(outcome.loss)
