@@ -123,6 +123,8 @@ class PackedPictures:
         return torch.from_numpy(crop.transpose(2, 0, 1).copy())
 
     def sample(self, edge: int, batch: int) -> Tensor:
-        """The same crops at every call, B×3×edge×edge in [0, 1]."""
+        """The same crops at every call, B×3×edge×edge in [0, 1]; a smaller multiple of 64 where no picture holds that edge."""
+        largest = max(min(entry["height"], entry["width"]) for entry in self._entries)
+        edge = min(edge, max(64, largest // 64 * 64))
         generator = np.random.default_rng(0)
         return torch.stack([self.crop(edge, generator) for _ in range(batch)]).float() / 255
