@@ -14,6 +14,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
+    from hpcm_codec.training.data import PackedPictures
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -75,6 +76,23 @@ def small_photograph(width: int = 96, height: int = 64, seed: int = 0) -> NDArra
     rows, columns = np.mgrid[0:height, 0:width]
     planes = [120 + 70 * np.sin(rows / (9 + c) + seed) + 40 * (columns > width / 2) for c in range(3)]
     return (np.stack(planes, -1) + random.normal(0, 4, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> PackedPictures:
+    """Four packed pictures of 130 pixels and more, one of them grey."""
+    from hpcm_codec.training.data import PackedPictures, pack_pictures
+
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 11, 3), dtype=np.uint8))
+        coarse.resize((200 + number, 150), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    Image.new("L", (140, 130), 77).save(folder / "grey.png")
+    Image.new("RGB", (20, 20)).save(folder / "small.png")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    assert pack_pictures(folder, folder / "all.pack") == 4
+    return PackedPictures(folder / "all.pack")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class RecordingPort(EstimatorPort):
     """An estimator that also keeps the integers and scales of every step."""
 
     def __init__(self, latents: torch.Tensor) -> None:
-        super().__init__(latents, training=False)
+        super().__init__(latents)
         self.records: list[tuple] = []
 
     def exchange(self, step, scale, mean):

@@ -67,7 +67,7 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
 
 
 def test_every_command_has_a_module_and_every_module_a_command(root: Path) -> None:
-    helpers = {"__init__", "main", "batch", "options"}
+    helpers = {"__init__", "main", "batch", "options", "train_run"}
     assert {path.stem for path in (root / "hpcm_codec" / "cli").glob("*.py")} - helpers == set(COMMANDS)
 
 

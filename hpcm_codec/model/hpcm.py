@@ -5,7 +5,7 @@ Source: HPCM (Li, Zhang, Li, Liu, ICCV 2025, arXiv 2507.19125); which variant it
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,28 +29,36 @@ class ForwardResult(TypedDict):
     likelihoods: Likelihoods
 
 
+class Noise(NamedTuple):
+    """Uniform in [-1/2, 1/2), for the rates in training: latents B×M×H/16×W/16 and hyper B×N×H/64×W/64."""
+
+    latents: Tensor
+    hyper: Tensor
+
+
 def round_straight_through(x: Tensor) -> Tensor:
     """round(x) with the gradient of the identity."""
     return x + (x.round() - x).detach()
 
 
-def round_and_rate(residual: Tensor, scale: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-    """A residual rounded, and its likelihood: at uniform noise in training, else at the rounded value."""
+def round_and_rate(residual: Tensor, scale: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A residual rounded, and its likelihood: at the residual plus `noise` in training, else at the rounded value."""
     rounded = round_straight_through(residual)
-    rated = residual + torch.rand_like(residual) - 0.5 if training else rounded
+    rated = rounded if noise is None else residual + noise
     return rounded, lower_bounded_likelihood(rated, scale)
 
 
 class EstimatorPort:
     """The estimator's end of the entropy coder: rounds the true latents and keeps their likelihoods.
 
-    latents: B×M×h×w, in quantisation steps. In training, rates are taken at uniform noise instead of rounding, and
-    rounding passes gradients straight through.
+    latents: B×M×h×w, in quantisation steps.
+    noise:   of the same shape, in training: rates are taken at the latents plus noise instead of the rounded ones; None rounds.
+             Rounding passes gradients straight through.
     """
 
-    def __init__(self, latents: Tensor, training: bool) -> None:
+    def __init__(self, latents: Tensor, noise: Tensor | None = None) -> None:
         self._planes = schedule.split(latents)
-        self._training = training
+        self._noise = None if noise is None else schedule.split(noise)
         self._likelihoods: list[tuple[str, Lattice, Tensor]] = []
         self._scale_name = ""
 
@@ -59,7 +67,8 @@ class EstimatorPort:
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
         residual = step.take(self._planes[self._scale_name]) - mean
-        rounded, likelihood = round_and_rate(residual, scale, self._training)
+        noise = None if self._noise is None else step.take(self._noise[self._scale_name])
+        rounded, likelihood = round_and_rate(residual, scale, noise)
         self._likelihoods.append((self._scale_name, step, likelihood))
         return rounded + mean
 
@@ -136,22 +145,27 @@ class HPCM(nn.Module):
         """The walk over all steps from decoded hyper-latents to decoded latents, shared by all ports."""
         return self.context.code_latents(self.hyper_synthesis(hyper, rate), port, rate, self.latent_log_gain(rate))
 
-    def forward(self, x: Tensor, position: Tensor | float = 0.0) -> ForwardResult:
+    def forward(self, x: Tensor, position: Tensor | float = 0.0, noise: Noise | None = None) -> ForwardResult:
         """Code x in simulation: additive noise and straight-through rounding in training, rounding in evaluation.
 
         x:        B×3×H×W in [0, 1], H and W multiples of 64.
         position: rate position(s) in [0, L-1], one number or B of them.
+        noise:    in training only; None draws it.
         Returns x_hat (not clamped) and the likelihoods of y (B×M×H/16×W/16) and z (B×N×H/64×W/64), float32 or wider.
         """
         rate = self.rate_at(position, x.shape[0])
         latents = self.analyse(x)
         hyper = self.hyper_latents(latents, rate)
         scale, mean = self.hyper_distribution(rate)
-        rounded, z_likelihood = round_and_rate(hyper - mean, scale, self.training)
+        if not self.training:
+            noise = None
+        elif noise is None:
+            noise = Noise(*(torch.rand(t.shape, device=t.device) - 0.5 for t in (latents, hyper)))
+        rounded, z_likelihood = round_and_rate(hyper - mean, scale, None if noise is None else noise.hyper)
 
         exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)
-        port = EstimatorPort(exact if log_gain is None else exact * log_gain.exp(), self.training)
+        port = EstimatorPort(exact if log_gain is None else exact * log_gain.exp(), noise and noise.latents)
         decoded = self.code_latents(rounded + mean, rate, port)
         return {
             "x_hat": self.synthesise(decoded, rate),

@@ -1,4 +1,4 @@
-"""Training pictures as one memory-mapped file of decoded pixels, and endless random crops from it.
+"""Training pictures as one memory-mapped file of decoded pixels, and random crops from it.
 
 Decoding JPEG for every crop would cost more than a small model's step; a packed file (uint8 RGB pixels, picture after
 picture, with a JSON index beside it) is decoded once and then only paged in.
@@ -7,12 +7,12 @@ picture, with a JSON index beside it) is decoded once and then only paged in.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from hpcm_codec.errors import FileError, HpcmError
@@ -62,6 +62,7 @@ class PackedPictures:
     """A packed file, opened for random access. Indexing gives a picture as uint8 H×W×3, mapped, not copied."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         index_path = path.with_name(path.name + ".json")
         try:
             index = json.loads(index_path.read_text())
@@ -71,6 +72,10 @@ class PackedPictures:
         if index.get("version") != _INDEX_VERSION:
             raise FileError(f"{index_path}: index version {index.get('version')} is not {_INDEX_VERSION}; pack again")
         self._entries = index["pictures"]
+        self._usable: dict[int, list[int]] = {}
+        last = self._entries[-1]
+        if self._pixels.size != last["start"] + last["height"] * last["width"] * 3:
+            raise FileError(f"{path}: not the file that {index_path.name} describes; pack again")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -88,28 +93,38 @@ class PackedPictures:
             raise FileError(f"no packed picture is {edge} pixels on both sides", advice="train with smaller crops")
         return usable
 
-    def crops(self, edge: int, batch: int, generator: np.random.Generator) -> Iterator[Tensor]:
-        """Endless batches, uint8 B×3×edge×edge: random pictures, positions and flips.
+    def crop(self, edge: int, generator: np.random.Generator, smallest_scale: float = 1.0) -> Tensor:
+        """A crop, uint8 3×edge×edge: random picture, position and flips.
 
+        smallest_scale: the picture is shrunk first, by a random factor between this and 1 (uniform in the logarithm) but never so
+                        far that it no longer holds the crop. Only the part that becomes the crop is read and filtered.
         Pictures smaller than the edge are left out; raises FileError when none is large enough.
         """
-        usable = self.large_enough(edge)
-        while True:
-            crops = []
-            for number in generator.choice(usable, size=batch):
-                picture = self[int(number)]
-                top = int(generator.integers(picture.shape[0] - edge + 1))
-                left = int(generator.integers(picture.shape[1] - edge + 1))
-                crop = picture[top : top + edge, left : left + edge]
-                if generator.integers(2):
-                    crop = crop[:, ::-1]
-                if generator.integers(2):
-                    crop = crop[::-1]
-                if generator.integers(2):
-                    crop = crop.transpose(1, 0, 2)
-                crops.append(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))))
-            yield torch.stack(crops)
+        if edge not in self._usable:
+            self._usable[edge] = self.large_enough(edge)
+        usable = self._usable[edge]
+        picture = self[usable[int(generator.integers(len(usable)))]]
+        height, width = picture.shape[:2]
+        side = edge
+        if smallest_scale < 1:
+            largest_side = min(edge / smallest_scale, height, width)
+            side = int(edge * (largest_side / edge) ** generator.random())
+        top = int(generator.integers(height - side + 1))
+        left = int(generator.integers(width - side + 1))
+        crop = picture[top : top + side, left : left + side]
+        if side > edge:  # Pillow's filters widen with the factor: no aliasing
+            crop = np.asarray(Image.fromarray(crop).resize((edge, edge), Image.Resampling.BICUBIC))
+        if generator.integers(2):
+            crop = crop[:, ::-1]
+        if generator.integers(2):
+            crop = crop[::-1]
+        if generator.integers(2):
+            crop = crop.transpose(1, 0, 2)
+        return torch.from_numpy(crop.transpose(2, 0, 1).copy())
 
     def sample(self, edge: int, batch: int) -> Tensor:
-        """The same crops at every call, B×3×edge×edge in [0, 1]."""
-        return next(self.crops(edge, batch, np.random.default_rng(0))).float() / 255
+        """The same crops at every call, B×3×edge×edge in [0, 1]; a smaller multiple of 64 where no picture holds that edge."""
+        largest = max(min(entry["height"], entry["width"]) for entry in self._entries)
+        edge = min(edge, max(64, largest // 64 * 64))
+        generator = np.random.default_rng(0)
+        return torch.stack([self.crop(edge, generator) for _ in range(batch)]).float() / 255

@@ -3,99 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
+import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from hpcm_codec.checkpoints import save_checkpoint
-from hpcm_codec.errors import FileError
+from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.training.averaging import Averaged
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.losses import lambda_at, rate_distortion
+from hpcm_codec.training.metrics import MetricsLog
+from hpcm_codec.training.optimisers import Optimiser
+from hpcm_codec.training.processes import processes
+from hpcm_codec.training.samples import Batch, draw_batch
+from hpcm_codec.training.settings import (
+    TrainSettings,
+    WarmUp,
+    crop_phase,
+    progress_at,
+    schedule_factor,
+    warm_up_after,
+)
 
-
-@dataclass(frozen=True)
-class CropPhase:
-    """From that share of the run on, train on `batch` crops of edge×edge pixels in each process."""
-
-    start: float
-    edge: int
-    batch: int
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Everything about a run but the model and the data.
-
-    steps / minutes:  length of the run; whichever is given sets the schedule's clock (minutes: wall-clock of the run,
-                      added up over resumes).
-    learning_rate:    peak of AdamW's rate; constant after `warmup_steps`, then cosine to 0 from `decay_start` on.
-    decay_rate_factor: learning-rate factor of the RWKV decay and boost.
-    clip_norm:        largest gradient norm.
-    ema:              decay of the averaged weights, which are the ones to ship.
-    crops:            crop sizes over the run.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    learning_rate: float = 1.4e-3
-    warmup_steps: int = 200
-    decay_start: float = 0.4
-    decay_rate_factor: float = 1.0
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema: float = 0.998
-    crops: tuple[CropPhase, ...] = (CropPhase(0.0, 128, 8), CropPhase(0.6, 256, 2))
-    save_minutes: float = 5.0
-    log_every: int = 50
-    seed: int = 0
-    bfloat16: bool = True
-
-
-class Averaged:
-    """Exponential moving average of a model's parameters, in float32, warming up from the first step."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.values = {name: p.detach().clone().float() for name, p in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages = list(self.values.values())
-        torch._foreach_lerp_(averages, [p.detach().float() for p in model.parameters()], 1 - decay)
-
-
-def schedule_factor(progress: float, step: int, settings: TrainSettings) -> float:
-    """Learning-rate factor at a share of the run: warm-up, constant, cosine to zero."""
-    warmup = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    tail = max(0.0, progress - settings.decay_start) / max(1e-9, 1 - settings.decay_start)
-    return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, tail)))
-
-
-def crop_phase(progress: float, settings: TrainSettings) -> CropPhase:
-    """The crop phase at a share of the run."""
-    return [phase for phase in settings.crops if phase.start <= progress][-1]
+OnLog = Callable[[dict[str, float]], None]
 
 
 class Trainer:
-    """One run in one folder: state.pt (everything to resume), weights.safetensors (averaged), metrics.jsonl."""
+    """One run in one folder: state.pt (everything to resume), weights.safetensors (averaged), metrics.jsonl.
+
+    A run that is in the folder already goes on; it may go on with other settings, but with the same model and optimiser.
+    waited_share: of the time spent in steps by this process, the part in which it waited for data.
+    """
 
     def __init__(
         self, config: ModelConfig, pictures: PackedPictures, folder: Path, settings: TrainSettings, device: str = "cpu"
@@ -104,33 +52,28 @@ class Trainer:
             raise ValueError("a run needs a length: steps or minutes")
         for phase in settings.crops:
             pictures.large_enough(phase.edge)  # told now, not hours into the run
-        self.config, self.settings, self.folder, self.device = config, settings, folder, torch.device(device)
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
-        if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.config, self.settings, self.folder, self.pictures = config, settings, folder, pictures
+        self.processes = processes(torch.device(device))
+        self.device = self.processes.device
         torch.manual_seed(settings.seed)
-        self.model = HPCM(config).to(self.device)
+        # How activations are kept is a matter of the run, not of the checkpoint that comes out.
+        self.model = HPCM(dataclasses.replace(config, use_checkpoint=settings.activation_checkpointing))
+        self.model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Averaged(self.model, settings.ema)
-        slow = [p for name, p in self.model.named_parameters() if name.endswith((".decay", ".boost"))]
-        slow_ids = {id(p) for p in slow}
-        groups = [
-            {"params": [p for p in self.model.parameters() if id(p) not in slow_ids], "factor": 1.0},
-            {"params": slow, "factor": settings.decay_rate_factor, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=settings.learning_rate,
-            weight_decay=settings.weight_decay, fused=True,
-        )  # fmt: skip
-        self.pictures = pictures
+        self.optimiser = Optimiser(self.model, settings)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
-        # Each process draws its own crops, rates and noise.
-        self.generator = np.random.default_rng([settings.seed, self.rank])
-        torch.manual_seed(settings.seed * 1000 + self.rank)
+        self.warm_up = WarmUp()
+        self.waited_share = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "state.pt").exists():
             self._resume(folder / "state.pt")
+        self.processes.wait()
+        self.log: MetricsLog | None = None
+        if self.processes.rank == 0:
+            for left_behind in folder.glob(".hpcm-*.tmp"):  # by a process that was killed while it saved
+                left_behind.unlink()
+            self.log = MetricsLog(folder, self.step, settings.tensorboard)
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin with a checkpoint's weights instead of the initial ones."""
@@ -139,58 +82,71 @@ class Trainer:
 
     # -- the run ------------------------------------------------------------------------------------------------
 
-    def run(
-        self,
-        on_log: Callable[[dict[str, float]], None] | None = None,
-        asked_to_stop: Callable[[], bool] | None = None,
-    ) -> None:
+    def run(self, on_log: OnLog | None = None, asked_to_stop: Callable[[], bool] | None = None) -> None:
         """Train until the schedule's end, saving every `save_minutes` and once at the end.
 
         on_log:        given every row of metrics.jsonl, in process 0.
-        asked_to_stop: asked after every step; True in process 0 saves and ends the run early.
+        asked_to_stop: asked before every step; True in process 0 saves and ends the run early.
+        Raises UnsupportedError when torch.compile is wanted and does not work.
         """
-        wrapped: nn.Module = self.model
-        if self.world > 1:
-            wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        compiled = torch.compile(self.model) if self.settings.compile else self.model
+        wrapped = self.processes.wrap(compiled)  # type: ignore[arg-type]
         self.model.train()
-        saved_at, resumed_at, seconds_before = time.monotonic(), time.monotonic(), self.seconds
-        phase: CropPhase | None = None
-        batches: Iterator[Tensor] = iter(())
+        began, seconds_before, saved_at = time.monotonic(), self.seconds, time.monotonic()
+        waited_in_all = 0.0
         window: list[dict[str, float]] = []
-        while (progress := self._progress()) < 1:
-            if (wanted := crop_phase(progress, self.settings)) != phase:
-                phase, batches = wanted, self._batches(wanted)
+        while True:
+            save_due = time.monotonic() - saved_at > 60 * self.settings.save_minutes
+            stop = asked_to_stop is not None and asked_to_stop()
+            progress, save_due, stop = self.processes.of_first((self._progress(), save_due, stop))  # type: ignore[assignment]
+            if progress >= 1 or stop:
+                break
+            if save_due:
+                self.save()
+                saved_at = time.monotonic()
             waited = time.monotonic()
-            x = next(batches).to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+            batch = self._draw(progress)
             waited = time.monotonic() - waited
-            window.append({**self._train_step(wrapped, x, progress), "waited": waited})
+            window.append({**self._train_step(wrapped, batch, progress), "waited": waited})
             self.step += 1
-            self.seconds = seconds_before + time.monotonic() - resumed_at
+            waited_in_all += waited
+            self.seconds = seconds_before + time.monotonic() - began
+            self.waited_share = waited_in_all / (self.seconds - seconds_before)
             if self.step % self.settings.log_every == 0:
                 self._log(window, progress, on_log)
                 window = []
-            if self._agree(asked_to_stop is not None and asked_to_stop()):
-                break
-            if self._agree(time.monotonic() - saved_at > 60 * self.settings.save_minutes):
-                self.save()
-                saved_at = time.monotonic()
         self.save()
+        if self.log is not None:
+            self.log.close()
 
-    def _train_step(self, wrapped: nn.Module, x: Tensor, progress: float) -> dict[str, float]:
-        factor = schedule_factor(progress, self.step, self.settings)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * factor * group["factor"]
-        position = self._rate_positions(x.shape[0]).to(self.device)
+    def _progress(self) -> float:
+        return progress_at(self.step, self.seconds, self.settings)
+
+    def _draw(self, progress: float) -> Batch:
+        phase, together = crop_phase(progress, self.settings), self.processes
+        return draw_batch(
+            self.pictures, self.config, self.settings, phase, self.step, together.rank, together.world
+        ).to(self.device)  # fmt: skip
+
+    def _train_step(self, wrapped: nn.Module, batch: Batch, progress: float) -> dict[str, float]:
+        x = batch.pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.settings.bfloat16 else nullcontext()
-        with autocast:
-            result = wrapped(x, position)
-        outcome = rate_distortion(result, x, lambda_at(position, self.config.lambdas))
-        self.optimiser.zero_grad(set_to_none=True)
-        outcome.loss.backward()
+        try:
+            with autocast:
+                result = wrapped(x, batch.position, batch.noise)
+        except Exception as error:
+            if self.settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = f"torch.compile does not work here ({str(error)[:200]})"
+                raise UnsupportedError(reason, advice="leave --compile out") from error
+            raise
+        outcome = rate_distortion(result, x, lambda_at(batch.position, self.config.lambdas))
+        self.model.zero_grad(set_to_none=True)
+        self.processes.backward(outcome.loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        rate = self.settings.learning_rate * schedule_factor(progress, self.step, self.settings, self.warm_up)
         # All processes hold the same summed gradient, so they all skip or none does.
         if torch.isfinite(norm):
-            self.optimiser.step()
+            self.optimiser.step(rate)
             self.average.update(self.model)
         else:
             self.skipped += 1
@@ -199,94 +155,65 @@ class Trainer:
             "bpp": float(outcome.bits_per_pixel.mean()),
             "psnr": float((-10 * outcome.squared_error.log10()).mean()),
             "gradient_norm": float(norm),
-            "learning_rate": self.settings.learning_rate * factor,
+            "learning_rate": rate,
         }
-
-    def _rate_positions(self, batch: int) -> Tensor:
-        """Rate positions of this process's crops: each uniform, and one in every equal part of the range over the whole batch.
-
-        With a few crops in a step, independent draws would make the gradient's size a matter of luck.
-        """
-        parts = torch.arange(batch) * self.world + self.rank
-        return (parts + torch.rand(batch)) / (batch * self.world) * (self.config.rate_levels - 1)
-
-    def _batches(self, phase: CropPhase) -> Iterator[Tensor]:
-        return self.pictures.crops(phase.edge, phase.batch, self.generator)
-
-    def _progress(self) -> float:
-        """Share of the run that is done, the same in every process."""
-        if self.settings.steps is not None:
-            return self.step / self.settings.steps
-        assert self.settings.minutes is not None
-        progress = torch.tensor(self.seconds / 60 / self.settings.minutes, dtype=torch.float64)
-        if self.world > 1:
-            dist.broadcast(progress, 0)
-        return float(progress)
-
-    def _agree(self, wish: bool) -> bool:
-        """The wish of process 0, in every process."""
-        if self.world == 1:
-            return wish
-        flag = torch.tensor(int(wish))
-        dist.broadcast(flag, 0)
-        return bool(flag)
 
     # -- files --------------------------------------------------------------------------------------------------
 
-    def _log(
-        self, window: list[dict[str, float]], progress: float, on_log: Callable[[dict[str, float]], None] | None
-    ) -> None:
-        if self.rank:
-            return
-        mean = {key: round(float(np.mean([entry[key] for entry in window])), 5) for key in window[0]}
-        row = {"step": self.step, "progress": round(progress, 4), "seconds": round(self.seconds, 1), **mean}
-        with (self.folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps({**row, "skipped": self.skipped}) + "\n")
-        if on_log is not None:
-            on_log(row)
+    def _log(self, window: list[dict[str, float]], progress: float, on_log: OnLog | None) -> None:
+        """A row of the window's means, over its steps and over all processes."""
+        means = [float(np.mean([entry[key] for entry in window])) for key in window[0]]
+        means = self.processes.mean(torch.tensor(means, device=self.device)).tolist()
+        row = {"step": self.step, "progress": round(progress, 4), "seconds": round(self.seconds, 1)}
+        row |= {key: round(mean, 5) for key, mean in zip(window[0], means, strict=True)}
+        if self.log is not None:
+            self.log.write({**row, "skipped": self.skipped})
+            if on_log is not None:
+                on_log(row)
 
     def save(self) -> None:
-        """Write state.pt and weights.safetensors, each under a temporary name first."""
-        generators = self._generators_of_all_processes()
-        if self.rank == 0:
+        """Write state.pt and weights.safetensors, each under a temporary name first.
+
+        A process that is killed in between leaves weights that are older than the state; the run that goes on writes them again.
+        """
+        if self.processes.rank == 0:
+            settings = dataclasses.asdict(self.settings)
             state: dict[str, Any] = {
                 "config": self.config.to_json(),
-                "settings": dataclasses.asdict(self.settings),
+                "settings": settings,
                 "step": self.step,
                 "seconds": self.seconds,
                 "skipped": self.skipped,
+                "warm_up": dataclasses.asdict(self.warm_up),
                 "model": self.model.state_dict(),
                 "average": self.average.values,
                 "average_updates": self.average.updates,
                 "optimiser": self.optimiser.state_dict(),
-                "generators": generators,
+                "generators": [],  # versions up to 0.1 look for it; random numbers now follow from seed and step
             }
             write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file), overwrite=True)
-            record = {"steps": self.step, "seconds": round(self.seconds), "settings": dataclasses.asdict(self.settings)}
+            record = {"steps": self.step, "seconds": round(self.seconds), "settings": settings}
             save_checkpoint(self.folder / "weights.safetensors", self.config, self.average.values, record)
-        if self.world > 1:
-            dist.barrier()
-
-    def _generators_of_all_processes(self) -> list[tuple[Tensor, str]]:
-        """The state of torch's and of numpy's random numbers in every process, to go on exactly."""
-        mine = (torch.get_rng_state(), json.dumps(self.generator.bit_generator.state))
-        if self.world == 1:
-            return [mine]
-        gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, mine)
-        return gathered
+        self.processes.wait()
 
     def _resume(self, path: Path) -> None:
-        # Our own file, and read without running anything that is pickled in it.
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        """Take over the state of a run; raises FileError for a damaged file and for another model's or optimiser's."""
+        try:
+            # Our own file, and read without running anything that is pickled in it.
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise FileError("damaged", file=path, advice="start again from weights.safetensors with --from") from error
         if state["config"] != self.config.to_json():
             raise FileError(f"{path}: this run trains another model; choose another folder")
+        saved = TrainSettings.from_saved(state["settings"])
+        if saved.optimiser != self.settings.optimiser:
+            raise FileError(
+                f"this run uses the optimiser {saved.optimiser}", file=path, advice="name it, or choose another folder"
+            )
         self.model.load_state_dict(state["model"])
         self.average.values = state["average"]
         self.average.updates = state["average_updates"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        if len(state["generators"]) == self.world:
-            random_numbers, crops = state["generators"][self.rank]
-            torch.set_rng_state(random_numbers.cpu())
-            self.generator.bit_generator.state = json.loads(crops)
+        warm_up = WarmUp(**state.get("warm_up", {}))
+        self.warm_up = warm_up_after(self.step, self.seconds, saved, warm_up, self.settings)

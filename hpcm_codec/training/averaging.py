@@ -1,0 +1,22 @@
+"""Averaged weights, the ones to ship."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Averaged:
+    """Exponential moving average of a model's parameters, in float32, warming up from the first step."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.values = {name: p.detach().clone().float() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages = list(self.values.values())
+        torch._foreach_lerp_(averages, [p.detach().float() for p in model.parameters()], 1 - decay)
