@@ -319,17 +319,14 @@ extern "C" void hpcm_integer_window_attention(const int16_t* q, const int16_t* k
                  });
 }
 
-// growth: length×C; fading: (length+1)×C; bad is set where a divisor is not positive.
+// growth: length×C; fading: (length+1)×C.
 extern "C" void hpcm_integer_bi_wkv(const int16_t* key, const int16_t* value, const int32_t* growth,
                                     const int32_t* fading, const int32_t* itself, const int16_t* table, int16_t* y,
-                                    int32_t* bad, int64_t tokens, int64_t channels, int64_t length, int64_t size,
-                                    int64_t threads) {
+                                    int64_t tokens, int64_t channels, int64_t length, int64_t size, int64_t threads) {
   const std::vector<int32_t> weights = hpcm::with_end<int32_t>(table, size);
   hpcm::for_each((channels + hpcm::kLanes - 1) / hpcm::kLanes, tokens * channels * 200, threads, [&](int64_t n) {
     const int64_t c = n * hpcm::kLanes;
-    if (!hpcm::bi_wkv(key + c, value + c, growth + c, fading + c, itself + c, weights, y + c, tokens, channels,
-                      length, channels - c)) {
-      *bad = 1;
-    }
+    hpcm::bi_wkv(key + c, value + c, growth + c, fading + c, itself + c, weights, y + c, tokens, channels, length,
+                 channels - c);
   });
 }

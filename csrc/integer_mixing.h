@@ -185,8 +185,7 @@ inline Longs quotient(Longs a, Longs b) {
   return whole + (rest < 0) - (rest >= divisor);
 }
 
-// Whether every divisor was positive.
-bool bi_wkv(const int16_t* key, const int16_t* value, const int32_t* growth, const int32_t* fading,
+void bi_wkv(const int16_t* key, const int16_t* value, const int32_t* growth, const int32_t* fading,
             const int32_t* itself, const std::vector<int32_t>& table, int16_t* y, int64_t tokens, int64_t channels,
             int64_t length, int64_t live) {
   live = std::min<int64_t>(kLanes, live);
@@ -212,7 +211,7 @@ bool bi_wkv(const int16_t* key, const int16_t* value, const int32_t* growth, con
   };
   Recurrence forwards{growth, fading, length, channels, live}, backwards = forwards;
   const Longs own = long_part(itself, live);
-  Longs x[2], before[2], lowest = Longs{} + 1;
+  Longs x[2], before[2];
   for (int64_t t = 0; t < tokens; ++t) {
     inputs(t, x);
     forwards.advance(x, before);
@@ -221,17 +220,13 @@ bool bi_wkv(const int16_t* key, const int16_t* value, const int32_t* growth, con
   for (int64_t t = tokens - 1; t >= 0; --t) {
     inputs(t, x);
     backwards.advance(x, before);
-    const Longs divisor = sums[2 * t + 1] + before[1];
-    lowest = divisor < lowest ? divisor : lowest;
+    Longs divisor = sums[2 * t + 1] + before[1];
+    divisor = divisor < 1 ? Longs{} + 1 : divisor;
     Longs result = quotient(sums[2 * t] + before[0], divisor);
     result = result > kLimit ? Longs{} + kLimit : result;
     result = result < -kLimit ? Longs{} - kLimit : result;
     store_part(__builtin_convertvector(result, HalfShorts), y + t * channels, live);
   }
-  for (int64_t n = 0; n < live; ++n) {
-    if (lowest[n] < 1) return false;
-  }
-  return true;
 }
 
 }  // namespace hpcm

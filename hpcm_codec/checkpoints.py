@@ -77,8 +77,7 @@ class Checkpoint:
 
     def build_model(self) -> HPCM:
         """The network with these weights, in evaluation mode, float32, on the CPU."""
-        with torch.device("meta"):  # no time for initial values
-            model = HPCM(self.config)
+        model = HPCM(self.config)
         model.load_state_dict({name: value.float() for name, value in self.weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
 

@@ -147,7 +147,8 @@ def bi_wkv(key: Tensor, value: Tensor, factors: PositionFactors, table: Tensor) 
     blocks (zeros after the end), P_j = Σ over m < j of growth_m · x_m inside a block, and c the block's carry, from 0 on:
       sum before j  =  ((c · fading_j) >> 14)  +  ((P_j >> 14) · fading_(j−1)) >> 14     (the second term 0 for j = 0)
       next carry    =  the same with j = L.
-    The output is round_divide(N, D), N and D the sums of both directions and (itself · x_t) >> 14. T ≤ 4096.
+    The output is round_divide(N, max(D, 1)), N and D the sums of both directions and (itself · x_t) >> 14. T ≤ 4096. With factors of
+    |w·T| ≤ 6 no sum reaches 2^63, and the token of the largest key alone keeps D positive.
     """
     result: Tensor = _chosen(key).bi_wkv(key, value, factors, table)
     return result

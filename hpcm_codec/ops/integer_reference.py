@@ -206,7 +206,7 @@ def bi_wkv(key: Tensor, value: Tensor, factors: PositionFactors, table: Tensor) 
     blocks (zeros after the end), P_j = Σ over m < j of growth_m · x_m inside a block, and c the block's carry, from 0 on:
       sum before j  =  ((c · fading_j) >> 14)  +  ((P_j >> 14) · fading_(j−1)) >> 14     (the second term 0 for j = 0)
       next carry    =  the same with j = L.
-    The output is round_divide(N, D), N and D the sums of both directions and (itself · x_t) >> 14. T ≤ 4096.
+    The output is round_divide(N, max(D, 1)), N and D the sums of both directions and (itself · x_t) >> 14. T ≤ 4096.
     """
     height, width, channels = key.shape
     k, v = (plane.reshape(-1, channels).long() for plane in (key, value))
@@ -214,7 +214,7 @@ def bi_wkv(key: Tensor, value: Tensor, factors: PositionFactors, table: Tensor) 
     both = torch.stack((weights * v, weights), dim=1)  # T×2×C
     sums = _sums_before(both, factors) + _sums_before(both.flip(0), factors).flip(0)
     sums = sums + ((both * factors.itself) >> POSITION_SHIFT)
-    return saturate(round_divide(sums[:, 0], sums[:, 1])).reshape(height, width, channels)
+    return saturate(round_divide(sums[:, 0], sums[:, 1].clamp_min(1))).reshape(height, width, channels)
 
 
 def _sums_before(x: Tensor, factors: PositionFactors) -> Tensor:
