@@ -61,7 +61,7 @@ class Codec:
         self.config = checkpoint.config
         model = checkpoint.build_model()
         exact = checkpoint.build_exact(model)
-        self._exact = None if exact is None else exact.to(self.device)
+        self.exact = None if exact is None else exact.to(self.device)
         if profile == "exact" and exact is None:
             raise UnsupportedError(
                 "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
@@ -129,13 +129,13 @@ class Codec:
         code_hyper: exchanges table indexes and means (1×N×1×1) for the hyper-latents' symbols.
         """
         if not header.float_profile:
-            if self._exact is None:
+            if self.exact is None:
                 raise UnsupportedError(
                     "made in the exact profile, which this model's checkpoint lacks",
                     advice="decode with the checkpoint it was made with",
                 )
-            levels, mean = self._exact.hyper_distribution(header.quality_code)
-            return self._exact.code_latents(code_hyper(levels, mean), header.quality_code, port)
+            levels, mean = self.exact.hyper_distribution(header.quality_code)
+            return self.exact.code_latents(code_hyper(levels, mean), header.quality_code, port)
         with _context_threads():
             rate = self._rate(header)
             scale, mean = self.model.hyper_distribution(rate)

@@ -35,6 +35,7 @@ def parse_size(text: str) -> tuple[int, int]:
 @click.option("--image", type=click.Path(path_type=Path), help="The picture.  [default: a sample photograph]")
 @click.option("-q", "--quality", type=click.FloatRange(0, 100), default=50.0, show_default=True)
 @click.option("--model", metavar="NAME|PATH", help="The checkpoint.  [default: phase1-lite]")
+@options.profile
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the model runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: torch's choice]")
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Runs the median is taken of.")
@@ -45,6 +46,7 @@ def command(
     image: Path | None,
     quality: float,
     model: str | None,
+    profile: str,
     device: str,
     threads: int | None,
     runs: int,
@@ -57,7 +59,7 @@ def command(
     """
     width, height = parse_size(size)
     options.refuse_existing(output, force)
-    results = _measure(width, height, image, quality, model, device, threads, runs)
+    results = _measure(width, height, image, quality, model, profile, device, threads, runs)
     if output is not None:
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         if output == "-":
@@ -76,6 +78,7 @@ def _measure(
     image: Path | None,
     quality: float,
     model: str | None,
+    profile: str,
     device: str,
     threads: int | None,
     runs: int,
@@ -95,7 +98,7 @@ def _measure(
     if threads is not None:
         torch.set_num_threads(threads)
     model = model or DEFAULT_MODEL
-    codec = load_codec(model, device)
+    codec = load_codec(model, device, profile)
     data = codec.encode(picture, quality)
     results: dict[str, Any] = {
         "width": width,
@@ -107,6 +110,7 @@ def _measure(
         "checkpoint": {
             "model": Path(model).stem if model.endswith(".safetensors") else model,
             "identity": codec.identity.hex(),
+            "profile": codec.profile,
         },
         "machine": describe_machine(str(codec.device)),
         "load_average_before": load_before,
@@ -119,7 +123,7 @@ def _measure(
             "seconds": round(timing.seconds, 6),
             "all_seconds": [round(value, 6) for value in timing.all_seconds],
             "stages": {stage: round(value, 6) for stage, value in timing.stages.items()},
-            "peak_memory_bytes": speed.peak_memory(action, carried, quality, model, device, threads),
+            "peak_memory_bytes": speed.peak_memory(action, carried, quality, model, device, threads, profile),
         }
     return results
 
@@ -133,7 +137,10 @@ def _print_table(results: dict[str, Any]) -> None:
     encode, decode = results["encode"], results["decode"]
     bpp = 8 * results["bytes"] / (results["width"] * results["height"])
     size = f"{results['width']}×{results['height']}"
-    table = Table("", title=f"{results['checkpoint']['model']}, {size}, quality {results['quality']:g}")
+    table = Table(
+        "",
+        title=f"{results['checkpoint']['model']}, {results['checkpoint']['profile']} profile, {size}, quality {results['quality']:g}",
+    )
     for heading in ("encode", "decode"):
         table.add_column(heading, justify="right")
     for stage in encode["stages"]:

@@ -97,11 +97,12 @@ def stages_wrapped(codec: Codec, clock: StageClock) -> Iterator[None]:
     from hpcm_codec import container
     from hpcm_codec.entropy.range_coder import RangeDecoder, RangeEncoder
 
+    context = codec.model if codec.profile == "float" else codec.exact
     places: list[tuple[Any, str, str]] = [
         (codec.model, "analyse", "analysis"),
         (codec.model, "hyper_latents", "context"),
-        (codec.model, "hyper_distribution", "context"),
-        (codec.model, "code_latents", "context"),
+        (context, "hyper_distribution", "context"),
+        (context, "code_latents", "context"),
         (codec.model, "synthesise", "synthesis"),
         (RangeEncoder, "encode", "range coding"),
         (RangeEncoder, "finish", "range coding"),
@@ -158,7 +159,13 @@ def time_work(codec: Codec, work: Callable[[], object], runs: int) -> Timing:
 
 
 def peak_memory(
-    action: str, data: bytes | Picture, quality: float, model: str, device: str, threads: int | None
+    action: str,
+    data: bytes | Picture,
+    quality: float,
+    model: str,
+    device: str,
+    threads: int | None,
+    profile: str = "auto",
 ) -> int:
     """Bytes at most resident in a fresh process that starts, loads the model and codes one picture.
 
@@ -172,6 +179,7 @@ def peak_memory(
         else:
             source.write_bytes(data)
         job = {"action": action, "source": str(source), "quality": quality, "model": model, "device": device}
+        job |= {"profile": profile}
         command = [sys.executable, "-m", "hpcm_codec.evaluation.speed", json.dumps(job | {"threads": threads})]
         # The child must find this very package, installed or not.
         package = str(Path(__file__).resolve().parents[2])
@@ -197,7 +205,7 @@ def _child(job: dict[str, Any]) -> None:
         import torch
 
         torch.set_num_threads(job["threads"])
-    codec = load_codec(job["model"], job["device"])
+    codec = load_codec(job["model"], job["device"], job["profile"])
     if job["action"] == "encode":
         codec.encode(read_picture(job["source"]), job["quality"])
     else:
