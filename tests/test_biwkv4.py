@@ -186,8 +186,9 @@ def test_every_finite_input_gives_the_weighted_mean(length: int, seed: int, corn
     assert all(torch.equal(results[0], other) for other in results)
     assert torch.isfinite(results[0]).all()
     lowest, highest = (getattr(arguments[3], name)(dim=1, keepdim=True) for name in ("amin", "amax"))
-    slack = 1e-5 * torch.maximum(lowest.abs(), highest.abs())
-    assert ((results[0] >= lowest - slack - 1e-38) & (results[0] <= highest + slack + 1e-38)).all()
+    # Products with weights below one lose their last digits when they become subnormal; found at v = 3.4e-37.
+    slack = 1e-5 * torch.maximum(lowest.abs(), highest.abs()) + 4 * torch.finfo(torch.float32).tiny
+    assert ((results[0] >= lowest - slack) & (results[0] <= highest + slack)).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,7 +16,7 @@ from hpcm_codec.ops.integer import FACTOR_SHIFT, LIMIT, NORM_SHIFT, DepthwiseWei
 
 LARGEST_SHIFT = 30
 _LARGEST_SUM = 2**31 - 1
-_LARGEST_WEIGHT = 2**15 - 1
+LARGEST_WEIGHT = 2**15 - 1
 
 
 def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +35,7 @@ def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: st
         offset = (bias * factor).round_()
         largest = integer.abs().amax(dim=1)
         sums = LIMIT * integer.abs().sum(dim=1, dtype=torch.float64) + offset.abs() + torch.ldexp(ones, shift - 1)
-        too_large = (sums > _LARGEST_SUM) | (largest > _LARGEST_WEIGHT)
+        too_large = (sums > _LARGEST_SUM) | (largest > LARGEST_WEIGHT)
         if not too_large.any():
             return integer.to(torch.int16), offset.to(torch.int32), shift.to(torch.int32)
         if (too_large & (shift == 0)).any():
@@ -90,7 +90,7 @@ def integer_norm(weight: Tensor, bias: Tensor, epsilon: float, fraction_in: int,
 def integer_factor(values: Tensor, name: str) -> Tensor:
     """Factors in units of 2^-12, int32 of the values' shape; raises UnsupportedError when one does not fit int16."""
     integer = torch.ldexp(values.double(), torch.tensor(FACTOR_SHIFT)).round()
-    if integer.abs().max() > _LARGEST_WEIGHT:
+    if integer.abs().max() > LARGEST_WEIGHT:
         raise UnsupportedError(
             f"a factor of {name} is too large for integer arithmetic", advice="use the float profile"
         )
