@@ -246,3 +246,22 @@ def test_models_of_another_kind_are_refused_before_any_calibration() -> None:
         model = HPCM(preset("hpcm-base"))
     with pytest.raises(UnsupportedError, match="hpcm-base"):
         calibrate(model, [])
+
+
+def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
+    network = shipped.build_exact(shipped.build_model())
+    assert network is not None
+    moved = network.to(torch.device("meta"))
+    cell = moved.cells[2]
+    for tensor in (
+        moved.tables.power,
+        moved.latent_fraction,
+        moved.hyper_synthesis.steps[0].weights.weight,  # type: ignore[union-attr]
+        moved.adaptors[1][0].phase,
+        moved.adaptors[2][5].gain,
+        moved.prior_s3.after[1].project.weights.shift,
+        cell.norm1.gamma,  # type: ignore[union-attr]
+        cell.spatial.key.weights.bias,  # type: ignore[union-attr]
+        cell.channel.tables.sigmoid,  # type: ignore[union-attr]
+    ):
+        assert tensor is not None and tensor.is_meta

@@ -37,7 +37,7 @@ def main() -> None:
 
     source = load_checkpoint(options.weights)
     checkpoint = replace(source, weights={name: value.half() for name, value in source.weights.items()}, exact=None)
-    calibration = PackedPictures(options.calibrate).sample(256, 48).split(1)
+    calibration = PackedPictures(options.calibrate).sample(256, 24).split(1)
     files = image_files(options.data)
     pictures = [read_picture(path) for path in files[:: max(1, len(files) // options.limit)][: options.limit]]
     floating = Codec(checkpoint, "cpu")

@@ -17,6 +17,7 @@ from hpcm_codec.ops.integer import FACTOR_SHIFT, LIMIT, NORM_SHIFT, DepthwiseWei
 LARGEST_SHIFT = 30
 _LARGEST_SUM = 2**31 - 1
 LARGEST_WEIGHT = 2**15 - 1
+_LARGEST_FACTOR = 2**15 - 1
 
 
 def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +91,7 @@ def integer_norm(weight: Tensor, bias: Tensor, epsilon: float, fraction_in: int,
 def integer_factor(values: Tensor, name: str) -> Tensor:
     """Factors in units of 2^-12, int32 of the values' shape; raises UnsupportedError when one does not fit int16."""
     integer = torch.ldexp(values.double(), torch.tensor(FACTOR_SHIFT)).round()
-    if integer.abs().max() > LARGEST_WEIGHT:
+    if integer.abs().max() > _LARGEST_FACTOR:
         raise UnsupportedError(
             f"a factor of {name} is too large for integer arithmetic", advice="use the float profile"
         )
