@@ -115,11 +115,17 @@ class Codec:
 
     def _encode_tile(self, latents: Tensor, header: Header) -> tuple[TileStreams, Tensor]:
         rate = self._rate(header)
-        log_gain = self.model.latent_log_gain(rate)
-        port = EncoderPort(latents if log_gain is None else latents * log_gain.exp(), self._tables)
+        port = EncoderPort(latents * self._latent_gain(header, rate), self._tables)
         hyper = self.model.hyper_latents(latents, rate)
         decoded = self._walk(header, port, lambda levels, mean: port.code_hyper(hyper, levels, mean))
         return TileStreams(**port.streams(), symbol_check=port.symbol_check), decoded
+
+    def _latent_gain(self, header: Header, rate: Tensor) -> Tensor | float:
+        """Quantisation steps per unit of latent, 1×M×1×1, in the file's profile."""
+        if self.exact is not None and not header.float_profile:
+            return self.exact.latent_gain(header.quality_code)
+        log_gain = self.model.latent_log_gain(rate)
+        return 1.0 if log_gain is None else log_gain.exp()
 
     def _walk(
         self, header: Header, port: EncoderPort | DecoderPort, code_hyper: Callable[[Tensor, Tensor], Tensor]

@@ -102,10 +102,8 @@ class ExactNetwork:
         ]
         self.prior_s12 = IntegerPrior(units, network.prior_s12, context, "context.prior_s12")
         self.prior_s3 = IntegerPrior(units, network.prior_s3, context, "context.prior_s3")
-        both, streams = (
-            torch.cat((context, latents)),
-            (self.prior_s12.stream, self.prior_s12.stream, self.prior_s3.stream),
-        )
+        both = torch.cat((context, latents))
+        streams = self.prior_s12.stream, self.prior_s12.stream, self.prior_s3.stream
         self.adaptors = [
             [
                 IntegerAdaptor(cast(StepAdaptor, adaptor), both, streams[scale], f"context.adaptors.{scale}.{step}")
@@ -141,6 +139,16 @@ class ExactNetwork:
             power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, quality_code), self.tables),
         )
 
+    def latent_gain(self, quality_code: int) -> Tensor:
+        """What an encoder multiplies latents with before rounding, float32 1×M×1×1: quantisation steps per unit of latent."""
+        gain = self.steps_per_unit(self.at(quality_code), torch.zeros_like(self.latent_fraction))
+        return gain[None, :, None, None]
+
+    def steps_per_unit(self, quality: QualityIntegers, fraction: Tensor) -> Tensor:
+        """Quantisation steps in units of 2^-fraction, float32 M: the inverse of `inverse_gain`, for an encoder's rounding only."""
+        unit = self.latent_fraction + FINE_BITS + EXP_SHIFT - fraction
+        return torch.ldexp(1 / quality.inverse_gain.double(), unit).float()
+
     def hyper_distribution(self, quality_code: int) -> tuple[Tensor, Tensor]:
         """Table indexes (int32) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
         quality = self.at(quality_code)
@@ -174,9 +182,7 @@ class _AtQuality:
 
     def __init__(self, network: ExactNetwork, port: LevelPort, quality_code: int, quality: QualityIntegers) -> None:
         self._network, self._port, self._code, self._quality = network, port, quality_code, quality
-        self._mean_unit = torch.ldexp(
-            (quality.log_gain.double() / (1 << SCALE_FRACTION)).exp(), -network.latent_fraction
-        ).float()  # for an encoder's rounding only
+        self._mean_unit = network.steps_per_unit(quality, network.latent_fraction)
 
     def no_latents(self, context: Tensor) -> Tensor:
         half = context[: self._network.config.latent_channels]
@@ -209,21 +215,15 @@ class _AtQuality:
 
 def _move(owner: object, device: torch.device) -> None:
     """Move the tensors an object of this package holds, however deep."""
-    members = (
-        owner.items()
-        if isinstance(owner, dict)
-        else enumerate(owner)
-        if isinstance(owner, list)
-        else vars(owner).items()
-    )
-    for key, value in list(members):
-        if isinstance(value, Tensor):
-            if isinstance(owner, (dict, list)):
-                owner[key] = value.to(device)
+    if isinstance(owner, list):
+        for member in owner:
+            _move(member, device)
+    elif type(owner).__module__.startswith("hpcm_codec.") and hasattr(owner, "__dict__"):
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, Tensor):
+                object.__setattr__(owner, name, value.to(device))  # weights are frozen dataclasses
             else:
-                object.__setattr__(owner, key, value.to(device))  # weights are frozen dataclasses
-        elif isinstance(value, (dict, list)) or type(value).__module__.startswith("hpcm_codec."):
-            _move(value, device)
+                _move(value, device)
 
 
 class _PerChannel:
