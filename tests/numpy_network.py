@@ -1,0 +1,215 @@
+"""The exact profile's layers in plain numpy, on planes h×w×C of int64: the hyper synthesis, priors and cells of `numpy_decoder`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from numpy_decoder import Ints, Model, make_layer, neighbourhoods, round_divide, round_shift, saturate
+
+
+def depthwise(
+    model: Model, x: Ints, kernel: np.ndarray, bias: np.ndarray | None, units_in: Ints, units_out: Ints
+) -> Ints:
+    """kernel: C×k×k real numbers. Every channel by itself: its neighbourhood is the row of one output."""
+    channels, size, _ = kernel.shape
+    result = np.empty_like(x)
+    around = neighbourhoods(x, size)
+    for c in range(channels):
+        own = slice(c, c + 1)
+        units = np.repeat(units_in[own], size * size)
+        layer = make_layer(kernel[c].reshape(1, -1), None if bias is None else bias[own], units, units_out[own])
+        result[..., own] = layer(around[..., c, :])
+    return result
+
+
+def residual_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
+    """x + factor · project(LeakyReLU(expand(depthwise 3×3))); the slope is 328/2^15, the factor in units of 2^-12."""
+    spatial, hidden = model.units(f"{name}.spatial"), model.units(f"{name}.expand")
+    kernel = model.real(f"{name}.spatial.weight")[:, 0]
+    inner = depthwise(model, x, kernel, model.real(f"{name}.spatial.bias"), stream, spatial)
+    inner = model.layer(f"{name}.expand", spatial, hidden)(inner)
+    inner = np.where(inner < 0, round_shift(inner * 328, 15), inner)
+    branch = model.layer(f"{name}.project", hidden, stream)(inner)
+    return saturate(x + round_shift(branch * model.factor(f"{name}.factor"), 12))
+
+
+def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) -> Ints:
+    """A transposed convolution 2×2 of stride 2: output (2i + a, 2j + b) is a layer of its own of input (i, j)."""
+    weight, bias = model.real(f"{name}.weight"), model.real(f"{name}.bias")  # in×out×2×2
+    height, width, _ = x.shape
+    result = np.empty((2 * height, 2 * width, weight.shape[1]), np.int64)
+    for a in range(2):
+        for b in range(2):
+            result[a::2, b::2] = make_layer(weight[:, :, a, b].T, bias, units_in, units_out)(x)
+    return result
+
+
+def hyper_synthesis(model: Model, x: Ints) -> Ints:
+    """h_s: up2, two blocks, up2 to context parameters, one block."""
+    inner = model.units("h_s.inner")
+    x = double(model, "h_s.0", x, model.units("h_s"), inner)
+    x = residual_block(model, "h_s.1", x, inner)
+    x = residual_block(model, "h_s.2", x, inner)
+    x = double(model, "h_s.3", x, inner, model.context_units)
+    return residual_block(model, "h_s.4", x, model.context_units)
+
+
+def parameters(model: Model, scale: int, step: int, context: Ints, latents: Ints) -> Ints:
+    """Adaptor with its phase bias, blocks, gain, blocks, and the head that is added to the context."""
+    prior = "context.prior_s3" if scale == 2 else "context.prior_s12"
+    adaptor = f"context.adaptors.{scale}.{step}"
+    stream = model.units(prior)
+    units_in = np.concatenate((model.context_units, model.units("latents")))
+    x = model.layer(f"{adaptor}.adapt", units_in, stream)(np.concatenate((context, latents), axis=-1))
+    if model.has(f"{adaptor}.phase_bias"):
+        phase = model.real(f"{adaptor}.phase_bias").transpose(1, 2, 0)
+        phase = saturate(np.rint(np.ldexp(phase, stream.astype(np.int32))).astype(np.int64))
+        rows, columns = (np.arange(side) % len(phase) for side in x.shape[:2])
+        x = saturate(x + phase[rows[:, None], columns[None]])
+    before, after = model.config["prior_blocks_s3" if scale == 2 else "prior_blocks_s12"]
+    for block in range(before):
+        x = residual_block(model, f"{prior}.before.{block}", x, stream)
+    x = saturate(round_shift(x * model.factor(f"{adaptor}.gain"), 12))
+    for block in range(after):
+        x = residual_block(model, f"{prior}.after.{block}", x, stream)
+    return saturate(context + model.layer(f"{prior}.head", stream, model.context_units)(x))
+
+
+def cell(model: Model, scale: int, params: Ints, context: Ints) -> Ints:
+    """The context for the next step."""
+    kind = model.config["cells"][scale]["kind"]
+    return (attention_cell if kind == "cross-attention" else rwkv_cell)(model, scale, params, context)
+
+
+def attention_cell(model: Model, scale: int, params: Ints, context: Ints) -> Ints:
+    """params + output(params) + widen(attention), softmax inside windows, one head after the other."""
+    name, settings, units = f"context.cells.{scale}.inner", model.config["cells"][scale], model.context_units
+    query_units, key_units, value_units = (model.units(f"{name}.{part}") for part in ("query", "key", "value"))
+    query = model.layer(f"{name}.query", units, query_units)(params)
+    key = model.layer(f"{name}.key", units, key_units)(context)
+    value = model.layer(f"{name}.value", units, value_units)(context)
+    height, width, channels = query.shape
+    per_head = channels // settings["heads"]
+    # differences of scores in units of 1/256: · 256 / √(channels of a head), less the units of queries and keys
+    multiplier = round(2**15 / math.sqrt(per_head))
+    shift = int(query_units[0] + key_units[0]) + 15 - 8
+    edge = settings["window"]
+    attended = np.empty_like(query)
+    for top in range(0, height, edge):
+        for left in range(0, width, edge):
+            window = slice(top, top + edge), slice(left, left + edge)
+            for head in range(settings["heads"]):
+                own = (*window, slice(head * per_head, (head + 1) * per_head))
+                q, k, v = (plane[own].reshape(-1, per_head) for plane in (query, key, value))
+                scores = q @ k.T
+                distance = round_shift((scores.max(axis=1, keepdims=True) - scores) * multiplier, shift)
+                weights = (model.exponentials(distance) + 2) >> 2
+                mean = round_divide(weights @ v, weights.sum(axis=1, keepdims=True))
+                attended[own] = saturate(mean).reshape(attended[own].shape)
+    kept = saturate(params + model.layer(f"{name}.output", units, units)(params))
+    return saturate(kept + model.layer(f"{name}.widen", value_units, units)(attended))
+
+
+def rwkv_cell(model: Model, scale: int, params: Ints, context: Ints) -> Ints:
+    """params + leave(z), z after a spatial mix and a channel mix of enter(params ‖ context)."""
+    name, units = f"context.cells.{scale}.inner", model.context_units
+    stream = model.units(name)
+    z = model.layer(f"{name}.enter", np.concatenate((units, units)), stream)(np.concatenate((params, context), axis=-1))
+    z = spatial_mix(model, f"{name}.block", z, stream)
+    z = channel_mix(model, f"{name}.block", z, stream)
+    return saturate(params + model.layer(f"{name}.leave", stream, units)(z))
+
+
+def layer_norm(model: Model, name: str, x: Ints, unit_in: int, units_out: Ints) -> Ints:
+    """n = (C·x − Σx) / √V in units of 2^-12; then gamma and beta in such units that a shift of 16 gives the output's."""
+    channels = x.shape[-1]
+    total = x.sum(axis=-1, keepdims=True)
+    epsilon = max(1, round(1e-5 * channels**2 * 2.0 ** (2 * unit_in)))
+    variance = channels * (x * x).sum(axis=-1, keepdims=True) - total * total + epsilon
+    root = np.vectorize(math.isqrt, otypes=[np.int64])(variance)
+    normal = round_divide((channels * x - total) << 12, root)
+    gamma = np.rint(np.ldexp(model.real(f"{name}.weight"), units_out.astype(np.int32) + 4)).astype(np.int64)
+    beta = np.rint(np.ldexp(model.real(f"{name}.bias"), units_out.astype(np.int32) + 16)).astype(np.int64)
+    return saturate(round_shift(normal * gamma + beta, 16))
+
+
+def omni_shift(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) -> Ints:
+    """α₀·x + α₁·dw1×1 + α₂·dw3×3 + α₃·dw5×5 as one kernel 5×5. It is added up in float32, in this order: part of the definition."""
+    alpha = model.tensors[f"{name}.alpha"].astype(np.float32)
+    one, three, five = (model.tensors[f"{name}.conv{k}x{k}.weight"][:, 0].astype(np.float32) for k in (1, 3, 5))
+    kernel = alpha[3] * five
+    kernel = kernel + np.pad(alpha[2] * three, ((0, 0), (1, 1), (1, 1)))
+    kernel = kernel + np.pad(alpha[0] + alpha[1] * one, ((0, 0), (2, 2), (2, 2)))
+    return depthwise(model, x, kernel.astype(np.float64), None, units_in, units_out)
+
+
+def gate(model: Model, control: Ints, x: Ints) -> Ints:
+    """σ(control / 256) · x."""
+    return saturate(round_shift(x * model.sigmoid[np.clip(control, -2048, 2047) + 2048], 14))
+
+
+def spatial_mix(model: Model, block: str, z: Ints, stream: Ints) -> Ints:
+    """z + gamma1 · output(σ(r) · BiWKV(k, v)); keys and receptances in units of 1/256."""
+    name, norm_units = f"{block}.spatial_mix", model.units(f"{block}.norm1")
+    shifted, value_units = model.units(f"{name}.shift"), model.units(f"{name}.value")
+    argument = np.full(len(stream), 8, np.int64)
+    x = layer_norm(model, f"{block}.norm1", z, int(stream[0]), norm_units)
+    x = omni_shift(model, f"{name}.shift", x, norm_units, shifted)
+    key = model.layer(f"{name}.key", shifted, argument)(x)
+    value = model.layer(f"{name}.value", shifted, value_units)(x)
+    receptance = model.layer(f"{name}.receptance", shifted, argument)(x)
+    mixed = gate(model, receptance, bi_wkv(model, name, key, value))
+    return saturate(z + model.layer(f"{name}.output", value_units, stream, model.real(f"{block}.gamma1"))(mixed))
+
+
+def channel_mix(model: Model, block: str, z: Ints, stream: Ints) -> Ints:
+    """z + σ(r) · gamma2·value(relu(key)²); the square is shifted by 13."""
+    name, norm_units = f"{block}.channel_mix", model.units(f"{block}.norm2")
+    shifted, key_units = model.units(f"{name}.shift"), model.units(f"{name}.key")
+    x = layer_norm(model, f"{block}.norm2", z, int(stream[0]), norm_units)
+    x = omni_shift(model, f"{name}.shift", x, norm_units, shifted)
+    key = np.maximum(model.layer(f"{name}.key", shifted, key_units)(x), 0)
+    value = model.layer(f"{name}.value", 2 * key_units - 13, stream, model.real(f"{block}.gamma2"))
+    receptance = model.layer(f"{name}.receptance", shifted, np.full(len(stream), 8, np.int64))(x)
+    return saturate(z + gate(model, receptance, value(saturate(round_shift(key * key, 13)))))
+
+
+def bi_wkv(model: Model, name: str, key: Ints, value: Ints) -> Ints:
+    """Weighted means over all tokens, row-major: weights e^(k − largest k), faded by e^(−w·(distance − 1)), or e^u for the token itself."""
+    height, width, channels = key.shape
+    tokens = height * width
+    k, v = key.reshape(tokens, channels), value.reshape(tokens, channels)
+    decay, boost = (
+        np.rint(np.clip(model.real(f"{name}.{part}"), -6, 6) * (1.4426950408889634 * 65536)).astype(np.int64)
+        for part in ("decay", "boost")
+    )
+    weights = model.exponentials(k.max(axis=0) - k)
+    length = -(-tokens // 16)
+    exponent = decay * np.arange(length + 1)[:, None] // tokens
+    growth, fading = model.power_of_two(exponent), model.power_of_two(-exponent)
+    itself = model.power_of_two(boost // tokens)
+
+    def before(x: Ints) -> Ints:
+        """The faded sum over the tokens before each; tokens are cut into blocks, which hand on a carry."""
+        sums = np.empty_like(x)
+        carry = np.zeros(channels, np.int64)
+        for start in range(0, tokens, length):
+            inside = np.zeros(channels, np.int64)
+            for j in range(length + 1):
+                faded = (carry * fading[j]) >> 14
+                if j:
+                    faded = faded + (((inside >> 14) * fading[j - 1]) >> 14)
+                if j == length:
+                    carry = faded
+                elif start + j < tokens:
+                    sums[start + j] = faded
+                    inside = inside + x[start + j] * growth[j]
+        return sums
+
+    def everywhere(x: Ints) -> Ints:
+        return before(x) + before(x[::-1])[::-1] + ((x * itself) >> 14)
+
+    mean = round_divide(everywhere(weights * v), np.maximum(everywhere(weights), 1))
+    return saturate(mean).reshape(height, width, channels)
