@@ -45,7 +45,7 @@ def main() -> None:
     reference = measure(floating, pictures, analysed)
     margin = export.MARGIN
     print("| weights, bits | activations, bits | bytes | PSNR, dB |\n|---:|---:|---:|---:|")
-    settings = [(bits, 14) for bits in WEIGHT_BITS] + [(16, bits) for bits in ACTIVATION_BITS[1:]] + [(12, 12), (8, 8)]
+    settings = [(bits, 14) for bits in WEIGHT_BITS] + [(16, bits) for bits in ACTIVATION_BITS[1:]] + [(12, 12)]
     for weight_bits, activation_bits in settings:
         layers.LARGEST_WEIGHT = 2 ** (weight_bits - 1) - 1
         export.MARGIN = margin * 2.0 ** (14 - activation_bits)
