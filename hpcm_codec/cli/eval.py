@@ -1,9 +1,10 @@
-"""`hpcm eval`: rate, quality and time of a codec on a data set, really encoded and really decoded."""
+"""`hpcm eval`: rate, quality, time and memory of codecs on a data set, really encoded and really decoded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,14 @@ from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.evaluation.codecs import PictureCodec
     from hpcm_codec.evaluation.datasets import DataSet
-    from hpcm_codec.evaluation.runner import Means, Row
+    from hpcm_codec.evaluation.runner import Row
+    from hpcm_codec.evaluation.subjects import Subject
 
-CODECS = ("hpcm", "jpeg", "webp", "avif")
 # Eight positions spread evenly over 0 to 100, on the half steps a file can name.
 DEFAULT_QUALITIES = (0.0, 14.5, 28.5, 43.0, 57.0, 71.5, 85.5, 100.0)
 METRICS = ("psnr-rgb", "ms-ssim-rgb-db")
-DASH = "–"
+REPORT_IMAGES = 3  # pictures with a slider, where none are named
 
 
 def parse_qualities(text: str) -> tuple[float, ...]:
@@ -43,140 +43,209 @@ def parse_qualities(text: str) -> tuple[float, ...]:
     return tuple(qualities)
 
 
+def _list_anchors(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from hpcm_codec.evaluation.reference import shipped_references
+    from hpcm_codec.evaluation.tables import references_table
+
+    for line in references_table(list(shipped_references())):
+        click.echo(line)
+    context.exit()
+
+
 @click.command("eval")
-@click.option("--dataset", required=True, metavar="kodak|DIR", help="The Kodak set, or a folder of pictures.")
-@click.option("--codec", "kind", type=click.Choice(CODECS), default="hpcm", show_default=True, help="What to measure.")
+@click.option("--dataset", required=True, metavar="kodak|clic2020|tecnick|DIR", help="What to measure on.")
+@click.option(
+    "--codec",
+    "kinds",
+    multiple=True,
+    default=("hpcm",),
+    metavar="NAME,NAME…",
+    help="What to measure: hpcm, jpeg, webp, avif, jpeg2000, jxl, heic.  [default: hpcm]",
+)
 @click.option("-q", "--qualities", metavar="Q,Q,…", help="Qualities, 0 to 100.  [default: 8 over the whole range]")
+@click.option(
+    "--own-qualities", is_flag=True, help="With several codecs: each at qualities of its own, not at the first's sizes."
+)
 @click.option("--model", metavar="NAME|PATH", help="The checkpoint.  [default: phase1-lite]")
 @options.profile
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the model runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: torch's choice]")
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Measure in N processes.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's folder lies.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
 @click.option("--json", "output", metavar="OUT", help="Write the results in CompressAI's JSON form (- for stdout).")
-@click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--anchor", "anchors", multiple=True, metavar="CURVE.json", help="Print the BD-rate against this curve.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite outputs.")
+@click.option(
+    "--work", metavar="FILE", help="Keep each measurement here, and reuse those that are.  [default: OUT.partial]"
+)
+@click.option("--memory", is_flag=True, help="Write peaks of memory into OUT too.")
+@click.option(
+    "--anchor", "anchors", multiple=True, metavar="NAME|CURVE.json", help="Print the BD-rate against this curve."
+)
+@click.option(
+    "--list-anchors",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_anchors,
+    help="List the curves that come with the program, and end.",
+)
 @click.option("--metric", type=click.Choice(METRICS), default=METRICS[0], show_default=True, help="For --anchor.")
 @click.option("--verify", is_flag=True, help="Check that files decode to exactly the encoder's own reconstruction.")
 @click.option("--per-image", is_flag=True, help="Print a row for every picture.")
+@click.option("--plot", metavar="CURVE.png", help="Draw the curves, anchors included (also .svg, .pdf).")
+@click.option("--report", metavar="OUT.html", help="Write a page with curves, table and picture sliders.")
+@click.option("--report-images", metavar="NAME,…", help="Pictures with a slider.  [default: the first 3]")
+@click.option("--report-quality", type=float, metavar="Q", help="Quality of those pictures.  [default: the middle one]")
 def command(
     dataset: str,
-    kind: str,
+    kinds: tuple[str, ...],
     qualities: str | None,
+    own_qualities: bool,
     model: str | None,
     profile: str,
     device: str,
     threads: int | None,
+    jobs: int,
     data_dir: Path | None,
     limit: int | None,
     output: str | None,
     force: bool,
+    work: str | None,
+    memory: bool,
     anchors: tuple[str, ...],
     metric: str,
     verify: bool,
     per_image: bool,
+    plot: str | None,
+    report: str | None,
+    report_images: str | None,
+    report_quality: float | None,
 ) -> None:
-    """Encode and decode the pictures of a data set; print mean rate, quality and time.
+    """Encode and decode the pictures of a data set; print mean rate, quality, time and memory.
 
-    Rates count whole files. `--codec jpeg` (or webp, avif) measures an ordinary format through Pillow, at qualities of
-    its own.
+    Rates count whole files. Ordinary formats go through Pillow; with several codecs, the others are given the file
+    sizes of the first, picture by picture. An interrupted run goes on where it was when it is started again.
     """
-    from hpcm_codec.evaluation import bjontegaard, runner
-    from hpcm_codec.evaluation.codecs import PILLOW_QUALITIES
-    from hpcm_codec.evaluation.datasets import find_dataset
+    from hpcm_codec.evaluation import bjontegaard, campaign
+    from hpcm_codec.evaluation.codecs import PILLOW_QUALITIES, PillowCodec
+    from hpcm_codec.evaluation.datasets import find_dataset, picture_digests
+    from hpcm_codec.evaluation.reference import dataset_of, load_anchor
+    from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
+    from hpcm_codec.evaluation.survey import Survey, compare_all
+    from hpcm_codec.evaluation.worklog import WorkLog
 
-    if kind != "hpcm" and model is not None:
-        raise UsageError(f"--model is for --codec hpcm, not for {kind}")
-    if kind != "hpcm" and verify:
-        raise UsageError(
-            f"--verify is for --codec hpcm: the encoder of {kind} does not say what a decoder must arrive at"
-        )
-    default_qualities = DEFAULT_QUALITIES if kind == "hpcm" else PILLOW_QUALITIES
-    chosen = default_qualities if qualities is None else parse_qualities(qualities)
-    if anchors and len(chosen) < bjontegaard.FEWEST_POINTS:
+    wanted = parse_kinds(kinds)
+    _check_hpcm_options(wanted, model, verify)
+    for name in (output, plot, report):
+        options.refuse_existing(name, force)
+    chosen = None if qualities is None else parse_qualities(qualities)
+    if anchors and chosen is not None and len(chosen) < bjontegaard.FEWEST_POINTS:
         raise UsageError(f"a BD-rate needs {bjontegaard.FEWEST_POINTS} qualities or more, not {len(chosen)}")
-    options.refuse_existing(output, force)
-    anchor_curves = [bjontegaard.read_curve(anchor, metric) for anchor in anchors]
-    pictures = find_dataset(dataset, data_dir, lambda line: click.echo(line, err=True)).first(limit)
-    codec, described = _load(kind, model, device, threads, chosen, profile)
+    options.check_device(device)
+    options.set_threads(threads)
+    anchor_curves = [load_anchor(anchor, dataset, metric) for anchor in anchors]
+    for anchor in anchors:
+        if (of := dataset_of(anchor, dataset)) not in (None, dataset):
+            _tell(f"the curve {anchor} is of {of}, the measurements are of {dataset}: a comparison says little")
+    pictures = find_dataset(dataset, data_dir, _tell).first(limit)
+    subjects = find_subjects(wanted, model, device, profile, _tell)
+    matched = len(subjects) > 1 and not own_qualities
+    plans: list[Sequence[float]] = []
+    for place, subject in enumerate(subjects):
+        ordinary = isinstance(subject.codec, PillowCodec)
+        plans.append(chosen or (PILLOW_QUALITIES if ordinary else DEFAULT_QUALITIES))
+        if isinstance(subject.codec, PillowCodec) and not (matched and place > 0):
+            for quality in plans[-1]:
+                subject.codec.check_quality(quality)
+    slider_names = _slider_names(pictures, report, report_images, report_quality)
+    if plot is not None:
+        from hpcm_codec.evaluation.plot import check_plot
 
-    rows = _evaluate_with_progress(codec, pictures, chosen, verify)
+        check_plot(plot)
 
-    description = (
-        f"{described.pop('description')}; {pictures.name}, {len(pictures.names)} pictures, whole files counted"
-    )
-    results = runner.summarise(described.pop("name"), description, rows, dataset=pictures.name, **described)
-    comparisons, refusal = [], None
-    for curve in anchor_curves:
-        try:
-            own = bjontegaard.Curve.from_results(results, metric)
-            comparisons.append(bjontegaard.compare(curve, own))
-        except UsageError as error:
-            refusal = error  # told at the end: the measurements themselves are good
+    log = WorkLog(work or (None if output in (None, "-") else f"{output}.partial"))
+    digests = picture_digests(pictures)
+    with campaign.crew(jobs, _torch_threads()) as crew:
+        survey = Survey(subjects, plans, pictures, digests, matched, verify)
+        if len(log):
+            _tell(f"{len(log)} measurements are in {log.path} already")
+        with _progress(survey.size) as advance:
+            all_rows = survey.measure(crew, log, advance)
+
+    results = survey.results(all_rows, memory, jobs)
+    comparisons, refusal = compare_all(results, anchor_curves, metric, _tell)
     if comparisons:
         results["comparisons"] = [{"metric": metric, **asdict(comparison)} for comparison in comparisons]
     _write_json(results, output, force)
+    if work is None:
+        log.remove()
     if output != "-":
-        _print_tables(results, runner.means_of(rows), rows if per_image else ())
+        _print_tables(results, subjects, all_rows, per_image)
         for comparison in comparisons:
             click.echo(comparison.in_words())
+    _draw(results, anchors, dataset, metric, plot, report, force, subjects, pictures, slider_names, report_quality)
     if refusal is not None:
         raise refusal
 
 
-def _load(
-    kind: str, model: str | None, device: str, threads: int | None, qualities: Sequence[float], profile: str
-) -> tuple[PictureCodec, dict[str, Any]]:
-    """The codec, and what the results file says about it: name, description, machine and, for ours, checkpoint."""
-    from hpcm_codec.evaluation.codecs import PillowCodec
-    from hpcm_codec.evaluation.machine import describe_machine
+def _check_hpcm_options(kinds: Sequence[str], model: str | None, verify: bool) -> None:
+    if "hpcm" in kinds:
+        return
+    named = ",".join(kinds)
+    if model is not None:
+        raise UsageError(f"--model is for --codec hpcm, not for {named}")
+    if verify:
+        raise UsageError(
+            f"--verify is for --codec hpcm: the encoder of {named} does not say what a decoder must arrive at"
+        )
 
-    if kind != "hpcm":
-        ordinary = PillowCodec(kind)
-        for quality in qualities:
-            ordinary.check_quality(quality)
-        name = ordinary.format.name
-        return ordinary, {"name": name, "description": ordinary.description, "machine": describe_machine()}
 
+def _slider_names(pictures: DataSet, report: str | None, named: str | None, quality: float | None) -> Sequence[str]:
+    """The pictures that get a slider; UsageError for a name that is not in the set."""
+    if report is None:
+        if named is not None or quality is not None:
+            raise UsageError("--report-images and --report-quality are for --report")
+        return ()
+    if quality is not None:
+        options.check_quality(quality)
+    if named is None:
+        return pictures.names[:REPORT_IMAGES]
+    names = []
+    for part in (part.strip() for part in named.split(",")):
+        fitting = [name for name in pictures.names if part in (name, Path(name).stem)]
+        if not fitting:
+            raise UsageError(f"no picture of {pictures.name} is called {part!r}")
+        names.append(fitting[0])
+    return names
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _torch_threads() -> int:
     import torch
 
-    from hpcm_codec.checkpoints import DEFAULT_MODEL
-    from hpcm_codec.codec import load_codec
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    model = model or DEFAULT_MODEL
-    codec = load_codec(model, device, profile)
-    name = Path(model).stem if model.endswith(".safetensors") else model
-    return codec, {
-        "name": f"hpcm {name}",
-        "description": f"hpcm-codec, model {name}, checkpoint {codec.identity.hex()}, {codec.profile} profile",
-        "machine": describe_machine(str(codec.device)),
-        "checkpoint": {"model": name, "identity": codec.identity.hex(), "profile": codec.profile},
-    }
+    return torch.get_num_threads()
 
 
-def _evaluate_with_progress(
-    codec: PictureCodec, pictures: DataSet, qualities: Sequence[float], verify: bool
-) -> list[Row]:
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Row], None] | None]:
+    """What is called with every row: a bar on a terminal, nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from hpcm_codec.evaluation.runner import evaluate
-
     console = Console(stderr=True)
     if not console.is_terminal:
-        return evaluate(codec, pictures, qualities, verify=verify)
+        yield None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("measuring", total=len(pictures.names) * len(qualities))
-        return evaluate(
-            codec,
-            pictures,
-            qualities,
-            verify=verify,
-            on_row=lambda row: progress.update(task, advance=1, description=row.image),
-        )
+        task = progress.add_task("measuring", total=total)
+        yield lambda row: progress.update(task, advance=1, description=row.image)
 
 
 def _write_json(results: dict[str, Any], output: str | None, force: bool) -> None:
@@ -191,31 +260,57 @@ def _write_json(results: dict[str, Any], output: str | None, force: bool) -> Non
         write_atomically(output, text.encode(), overwrite=force)
 
 
-def _print_tables(results: dict[str, Any], means: Sequence[Means], rows: Sequence[Row]) -> None:
+def _print_tables(
+    results: dict[str, Any], subjects: Sequence[Subject], all_rows: Sequence[Sequence[Row]], per_image: bool
+) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from hpcm_codec.evaluation.machine import machine_in_words
+    from hpcm_codec.evaluation.runner import means_of
+    from hpcm_codec.evaluation.tables import means_table, rows_table
 
     console = Console(highlight=False)
-    measures = ("quality", "bpp", "PSNR dB", "MS-SSIM", "MS-SSIM dB", "encode s", "decode s")
-    if rows:
-        table = Table("picture", title=results["name"])
-        for heading in (*measures[:4], *measures[5:]):
-            table.add_column(heading, justify="right")
-        for row in rows:
-            of_row = (row.bpp, row.psnr, row.ms_ssim, row.encoding_time, row.decoding_time)
-            table.add_row(row.image, f"{row.quality:g}", *map(_shown, of_row, (4, 2, 4, 3, 3)))
-        console.print(table)
-    table = Table(title=f"{results['name']}: means over {results['images']} pictures of {results['dataset']}")
-    for heading in measures:
-        table.add_column(heading, justify="right")
-    for mean in means:
-        figures = (mean.bpp, mean.psnr, mean.ms_ssim, mean.ms_ssim_db, mean.encoding_time, mean.decoding_time)
-        table.add_row(f"{mean.quality:g}", *map(_shown, figures, (4, 2, 4, 2, 3, 3)))
-    console.print(table)
+    for subject, rows in zip(subjects, all_rows, strict=True):
+        if per_image:
+            console.print(rows_table(subject.name, rows))
+        title = f"{subject.name}: means over {results['images']} pictures of {results['dataset']}"
+        console.print(means_table(title, means_of(rows)))
     click.echo(machine_in_words(results["machine"]))
 
 
-def _shown(value: float | None, digits: int) -> str:
-    return DASH if value is None else f"{value:.{digits}f}"
+def _draw(
+    results: dict[str, Any],
+    anchors: Sequence[str],
+    dataset: str,
+    metric: str,
+    plot: str | None,
+    report: str | None,
+    force: bool,
+    subjects: Sequence[Subject],
+    pictures: DataSet,
+    slider_names: Sequence[str],
+    report_quality: float | None,
+) -> None:
+    """The plot and the report, where they are wanted."""
+    if plot is None and report is None:
+        return
+    from hpcm_codec.evaluation.reference import anchor_results
+    from hpcm_codec.files import write_atomically
+
+    curves = [results, *results.get("other_codecs", ()), *(anchor_results(anchor, dataset) for anchor in anchors)]
+    if plot is not None:
+        from hpcm_codec.evaluation.plot import draw_curves
+
+        write_atomically(plot, draw_curves(curves, Path(plot).suffix, metric, results["dataset"]), overwrite=force)
+    if report is not None:
+        from hpcm_codec.evaluation.report import report_page
+        from hpcm_codec.evaluation.versions import Aim, versions_of
+        from hpcm_codec.images import Picture, read_picture
+
+        qualities = results["qualities"]
+        aim = Aim("quality", qualities[len(qualities) // 2] if report_quality is None else report_quality)
+        sliders = []
+        for name in slider_names:
+            picture = Picture(read_picture(pictures.path(name)).pixels)
+            sliders.append(versions_of(name, picture, subjects, aim))
+        write_atomically(report, report_page(results, curves, sliders).encode(), overwrite=force)

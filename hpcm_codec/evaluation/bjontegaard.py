@@ -86,6 +86,14 @@ def read_curve(path: str | os.PathLike[str], metric: str = PSNR) -> Curve:
     Raises FileError when it cannot be read or is not a results file, UsageError when it holds no such curve.
     """
     try:
+        return Curve.from_results(read_results(path), metric)
+    except UsageError as error:
+        raise error.in_file(path) from error.__cause__
+
+
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A results file in CompressAI's form; raises FileError when it cannot be read or is none."""
+    try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
     except OSError as error:
@@ -94,10 +102,7 @@ def read_curve(path: str | os.PathLike[str], metric: str = PSNR) -> Curve:
         raise FileError(f"not JSON ({error})", file=path, advice="name a results file in CompressAI's form") from error
     if not isinstance(data, dict) or not isinstance(data.get("results", data), dict):
         raise FileError("not a results file in CompressAI's form", file=path)
-    try:
-        return Curve.from_results(data, metric)
-    except UsageError as error:
-        raise error.in_file(path) from error.__cause__
+    return data
 
 
 @dataclass(frozen=True)

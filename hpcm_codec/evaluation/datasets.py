@@ -1,8 +1,9 @@
-"""Where pictures to measure on come from: the Kodak set by name, or any folder.
+"""Where pictures to measure on come from: the usual sets by name, or any folder.
 
 `kodak` is looked up in the folder the user names, in $HPCM_DATA, in ../shared/data beside the current directory and
 beside a source checkout, and at last downloaded once into the user's cache. Wherever it is found, its 24 files are
-compared with their known SHA-256: figures on other pictures would not be figures on Kodak.
+compared with their known SHA-256: figures on other pictures would not be figures on Kodak. `clic2020` and `tecnick`
+are looked up in the same places and counted; their owners ask for a visit to their pages, so they are not downloaded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,20 @@ from hpcm_codec.files import file_error
 from hpcm_codec.images import READABLE
 
 KODAK = "kodak"
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A set that people bring along. pictures: how many it has; what: which edition, and where it is to be had."""
+
+    pictures: int
+    what: str
+
+
+OTHER_SETS = {
+    "clic2020": NamedSet(41, "the 41 pictures of CLIC 2020's professional validation set, https://compression.cc"),
+    "tecnick": NamedSet(100, "the 100 pictures of Tecnick's SAMPLING set, RGB, OR, 1200×1200, https://testimages.org"),
+}
 KODAK_URL = "https://r0k.us/graphics/kodak/kodak/"
 DATA_VARIABLE = "HPCM_DATA"
 # Of the PNG files at KODAK_URL.
@@ -73,7 +88,7 @@ def find_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> DataSet:
-    """The data set called "kodak", or the pictures in a folder and its subfolders.
+    """The data set called "kodak", "clic2020" or "tecnick", or the pictures in a folder and its subfolders.
 
     data_dir: where to look for a named set first.
     announce: told in one line when something is about to be downloaded.
@@ -82,10 +97,12 @@ def find_dataset(
     """
     if os.fspath(name_or_dir) == KODAK:
         return _find_kodak(data_dir, announce)
+    if os.fspath(name_or_dir) in OTHER_SETS:
+        return _find_other(os.fspath(name_or_dir), data_dir)
     folder = Path(name_or_dir)
     if not folder.is_dir():
         reason = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise FileError(reason, file=folder, advice=f"name a folder of pictures, or {KODAK}")
+        raise FileError(reason, file=folder, advice=f"name a folder of pictures, or {', '.join((KODAK, *OTHER_SETS))}")
     names = _pictures_below(folder)
     if not names:
         raise FileError("holds no pictures", file=folder, advice="name a folder with pictures, PNG files for example")
@@ -116,16 +133,37 @@ def _pictures_below(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(found, key=natural_key))
 
 
+def picture_digests(dataset: DataSet) -> dict[str, str]:
+    """SHA-256 (hexadecimal) of every picture's file, by name; raises FileError for one that cannot be read."""
+    return {name: _sha256(dataset.path(name)) for name in dataset.names}
+
+
+def candidate_folders(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The folders in which a named set is looked for, first to last."""
+    roots = [data_dir, os.environ.get(DATA_VARIABLE)]
+    folders = [Path(root) / name for root in roots if root]
+    folders += [Path(root) for root in roots if root]  # the folder named may be the set itself
+    checkout = Path(__file__).resolve().parents[2]
+    return [*folders, Path("..", "shared", "data", name), checkout.parent / "shared" / "data" / name]
+
+
+def _find_other(name: str, data_dir: str | os.PathLike[str] | None) -> DataSet:
+    wanted = OTHER_SETS[name]
+    for folder in candidate_folders(name, data_dir):
+        if folder.is_dir() and len(found := _pictures_below(folder)) == wanted.pictures:
+            return DataSet(name, folder, found)
+    raise FileError(
+        f"the data set {name} is not on this machine: no folder with {wanted.what}",
+        advice=f"put them into a folder {name} and name the folder around it with --data-dir or ${DATA_VARIABLE}",
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------- Kodak
 
 
 def kodak_candidates(data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
     """The folders in which Kodak is looked for, first to last."""
-    roots = [data_dir, os.environ.get(DATA_VARIABLE)]
-    folders = [Path(root) / KODAK for root in roots if root]
-    folders += [Path(root) for root in roots if root]  # the folder named may be the set itself
-    checkout = Path(__file__).resolve().parents[2]
-    return [*folders, Path("..", "shared", "data", KODAK), checkout.parent / "shared" / "data" / KODAK]
+    return candidate_folders(KODAK, data_dir)
 
 
 def _find_kodak(data_dir: str | os.PathLike[str] | None, announce: Callable[[str], None] | None) -> DataSet:

@@ -81,3 +81,29 @@ def peak_memory_of_this_process() -> int:
         return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+class PeakMemory:
+    """The most memory this process holds at once, from one question to the next.
+
+    Linux only: elsewhere, and where /proc cannot be written to, the answers are None.
+    """
+
+    def __init__(self) -> None:
+        self._works = self._begin()
+
+    def taken(self) -> int | None:
+        """Bytes, resident, since the object was made or last asked; everything the process holds is counted."""
+        if not self._works:
+            return None
+        peak = peak_memory_of_this_process()
+        self._works = self._begin()
+        return peak
+
+    @staticmethod
+    def _begin() -> bool:
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: set VmHWM to what is held now
+        except OSError:
+            return False
+        return True

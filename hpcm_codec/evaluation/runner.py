@@ -2,15 +2,15 @@
 
 Every picture is encoded to the bytes of a whole file and those bytes are decoded again; nothing is estimated. Only
 the colour samples take part: metadata and transparency are left out before encoding, so that all codecs are asked for
-the same. `measure` is one picture at one quality, `evaluate` all of them, `summarise` puts their means into the form
-of CompressAI's results files.
+the same. `measure` is one picture at one quality, `means_of` their means, `summarise` puts them into the form of
+CompressAI's results files. Which pictures, codecs and processes: `campaign`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy as np
 from hpcm_codec.container import parse_header
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.codecs import PictureCodec, VerifiableCodec
-from hpcm_codec.evaluation.datasets import DataSet
+from hpcm_codec.evaluation.machine import PeakMemory
 from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db, psnr
-from hpcm_codec.images import Picture, read_picture
+from hpcm_codec.images import Picture
 
 # Digits after the point that are kept: far below what any measurement here can tell apart.
 DIGITS = 6
@@ -35,10 +35,12 @@ class MismatchError(HpcmError):
 class Row:
     """One picture at one quality.
 
+    quality: the codec's own, or that of the codec whose file size it was to meet; then `setting` is its own.
     bytes:   size of the whole file; bpp: its bits per pixel.
     psnr:    in dB, infinite when nothing was lost.
     ms_ssim: 0 to 1, None for pictures with a side below 161 pixels.
-    Times are in seconds of wall clock.
+    Times are in seconds of wall clock; memory is the most bytes the process held meanwhile, None where the system
+    does not tell.
     """
 
     image: str
@@ -51,6 +53,9 @@ class Row:
     ms_ssim: float | None
     encoding_time: float
     decoding_time: float
+    setting: float | None = None
+    encoding_memory: int | None = None
+    decoding_memory: int | None = None
 
 
 def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, verify: bool = False) -> Row:
@@ -61,6 +66,7 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
     """
     picture = Picture(picture.pixels)
     latents = None
+    memory = PeakMemory()
     start = time.perf_counter()
     if not verify:
         data = codec.encode(picture, quality)
@@ -69,9 +75,12 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
         data, latents = encoded.data, encoded.latents
     else:
         raise UsageError("this codec's encoder cannot tell what a decoder must arrive at", advice="leave out --verify")
-    encoded_at = time.perf_counter()
+    encoding_time = time.perf_counter() - start
+    encoding_memory = memory.taken()
+    start = time.perf_counter()
     decoded = codec.decode(data)
-    decoded_at = time.perf_counter()
+    decoding_time = time.perf_counter() - start
+    decoding_memory = memory.taken()
     if isinstance(codec, VerifiableCodec) and latents is not None:
         promised = codec.reconstruct(latents, parse_header(data))
         if not np.array_equal(promised, decoded.pixels):
@@ -86,49 +95,11 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
         bpp=round(8 * len(data) / (picture.width * picture.height), DIGITS),
         psnr=round(psnr(picture.pixels, decoded.pixels), DIGITS),
         ms_ssim=None if similarity is None else round(similarity, DIGITS),
-        encoding_time=round(encoded_at - start, DIGITS),
-        decoding_time=round(decoded_at - encoded_at, DIGITS),
+        encoding_time=round(encoding_time, DIGITS),
+        decoding_time=round(decoding_time, DIGITS),
+        encoding_memory=encoding_memory,
+        decoding_memory=decoding_memory,
     )
-
-
-def evaluate(
-    codec: PictureCodec,
-    dataset: DataSet,
-    qualities: Sequence[float],
-    *,
-    verify: bool = False,
-    warm_up: bool = True,
-    on_row: Callable[[Row], None] | None = None,
-) -> list[Row]:
-    """Measure every picture at every quality: all qualities of the first picture, then of the next.
-
-    warm_up: code the first picture once beforehand, so that the first row's times are like the others'.
-    on_row:  called with each row as it is made.
-    Raises FileError for a picture that cannot be read; see `measure`.
-    """
-    rows = []
-    for row in _rows(codec, dataset, qualities, verify, warm_up):
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    return rows
-
-
-def _rows(
-    codec: PictureCodec, dataset: DataSet, qualities: Sequence[float], verify: bool, warm_up: bool
-) -> Iterator[Row]:
-    for name in dataset.names:
-        picture = read_picture(dataset.path(name))
-        if warm_up:
-            codec.decode(codec.encode(Picture(picture.pixels), qualities[0]))
-            warm_up = False
-        for quality in qualities:
-            try:
-                yield measure(codec, picture, quality, name, verify)
-            except MismatchError:
-                raise
-            except HpcmError as error:
-                raise error.in_file(dataset.path(name)) from error.__cause__
 
 
 @dataclass(frozen=True)
@@ -136,6 +107,7 @@ class Means:
     """Means over the pictures at one quality.
 
     ms_ssim is the mean over the pictures that are large enough for it, None without any; ms_ssim_db is of that mean.
+    Memory is not a mean but the most that any picture took, in bytes, None where it was not measured.
     """
 
     quality: float
@@ -145,6 +117,8 @@ class Means:
     ms_ssim_db: float | None
     encoding_time: float
     decoding_time: float
+    encoding_memory: int | None = None
+    decoding_memory: int | None = None
 
 
 def means_of(rows: Sequence[Row]) -> list[Means]:
@@ -163,6 +137,8 @@ def means_of(rows: Sequence[Row]) -> list[Means]:
                 None if similarity is None else round(ms_ssim_db(similarity), DIGITS),
                 _mean([row.encoding_time for row in here]),
                 _mean([row.decoding_time for row in here]),
+                max((row.encoding_memory for row in here if row.encoding_memory is not None), default=None),
+                max((row.decoding_memory for row in here if row.decoding_memory is not None), default=None),
             )
         )
     return result
@@ -172,12 +148,18 @@ def _mean(values: Sequence[float]) -> float:
     return round(math.fsum(values) / len(values), DIGITS)
 
 
-def summarise(name: str, description: str, rows: Sequence[Row], **more: Any) -> dict[str, Any]:
+MEMORY = ("encoding_memory", "decoding_memory")
+
+
+def summarise(name: str, description: str, rows: Sequence[Row], *, memory: bool = False, **more: Any) -> dict[str, Any]:
     """The results object that is written as JSON: CompressAI's keys, then ours.
 
-    more: further entries ("machine", "checkpoint"…). A figure that is infinite or could not be taken is None.
+    memory: with the peaks of memory, which like times differ from run to run.
+    more:   further entries ("machine", "checkpoint"…). A figure that is infinite or could not be taken is None.
     """
     means = means_of(rows)
+    left_out = {"setting"} if all(row.setting is None for row in rows) else set()
+    left_out |= set() if memory else set(MEMORY)
     small = {row.image for row in rows if row.ms_ssim is None}
     if small:
         description += f"; MS-SSIM without {len(small)} pictures with a side below {SMALLEST_SIDE} pixels"
@@ -191,11 +173,14 @@ def summarise(name: str, description: str, rows: Sequence[Row], **more: Any) -> 
             "ms-ssim-rgb-db": [_finite(point.ms_ssim_db) for point in means],
             "encoding_time": [point.encoding_time for point in means],
             "decoding_time": [point.decoding_time for point in means],
+            **{key: [getattr(point, key) for point in means] for key in MEMORY if memory},
         },
         "qualities": [point.quality for point in means],
         "images": len({row.image for row in rows}),
         **more,
-        "per_image": [{key: _finite(value) for key, value in asdict(row).items()} for row in rows],
+        "per_image": [
+            {key: _finite(value) for key, value in asdict(row).items() if key not in left_out} for row in rows
+        ],
     }
 
 

@@ -1,0 +1,173 @@
+"""Which measurements to make, and making them: in this process or in several, resuming what was begun.
+
+A `Task` is one picture at one quality with one codec. Its row does not depend on the process it is measured in, nor on
+what was measured before, so any number of processes gives the same figures; only times feel the company.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+
+from hpcm_codec.errors import HpcmError
+from hpcm_codec.evaluation.codecs import CodecChoice, PictureCodec, encode_to_size
+from hpcm_codec.evaluation.runner import MismatchError, Row, measure
+from hpcm_codec.evaluation.worklog import WorkLog
+from hpcm_codec.images import Picture, read_picture
+
+OnRow = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement.
+
+    codec:   what to measure; about: its settings, versions and weights in words, part of the measurement's identity.
+    name:    what the picture is called; sha256: of the file `path`.
+    quality: of the codec; or, where `size` is not None, only the row's label: the codec then takes the quality that
+             gives a file of about `size` bytes.
+    verify:  check that the file decodes to the encoder's own reconstruction.
+    """
+
+    codec: CodecChoice
+    about: str
+    path: Path
+    name: str
+    sha256: str
+    quality: float
+    size: int | None = None
+    verify: bool = False
+
+    def key(self) -> dict[str, str | float | bool | None]:
+        """All that the figures depend on."""
+        return {
+            "codec": self.codec.kind,
+            "about": self.about,
+            "sha256": self.sha256,
+            "quality": float(self.quality),
+            "size": self.size,
+            "verify": self.verify,
+        }
+
+
+class Crew:
+    """Those who measure: this process alone, or `jobs` others that are started when first needed.
+
+    threads: of torch in each of the others, so that their sums are in the same order as here.
+    """
+
+    def __init__(self, jobs: int = 1, threads: int | None = None) -> None:
+        self.jobs = jobs
+        self._threads = threads
+        self._pool: ProcessPoolExecutor | None = None
+
+    def measure(self, tasks: Sequence[Task], log: WorkLog, on_row: OnRow | None = None) -> list[Row]:
+        """The tasks' rows, in their order; those in the log are taken from there, the others added to it.
+
+        on_row: called with each row as it comes, in any order.
+        Raises what the first failing measurement raises, HpcmError when a process dies; rows made until then are in the log.
+        """
+        rows: dict[int, Row] = {}
+
+        def keep(number: int, row: Row, known: bool = False) -> None:
+            if not known:
+                log.add(tasks[number].key(), row)
+            rows[number] = row
+            if on_row is not None:
+                on_row(row)
+
+        for number, task in enumerate(tasks):
+            if (row := log.find(task.key(), task.name)) is not None:
+                keep(number, row, known=True)
+        missing = [number for number in range(len(tasks)) if number not in rows]
+        for number, row in self._made(tasks, missing):
+            keep(number, row)
+        return [rows[number] for number in range(len(tasks))]
+
+    def close(self) -> None:
+        """End the other processes at once."""
+        if self._pool is not None:
+            processes = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            self._pool = None
+
+    def _made(self, tasks: Sequence[Task], missing: Sequence[int]) -> Iterator[tuple[int, Row]]:
+        if self.jobs == 1 or len(missing) < 2:
+            for number in missing:
+                yield number, perform(tasks[number])
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
+            self._pool = ProcessPoolExecutor(self.jobs, context, _prepare_worker, (self._threads,))
+        futures: dict[Future[Row], int] = {self._pool.submit(perform, tasks[number]): number for number in missing}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise HpcmError(
+                "a process that measures has ended unexpectedly", advice="use fewer --jobs if memory is short"
+            ) from error
+
+
+@contextmanager
+def crew(jobs: int = 1, threads: int | None = None) -> Iterator[Crew]:
+    """A Crew that is sent home in the end, whatever happens."""
+    team = Crew(jobs, threads)
+    try:
+        yield team
+    finally:
+        team.close()
+
+
+def perform(task: Task) -> Row:
+    """Make one measurement, in this process. Raises FileError for a picture that cannot be read; see `measure`."""
+    picture = _picture(task.path)
+    try:
+        codec = _codec(task.codec)
+        _warm_up(codec, task.codec, picture, task.quality if task.size is None else task.codec.qualities[0])
+        if task.size is None:
+            return measure(codec, picture, task.quality, task.name, task.verify)
+        setting = encode_to_size(codec, picture, task.size, task.codec.qualities).quality
+        row = measure(codec, picture, setting, task.name, task.verify)
+        return replace(row, quality=task.quality, setting=setting)
+    except MismatchError:
+        raise
+    except HpcmError as error:
+        raise error.in_file(task.path) from error.__cause__
+
+
+@lru_cache(maxsize=1)
+def _picture(path: Path) -> Picture:
+    return Picture(read_picture(path).pixels)
+
+
+@cache
+def _codec(choice: CodecChoice) -> PictureCodec:
+    return choice.load()
+
+
+_warm: set[CodecChoice] = set()
+
+
+def _warm_up(codec: PictureCodec, choice: CodecChoice, picture: Picture, quality: float) -> None:
+    """Code a picture once beforehand, so that a process's first times are like its others."""
+    if choice not in _warm:
+        codec.decode(codec.encode(picture, quality))
+        _warm.add(choice)
+
+
+def _prepare_worker(threads: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to act on
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

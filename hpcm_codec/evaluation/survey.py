@@ -1,0 +1,114 @@
+"""A run of `hpcm eval`: several codecs on one data set, from the list of measurements to the results object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hpcm_codec.errors import UsageError
+from hpcm_codec.evaluation import bjontegaard
+from hpcm_codec.evaluation.bjontegaard import Comparison, Curve
+from hpcm_codec.evaluation.campaign import Crew, OnRow, Task
+from hpcm_codec.evaluation.codecs import HPCM
+from hpcm_codec.evaluation.datasets import DataSet
+from hpcm_codec.evaluation.runner import Row, summarise
+from hpcm_codec.evaluation.subjects import Subject
+from hpcm_codec.evaluation.worklog import WorkLog
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is measured.
+
+    qualities: of each subject. digests: SHA-256 of each picture's file.
+    matched:   the others get the file sizes of the first, picture by picture, and their qualities do not count.
+    verify:    check our own files against the encoder's reconstruction.
+    """
+
+    subjects: Sequence[Subject]
+    qualities: Sequence[Sequence[float]]
+    pictures: DataSet
+    digests: dict[str, str]
+    matched: bool
+    verify: bool
+
+    @property
+    def size(self) -> int:
+        """How many measurements there are."""
+        points = sum(len(self._qualities_of(place)) for place in range(len(self.subjects)))
+        return points * len(self.pictures.names)
+
+    def measure(self, crew: Crew, log: WorkLog, on_row: OnRow | None = None) -> list[list[Row]]:
+        """The rows of every subject, by picture and quality. Raises what `Crew.measure` raises."""
+        first = crew.measure(self._tasks(0, {}), log, on_row)
+        sizes = {(row.image, row.quality): row.bytes for row in first} if self.matched else {}
+        # the others together, so that the crew is busy until the end
+        tasks = [self._tasks(place, sizes) for place in range(1, len(self.subjects))]
+        rows = iter(crew.measure([task for part in tasks for task in part], log, on_row))
+        return [first, *([next(rows) for _ in part] for part in tasks)]
+
+    def results(self, all_rows: Sequence[Sequence[Row]], memory: bool, jobs: int) -> dict[str, Any]:
+        """The first subject's results object, with those of the others as its "other_codecs"."""
+        all_results = []
+        for place, (subject, rows) in enumerate(zip(self.subjects, all_rows, strict=True)):
+            pictures = f"{self.pictures.name}, {len(self.pictures.names)} pictures"
+            description = f"{subject.description}; {pictures}, whole files counted"
+            if self.matched and place > 0:
+                description += f"; each picture at the file size of {self.subjects[0].name} or the least above it"
+            facts = dict(subject.facts)
+            if jobs > 1:
+                facts["machine"] = {**facts["machine"], "jobs": jobs}
+            dataset = self.pictures.name
+            all_results.append(summarise(subject.name, description, rows, memory=memory, dataset=dataset, **facts))
+        first, *others = all_results
+        first["pictures_sha256"] = self.digests
+        if others:
+            first["other_codecs"] = others
+        return first
+
+    def _qualities_of(self, place: int) -> Sequence[float]:
+        return self.qualities[0 if self.matched else place]
+
+    def _tasks(self, place: int, sizes: dict[tuple[str, float], int]) -> list[Task]:
+        subject = self.subjects[place]
+        return [
+            Task(
+                codec=subject.choice,
+                about=subject.about,
+                path=self.pictures.path(name),
+                name=name,
+                sha256=self.digests[name],
+                quality=quality,
+                size=sizes.get((name, quality)),
+                verify=self.verify and subject.choice.kind == HPCM,
+            )
+            for name in self.pictures.names
+            for quality in self._qualities_of(place)
+        ]
+
+
+def compare_all(
+    results: dict[str, Any], anchors: Sequence[Curve], metric: str, tell: Callable[[str], None]
+) -> tuple[list[Comparison], UsageError | None]:
+    """Deltas of the first codec against the anchors and the other codecs of the run.
+
+    Also gives back the last refusal of an anchor, to be raised when all else is done: the measurements themselves are
+    good. That another codec's curve cannot be compared is only told.
+    """
+    comparisons: list[Comparison] = []
+    refusal: UsageError | None = None
+    for anchor in anchors:
+        try:
+            comparisons.append(bjontegaard.compare(anchor, Curve.from_results(results, metric)))
+        except UsageError as error:
+            refusal = error
+    for other in results.get("other_codecs", ()):
+        if len(results["qualities"]) < bjontegaard.FEWEST_POINTS:
+            continue  # nobody has asked for a curve
+        try:
+            curve = replace(Curve.from_results(other, metric), name=f"{other['name']} (this run)")
+            comparisons.append(bjontegaard.compare(curve, Curve.from_results(results, metric)))
+        except UsageError as error:
+            tell(f"no BD-rate against {other['name']}: {error}")
+    return comparisons, refusal
