@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpcm_codec.checkpoints import DEFAULT_MODEL, shipped_checkpoints
-from hpcm_codec.codec import DEFAULT_QUALITY, Codec, load_codec
+from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, picture_from_pil, picture_to_pil, read_picture
@@ -40,16 +40,25 @@ def encode(
 
 
 def decode(
-    data: bytes, model: str | None = None, *, device: str = "auto", max_pixels: int = DEFAULT_MAX_PIXELS
+    data: bytes,
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    region: tuple[int, int, int, int] | None = None,
+    scale: str = FINEST_SCALE,
 ) -> Image.Image:
     """The picture of a .hpcm file's bytes: a Pillow image of mode L, LA, RGB or RGBA, metadata in its `info`.
 
     model:      a checkpoint's name or path; None takes the one the file names, if it is shipped.
     max_pixels: larger pictures are refused before memory is taken for them.
-    Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's or a newer format's.
+    region:     x, y, width, height in pixels: only this part, decoded from the tiles it touches; the same as the crop of the whole.
+    scale:      "hyper", "s1", "s2" or "s3": the finest one to decode. Finer chunks of the file need not have arrived.
+    Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's or a newer format's, UsageError for a
+    region that is not inside the picture.
     """
     codec = codec_for(data, model, device, max_pixels)
-    return picture_to_pil(codec.decode(data, max_pixels))
+    return picture_to_pil(codec.decode_strips(data, max_pixels, scale=scale, region=region).whole())
 
 
 def as_picture(image: ImageLike) -> Picture:

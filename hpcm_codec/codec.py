@@ -2,12 +2,13 @@
 
 A picture is analysed tile by tile (each with a halo, so that tiles leave no seams), every tile's latents are coded by
 the context model into four streams, and the container takes the streams. Decoding walks the same steps backwards.
+Both go through the picture row of tiles by row of tiles, and hold no more of it than that takes (`bands`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,19 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcm_codec import container
+from hpcm_codec.bands import HALO_LATENTS, Neighbourhood, latents_seen, region_in
 from hpcm_codec.checkpoints import DEFAULT_MODEL, Checkpoint, load_checkpoint
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
 from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
-from hpcm_codec.images import Picture, decode_alpha, encode_alpha
+from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
 from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
-from hpcm_codec.tiling import LATENTS_PER_UNIT, PIXELS_PER_LATENT, PIXELS_PER_UNIT, Tile, TileGrid, Window
+from hpcm_codec.tiling import LATENTS_PER_UNIT, PIXELS_PER_UNIT, Rectangle, Tile, TileGrid, Window
 
 DEFAULT_QUALITY = 50.0
-# Latents around a tile that the transforms can see: four 3×3 convolutions at 1/8 and one at 1/16, rounded up.
-HALO_LATENTS = 4
+FINEST_SCALE = container.SCALES[-1]
 # The context model always runs on this many threads: matrix products sum in another order under another number of
 # threads, and one last bit is enough to lose the range decoder. Transforms use as many threads as torch is set to.
 CONTEXT_THREADS = 2
@@ -73,30 +74,54 @@ class Codec:
 
     # -- image → bytes ------------------------------------------------------------------------------------------
 
-    def encode(self, picture: Picture, quality: float = DEFAULT_QUALITY) -> bytes:
-        """The picture as a .hpcm file's bytes. quality: 0 (smallest) to 100, in half steps."""
-        return self.encode_with_latents(picture, quality).data
+    @torch.inference_mode()
+    def encode(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> bytes:
+        """The picture as a .hpcm file's bytes. quality: 0 (smallest) to 100, in half steps.
 
-    def encode_with_latents(self, picture: Picture, quality: float = DEFAULT_QUALITY) -> Encoded:
+        Rows of pixels are asked for from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
+        """
+        _check_quality(quality)
+        return self._encode_tiles(picture, self._analysed_tiles(picture), quality, None)
+
+    def encode_with_latents(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> Encoded:
         """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
-        if not 0 <= quality <= HIGHEST_QUALITY:
-            raise UsageError(f"quality {quality:g} is not between 0 and {HIGHEST_QUALITY:g}")
+        _check_quality(quality)
         return self.encode_analysed(picture, self.analyse(picture), quality)
 
     @torch.inference_mode()
-    def analyse(self, picture: Picture) -> Tensor:
+    def analyse(self, picture: PixelSource) -> Tensor:
         """The picture's latents before rounding, 1×M×h×w: the same for every quality."""
-        grid = TileGrid(picture.width, picture.height)
-        latents = self._new_latents(grid)
-        for tile in grid:
-            window = tile.with_halo(HALO_LATENTS)
-            inner = _inner(self.model.analyse(self._to_tensor(picture.pixels, window)), window, tile)
-            latents[(..., *tile.latents.slices)] = inner
+        latents = self._new_latents(TileGrid(picture.width, picture.height))
+        for tile, analysed in self._analysed_tiles(picture):
+            latents[(..., *tile.latents.slices)] = analysed
         return latents
 
     @torch.inference_mode()
-    def encode_analysed(self, picture: Picture, analysed: Tensor, quality: float) -> Encoded:
+    def encode_analysed(self, picture: PixelSource, analysed: Tensor, quality: float) -> Encoded:
         """Encode a picture (quality 0 .. 100) whose latents `analyse` has given."""
+        decoded = torch.empty_like(analysed)
+        return Encoded(self._encode_tiles(picture, _tiles_of(picture, analysed), quality, decoded), decoded)
+
+    @torch.inference_mode()
+    def bytes_of_analysed(self, picture: PixelSource, analysed: Tensor, quality: float) -> bytes:
+        """`encode_analysed` without keeping the decoded latents."""
+        return self._encode_tiles(picture, _tiles_of(picture, analysed), quality, None)
+
+    def _analysed_tiles(self, picture: PixelSource) -> Iterator[tuple[Tile, Tensor]]:
+        """Every tile with its latents before rounding, 1×M×h×w."""
+        grid = TileGrid(picture.width, picture.height)
+        for row in range(grid.rows):
+            tiles = grid.row(row)
+            area = tiles[0].with_halo(HALO_LATENTS).pixels
+            band = picture.rows(area.top, min(area.bottom, picture.height))
+            for tile in tiles:
+                window = tile.with_halo(HALO_LATENTS)
+                yield tile, _inner(self.model.analyse(self._to_tensor(band, area.top, window)), window, tile)
+
+    def _encode_tiles(
+        self, picture: PixelSource, tiles: Iterable[tuple[Tile, Tensor]], quality: float, decoded: Tensor | None
+    ) -> bytes:
+        """The file's bytes, of all tiles and their latents. decoded: gets what a decoder will decode, unless None."""
         header = Header(
             picture.width,
             picture.height,
@@ -105,13 +130,13 @@ class Codec:
             grey=picture.grey,
             float_profile=self.profile == "float",
         )
-        decoded, tiles = torch.empty_like(analysed), []
-        for tile in header.grid:
-            streams, decoded_tile = self._encode_tile(analysed[(..., *tile.latents.slices)], header)
-            tiles.append(streams)
-            decoded[(..., *tile.latents.slices)] = decoded_tile
-        data = container.write_stream(HpcmStream(header, tuple(tiles), _extensions_of(picture)))
-        return Encoded(data, decoded)
+        streams = []
+        for tile, latents in tiles:
+            coded, decoded_tile = self._encode_tile(latents, header)
+            streams.append(coded)
+            if decoded is not None:
+                decoded[(..., *tile.latents.slices)] = decoded_tile
+        return container.write_stream(HpcmStream(header, tuple(streams), _extensions_of(picture)))
 
     def _encode_tile(self, latents: Tensor, header: Header) -> tuple[TileStreams, Tensor]:
         rate = self._rate(header)
@@ -150,29 +175,71 @@ class Codec:
 
     # -- bytes → image ------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def decode(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, partial: bool = False) -> Picture:
+    def decode(
+        self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, partial: bool = False, scale: str = FINEST_SCALE
+    ) -> Picture:
         """The picture of a .hpcm file.
 
         partial: make the best of a file that was cut short or damaged; notices say what is missing. What has not
                  arrived of a tile's scales takes the values that the model predicts.
-        Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format.
+        scale:   "hyper", "s1", "s2" or "s3": the finest one to decode; the others take the values that the model predicts.
+        Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format, UsageError for a scale
+        that there is not.
         """
-        stream = self._parse(data, max_pixels, partial)
+        return self.decode_strips(data, max_pixels, partial, scale).whole()
+
+    def decode_region(
+        self,
+        data: bytes,
+        region: tuple[int, int, int, int],
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        partial: bool = False,
+        scale: str = FINEST_SCALE,
+    ) -> Picture:
+        """A part of the picture, exactly as `decode` would show it, from the tiles it touches (and those within 64 pixels of it).
+
+        region: x, y, width, height in pixels. Raises as `decode`, and UsageError for a region that is not inside the picture.
+        """
+        return self.decode_strips(data, max_pixels, partial, scale, region).whole()
+
+    def decode_strips(
+        self,
+        data: bytes,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        partial: bool = False,
+        scale: str = FINEST_SCALE,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> StripPicture:
+        """As `decode` and `decode_region`, giving pixels from top to bottom while they are decoded: the picture is never held whole.
+
+        What is wrong with the file is raised here, except a tile that does not decode to what its encoder coded: its strip raises
+        CorruptStreamError.
+        """
+        stream = self._parse(data, max_pixels, partial, scale)
         header = stream.header
+        area = header.grid[0].picture_pixels if region is None else region_in(*region, header.grid)
         alpha = stream.extensions.get(container.ALPHA)
-        decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)
-        latents = self._new_latents(header.grid)
-        for tile, streams in zip(header.grid, stream.tiles, strict=True):
-            latents[(..., *tile.latents.slices)] = self._decode_tile(tile, streams, header)
-        return Picture(
-            pixels=self.reconstruct(latents, header),
-            alpha=decoded_alpha,
+        decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)[area.slices]
+        return StripPicture(
+            width=area.width,
+            height=area.height,
+            grey=header.grey,
+            strips=self._decoded_strips(stream, area),
+            alpha=None if decoded_alpha is None else np.ascontiguousarray(decoded_alpha),
             icc=stream.extensions.get(container.ICC),
             exif=stream.extensions.get(container.EXIF),
             xmp=stream.extensions.get(container.XMP),
             notices=tuple(f"shown in part: {problem}" for problem in stream.problems),
         )
+
+    @torch.inference_mode()
+    def _decoded_strips(self, stream: HpcmStream, area: Rectangle) -> Iterator[NDArray[np.uint8]]:
+        header, grid = stream.header, stream.header.grid
+        # Only of the plain convolutions on the CPU it is certain that a pixel depends on nothing outside the latents it sees, not even
+        # in its last bit; elsewhere windows are always filled.
+        seen = latents_seen(area, grid) if self.device.type == "cpu" else grid.latents
+        around = Neighbourhood(grid, lambda tile: self._decode_tile(tile, stream.tiles[tile.index], header), seen)
+        yield from self._strips(header, area, around.window)
 
     @torch.inference_mode()
     def symbol_digest(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> str:
@@ -181,16 +248,18 @@ class Codec:
         Raises as `decode`.
         """
         digest = hashlib.sha256()
-        stream = self._parse(data, max_pixels, partial=False)
+        stream = self._parse(data, max_pixels, partial=False, scale=FINEST_SCALE)
         for tile, streams in zip(stream.header.grid, stream.tiles, strict=True):
             self._decode_tile(
                 tile, streams, stream.header, lambda symbols: digest.update(symbols.astype("<i4").tobytes())
             )
         return digest.hexdigest()
 
-    def _parse(self, data: bytes, max_pixels: int, partial: bool) -> HpcmStream:
+    def _parse(self, data: bytes, max_pixels: int, partial: bool, scale: str) -> HpcmStream:
         """The parts of a file that this model has made; raises as `decode`."""
-        stream = container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial)
+        if scale not in container.SCALES:
+            raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(container.SCALES)}")
+        stream = container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
         self._refuse_too_large(stream.header, max_pixels)
         made_with = stream.header.checkpoint_id
         if made_with != self.identity:
@@ -224,23 +293,52 @@ class Codec:
 
     # -- latents → pixels ---------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def reconstruct(self, latents: Tensor, header: Header) -> NDArray[np.uint8]:
-        """Pixels H×W×3 (grey: H×W×1) of decoded latents 1×M×h×w: the one way from latents to pixels."""
+        """Pixels H×W×3 (grey: H×W×1) of decoded latents 1×M×h×w."""
+        return np.concatenate(list(self.reconstruct_strips(latents, header)))
+
+    @torch.inference_mode()
+    def reconstruct_strips(self, latents: Tensor, header: Header) -> Iterator[NDArray[np.uint8]]:
+        """The same from top to bottom, a row of tiles at a time."""
+        yield from self._strips(
+            header,
+            header.grid[0].picture_pixels,
+            lambda tile, _: latents[(..., *tile.with_halo(HALO_LATENTS).latents.slices)],
+        )
+
+    def _strips(
+        self, header: Header, area: Rectangle, window_latents: Callable[[Tile, bool], Tensor]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Pixels of an area, a strip for every row of tiles: the one way from latents to pixels.
+
+        window_latents: the latents of a tile and its halo; also told whether the tile is the last in its row.
+        """
         rate = self._rate(header)
-        pixels = np.empty((header.height, header.width, 1 if header.grey else 3), np.uint8)
-        for tile in header.grid:
-            window = tile.with_halo(HALO_LATENTS)
-            image = self.model.synthesise(latents[(..., *window.latents.slices)], rate)
-            visible = tile.visible_pixels
-            top = window.row_offset * PIXELS_PER_LATENT
-            left = window.column_offset * PIXELS_PER_LATENT
-            image = image[0, :, top : top + visible.height, left : left + visible.width]
-            if header.grey:
-                image = image.mean(dim=0, keepdim=True)
-            image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-            pixels[visible.slices] = image.permute(1, 2, 0).cpu().numpy()
-        return pixels
+        columns = header.grid.columns_of(area)
+        for row in header.grid.rows_of(area):
+            tiles = header.grid.row(row)[columns.start : columns.stop]
+            band = tiles[0].visible_pixels.clipped(area)
+            strip = np.empty((band.height, area.width, 1 if header.grey else 3), np.uint8)
+            for tile in tiles:
+                visible = tile.visible_pixels.clipped(area)
+                pixels = self._synthesise_tile(
+                    window_latents(tile, tile is tiles[-1]), rate, tile, visible, header.grey
+                )
+                strip[visible.moved(-band.top, -area.left).slices] = pixels
+            yield strip
+
+    def _synthesise_tile(
+        self, latents: Tensor, rate: Tensor, tile: Tile, visible: Rectangle, grey: bool
+    ) -> NDArray[np.uint8]:
+        """The visible pixels (given in pixels of the picture) of a tile, H×W×C, from the latents of its window."""
+        # always the whole window in one layout, so that a pixel comes from the same sums whatever else is shown
+        image = self.model.synthesise(latents.contiguous(memory_format=torch.channels_last), rate)
+        origin = tile.with_halo(HALO_LATENTS).pixels
+        image = image[(0, slice(None), *visible.moved(-origin.top, -origin.left).slices)]
+        if grey:
+            image = image.mean(dim=0, keepdim=True)
+        image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+        return image.permute(1, 2, 0).cpu().numpy()
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
@@ -262,13 +360,27 @@ class Codec:
         shape = (1, self.config.latent_channels, grid.latents.height, grid.latents.width)
         return torch.empty(shape, device=self.device).contiguous(memory_format=torch.channels_last)
 
-    def _to_tensor(self, pixels: NDArray[np.uint8], window: Window) -> Tensor:
-        """The window's pixels, 1×3×h×w in [0, 1]; what lies beyond the picture repeats its last row and column."""
+    def _to_tensor(self, band: NDArray[np.uint8], top: int, window: Window) -> Tensor:
+        """The window's pixels, 1×3×h×w in [0, 1]; what lies beyond the picture repeats its last row and column.
+
+        band: the rows of the picture from `top` on, at least those of the window that there are.
+        """
         area = window.pixels
-        rows = np.minimum(np.arange(area.top, area.bottom), pixels.shape[0] - 1)
-        columns = np.minimum(np.arange(area.left, area.right), pixels.shape[1] - 1)
-        part = torch.from_numpy(pixels[rows[:, None], columns[None, :]]).to(self.device)
+        rows = np.minimum(np.arange(area.top, area.bottom) - top, band.shape[0] - 1)
+        columns = np.minimum(np.arange(area.left, area.right), band.shape[1] - 1)
+        part = torch.from_numpy(band[rows[:, None], columns[None, :]]).to(self.device)
         return part.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float().div(255)
+
+
+def _check_quality(quality: float) -> None:
+    if not 0 <= quality <= HIGHEST_QUALITY:
+        raise UsageError(f"quality {quality:g} is not between 0 and {HIGHEST_QUALITY:g}")
+
+
+def _tiles_of(picture: PixelSource, latents: Tensor) -> Iterator[tuple[Tile, Tensor]]:
+    """Every tile of a picture with its part of the latents."""
+    for tile in TileGrid(picture.width, picture.height):
+        yield tile, latents[(..., *tile.latents.slices)]
 
 
 @contextmanager
@@ -288,7 +400,7 @@ def _inner(latents: Tensor, window: Window, tile: Tile) -> Tensor:
     return latents[..., top : top + tile.latents.height, left : left + tile.latents.width]
 
 
-def _extensions_of(picture: Picture) -> dict[int, bytes]:
+def _extensions_of(picture: PixelSource) -> dict[int, bytes]:
     """The picture's alpha and metadata as extension chunks."""
     alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
     parts = {

@@ -202,16 +202,19 @@ def _varint(number: int) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------- reading
 
 
-def parse_stream(data: Bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, allow_truncated: bool = False) -> HpcmStream:
+def parse_stream(
+    data: Bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, allow_truncated: bool = False, scale: str = SCALES[-1]
+) -> HpcmStream:
     """Read a whole file and check every byte of it.
 
     max_pixels:      a picture with more pixels than this is refused before anything is allocated for it.
     allow_truncated: chunks that are damaged or did not fully arrive become None (extensions: are left out) instead of raising;
                      `problems` names them. At least one chunk must be sound.
+    scale:           the finest one (of SCALES) that is wanted; chunks of finer ones need not be there, are not looked at, and are None.
     Raises CorruptStreamError (damaged, cut short, followed by other bytes, too large, not a .hpcm file) or UnsupportedError (newer
     format version, reserved flag, unknown critical extension), with the reason.
     """
-    contents = _examine(memoryview(data), max_pixels)
+    contents = _examine(memoryview(data), max_pixels, scales=SCALES.index(scale) + 1)
     problems = contents.problems()
     if problems and not (allow_truncated and contents.confirmed):
         raise problems[0]
@@ -221,8 +224,9 @@ def parse_stream(data: Bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, allow_tru
                 f"needs an extension this build does not know (type {kind})", advice="update hpcm-codec"
             )
     count = len(contents.head.symbol_checks)
-    # no payloads at all: broken extensions hide where the picture data starts
-    payloads = contents.payloads or [None] * (len(SCALES) * count)
+    # those that were not looked for; all of them where broken extensions hide where the picture data starts
+    absent: list[bytes | None] = [None] * (len(SCALES) * count - len(contents.payloads))
+    payloads = contents.payloads + absent
     by_scale = (payloads[scale * count : (scale + 1) * count] for scale in range(len(SCALES)))
     tiles = tuple(map(TileStreams, *by_scale, contents.head.symbol_checks))
     extensions = {kind: payload for kind, payload in contents.extensions.items() if payload is not None}
@@ -307,8 +311,10 @@ def _bytes(count: int) -> str:
     return "1 byte" if count == 1 else f"{count} bytes"
 
 
-def _examine(data: memoryview, max_pixels: int, stop_when_confirmed: bool = False) -> _Contents:
-    """Read the header (raising when it cannot be read), then find and check every chunk without ever raising."""
+def _examine(
+    data: memoryview, max_pixels: int, stop_when_confirmed: bool = False, scales: int = len(SCALES)
+) -> _Contents:
+    """Read the header (raising when it cannot be read), then find and check the chunks of so many scales without ever raising."""
     data = data.cast("B")
     head = _read_head(data, max_pixels)
     contents = _Contents(head, file_size=len(data))
@@ -319,7 +325,7 @@ def _examine(data: memoryview, max_pixels: int, stop_when_confirmed: bool = Fals
     except CorruptStreamError as error:
         contents.framing_error = error
         return contents
-    for scale, scale_name in enumerate(SCALES):
+    for scale, scale_name in enumerate(SCALES[:scales]):
         for tile, lengths in enumerate(head.lengths):
             size = lengths[scale] + CRC_BYTES
             chunk = data[position : position + size]
@@ -332,7 +338,7 @@ def _examine(data: memoryview, max_pixels: int, stop_when_confirmed: bool = Fals
             if stop_when_confirmed and contents.confirmed:
                 return contents
     contents.missing = max(0, position - len(data))
-    contents.trailing = max(0, len(data) - position)
+    contents.trailing = max(0, len(data) - position) if scales == len(SCALES) else 0
     return contents
 
 

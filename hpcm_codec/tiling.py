@@ -49,6 +49,16 @@ class Rectangle:
         """The same area in a unit `factor` times smaller, e.g. latents to pixels with factor 16."""
         return Rectangle(self.top * factor, self.left * factor, self.bottom * factor, self.right * factor)
 
+    def moved(self, down: int, right: int) -> Rectangle:
+        """The same size elsewhere."""
+        return Rectangle(self.top + down, self.left + right, self.bottom + down, self.right + right)
+
+    def overlaps(self, other: Rectangle) -> bool:
+        """Whether the two have any point in common."""
+        return max(self.top, other.top) < min(self.bottom, other.bottom) and (
+            max(self.left, other.left) < min(self.right, other.right)
+        )
+
     def clipped(self, bounds: Rectangle) -> Rectangle:
         """The part inside `bounds`, which must overlap this rectangle."""
         return Rectangle(
@@ -144,6 +154,18 @@ class TileGrid:
         """The extended picture, in pixels: both sides are multiples of 64."""
         return self.latents.scaled(PIXELS_PER_LATENT)
 
+    def row(self, row: int) -> list[Tile]:
+        """The tiles of a row, left to right."""
+        return [self[row * self.columns + column] for column in range(self.columns)]
+
+    def rows_of(self, area: Rectangle) -> range:
+        """The rows of tiles that an area (in pixels) touches."""
+        return _positions(self.height, area.top, area.bottom)
+
+    def columns_of(self, area: Rectangle) -> range:
+        """The columns of tiles that an area (in pixels) touches."""
+        return _positions(self.width, area.left, area.right)
+
     def __len__(self) -> int:
         return self.rows * self.columns
 
@@ -173,6 +195,15 @@ def _units(size: int) -> int:
 
 def _tile_count(size: int) -> int:
     return -(-_units(size) // LARGEST_TILE_UNITS)
+
+
+def _positions(size: int, start: int, stop: int) -> range:
+    """Numbers of the tiles along an axis of `size` pixels that the pixels start .. stop - 1 touch."""
+    spans = ((position, *_tile_span(size, position)) for position in range(_tile_count(size)))
+    touched = [
+        position for position, first, end in spans if first * PIXELS_PER_UNIT < stop and start < end * PIXELS_PER_UNIT
+    ]
+    return range(touched[0], touched[-1] + 1)
 
 
 def _tile_span(size: int, position: int) -> tuple[int, int]:

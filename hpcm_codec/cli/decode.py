@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,7 @@ from hpcm_codec.errors import UsageError
 if TYPE_CHECKING:
     from hpcm_codec.images import Picture
 
+SCALES = ("hyper", "s1", "s2", "s3")  # container.SCALES, likewise
 FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which a help text cannot wait for
 
 
@@ -26,6 +28,14 @@ FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which
     type=click.Choice(FORMATS, case_sensitive=False),
     help="Of the pictures.  [default: by OUT's extension; png for stdout and directories]",
 )
+@click.option("--region", metavar="X,Y,W,H", help="Only this part: its left, top, width and height in pixels.")
+@click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    default=SCALES[-1],
+    show_default=True,
+    help="The finest scale to decode; finer ones need not have arrived.",
+)
 @click.option("--partial", is_flag=True, help="Show what there is of a file that was cut short or damaged.")
 @options.model("The checkpoint.  [default: the one that the file names]")
 @options.max_pixels
@@ -35,6 +45,8 @@ def command(
     inputs: tuple[str, ...],
     output: str | None,
     format_name: str | None,
+    region: str | None,
+    scale: str,
     partial: bool,
     model: str | None,
     max_pixels: int | None,
@@ -53,6 +65,7 @@ def command(
     from hpcm_codec.images import format_for
 
     options.check_json(json, output)
+    area = None if region is None else parse_region(region)
     extension = RULES[(format_name or "png").upper()].extensions[0]
     jobs = batch.plan(inputs, output, extension, lambda name: name.lower().endswith(".hpcm"), ".hpcm files")
     options.check_json(json, jobs[0].target)
@@ -60,7 +73,7 @@ def command(
         format_for(jobs[0].target)  # an unknown extension is told before any work
 
     def work(job: Job) -> Outcome:
-        picture, size = _decode(job, partial, model, max_pixels, device, threads)
+        picture, size = _decode(job, partial, scale, area, model, max_pixels, device, threads)
         bpp = 8 * size / (picture.width * picture.height)
         notices = _write(picture, job, format_name, force)
         return Outcome(
@@ -72,21 +85,45 @@ def command(
     return batch.run(jobs, work, batch.Reporting(json, quiet), force)
 
 
+def parse_region(text: str) -> tuple[int, int, int, int]:
+    """Left, top, width and height of "X,Y,W,H"; raises UsageError.
+
+    >>> parse_region("0, 20,300,40")
+    (0, 20, 300, 40)
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"--region takes X,Y,W,H in whole pixels, such as 0,20,300,40, not {text!r}")
+    x, y, width, height = map(int, match.groups())
+    return x, y, width, height
+
+
 def _decode(
-    job: Job, partial: bool, model: str | None, max_pixels: int | None, device: str, threads: int | None
+    job: Job,
+    partial: bool,
+    scale: str,
+    region: tuple[int, int, int, int] | None,
+    model: str | None,
+    max_pixels: int | None,
+    device: str,
+    threads: int | None,
 ) -> tuple[Picture, int]:
     """The picture, and how many bytes its file has."""
+    from hpcm_codec.bands import region_in
     from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_stream
 
     limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
     data = batch.read_input(job.source, begins=refuse_other_kinds)
-    parse_stream(data, max_pixels=limit, allow_truncated=partial)  # a damaged file is told before a model is loaded
+    # what is wrong with the file, or with the region, is told before a model is loaded
+    stream = parse_stream(data, max_pixels=limit, allow_truncated=partial, scale=scale)
+    if region is not None:
+        region_in(*region, stream.header.grid)
     if model is not None:
         with batch.for_all_jobs():
             codec = options.load_codec(model, device, threads)
     else:
         codec = options.load_codec_for(data, device, threads, limit)
-    return codec.decode(data, limit, partial), len(data)
+    return codec.decode_strips(data, limit, partial, scale, region).whole(), len(data)
 
 
 def refuse_other_kinds(first_bytes: bytes) -> None:

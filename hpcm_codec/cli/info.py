@@ -83,11 +83,40 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height), 5),
         "sound": problem is None,
+        "scales": scales_there(data),
         "chunks": [
             {"name": chunk.name, "offset": chunk.offset, "size": chunk.size, "crc_ok": chunk.crc_ok} for chunk in chunks
         ],
     }
     return described, problem
+
+
+def scales_there(data: bytes) -> dict[str, int]:
+    """How many tiles can be shown at each scale: those whose chunks up to it are there and sound."""
+    from hpcm_codec import container
+
+    try:
+        stream = container.parse_stream(data, max_pixels=container.LARGEST_NUMBER**2, allow_truncated=True)
+    except HpcmError:
+        return dict.fromkeys(container.SCALES, 0)
+    usable = [tile.payloads for tile in stream.tiles]
+    return {
+        scale: sum(None not in payloads[: number + 1] for payloads in usable)
+        for number, scale in enumerate(container.SCALES)
+    }
+
+
+def _scales_in_words(there: dict[str, int], tiles: int) -> str:
+    """What can be decoded, for the user's eyes.
+
+    >>> _scales_in_words({"hyper": 4, "s1": 4, "s2": 3, "s3": 0}, 4)
+    'hyper, s1 of all tiles; s2 of 3 of 4 tiles; no s3'
+    """
+    whole = [scale for scale, count in there.items() if count == tiles]
+    parts = [f"{scale} of {count} of {tiles} tiles" for scale, count in there.items() if 0 < count < tiles]
+    none = [scale for scale, count in there.items() if count == 0]
+    first = [f"{', '.join(whole)} of all tiles"] if whole else []
+    return "; ".join([*first, *parts, *([f"no {', '.join(none)}"] if none else [])])
 
 
 def _print_file(name: str, described: dict[str, Any]) -> None:
@@ -110,6 +139,7 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     )
     click.echo(f"  arithmetic  {profile[described['profile']]}")
     click.echo(f"  tiles       {tiles['columns']} across, {tiles['rows']} down")
+    click.echo(f"  scales      {_scales_in_words(described['scales'], tiles['count'])}")
     table = Table("chunk", box=None, padding=(0, 2))
     for heading in ("offset", "bytes", "CRC-32"):
         table.add_column(heading, justify="right")

@@ -8,7 +8,7 @@ FileError with a reason; Pillow's own exceptions and warnings stay in here.
 from __future__ import annotations
 
 from hpcm_codec.images.alpha import decode_alpha, encode_alpha
-from hpcm_codec.images.picture import EXIF_PREFIX, ORIENTATION, Picture, Samples
+from hpcm_codec.images.picture import EXIF_PREFIX, ORIENTATION, Picture, PixelSource, Samples, StripPicture
 from hpcm_codec.images.reading import READABLE, picture_from_pil, read_picture
 from hpcm_codec.images.writing import FORMATS, format_for, picture_to_pil, write_picture
 
@@ -18,7 +18,9 @@ __all__ = [
     "ORIENTATION",
     "READABLE",
     "Picture",
+    "PixelSource",
     "Samples",
+    "StripPicture",
     "decode_alpha",
     "encode_alpha",
     "format_for",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,28 @@ PARSER_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError, struct.error, zlib.error),
 )
+
+
+class PixelSource(Protocol):
+    """A picture as the encoder takes it: `Picture` itself, or one whose rows are read from a file when asked for (`open_picture`)."""
+
+    alpha: Samples | None
+    icc: bytes | None
+    exif: bytes | None
+    xmp: bytes | None
+    notices: tuple[str, ...]
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def grey(self) -> bool: ...
+
+    def rows(self, top: int, bottom: int) -> Samples:
+        """The rows top .. bottom - 1, uint8 h×W×3 or h×W×1; asked for from top to bottom, with overlaps."""
 
 
 @dataclass
@@ -49,3 +73,34 @@ class Picture:
     @property
     def grey(self) -> bool:
         return bool(self.pixels.shape[2] == 1)
+
+    def rows(self, top: int, bottom: int) -> Samples:
+        """The rows top .. bottom - 1 of the pixels, not copied."""
+        return self.pixels[top:bottom]
+
+
+@dataclass
+class StripPicture:
+    """A picture whose pixels come once, from top to bottom, while it is decoded.
+
+    strips: uint8 h×W×3 (grey: h×W×1) each, `height` rows in all; the other fields as in `Picture`.
+    """
+
+    width: int
+    height: int
+    grey: bool
+    strips: Iterator[Samples]
+    alpha: Samples | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    notices: tuple[str, ...] = ()
+
+    def whole(self) -> Picture:
+        """All of it; takes the strips."""
+        pixels = np.empty((self.height, self.width, 1 if self.grey else 3), np.uint8)
+        top = 0
+        for strip in self.strips:
+            pixels[top : top + len(strip)] = strip
+            top += len(strip)
+        return Picture(pixels, self.alpha, self.icc, self.exif, self.xmp, self.notices)

@@ -1,0 +1,88 @@
+"""Decoded latents of just the tiles around the one that is being synthesised, however large the picture is.
+
+A picture is synthesised tile by tile, row by row. Each tile's window sees a few latents of its neighbours (`HALO_LATENTS`), so
+`Neighbourhood` decodes a tile when the first window asks for it and forgets it after the last one; of a finished tile only the rows
+that the tiles below it see are kept. At most one row of tiles and three tiles more are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hpcm_codec.errors import UsageError
+from hpcm_codec.tiling import PIXELS_PER_LATENT, Rectangle, Tile, TileGrid
+
+# Latents around a tile that the transforms can see: four 3×3 convolutions at 1/8 and one at 1/16, rounded up.
+HALO_LATENTS = 4
+
+
+def region_in(x: int, y: int, width: int, height: int, grid: TileGrid) -> Rectangle:
+    """A region of the picture, in pixels; raises UsageError when it is empty or not inside the picture."""
+    if width < 1 or height < 1:
+        raise UsageError(f"a region of {width}×{height} pixels is empty")
+    if x < 0 or y < 0 or x + width > grid.width or y + height > grid.height:
+        raise UsageError(
+            f"the region {width}×{height} at {x},{y} is not inside the picture of {grid.width}×{grid.height} pixels",
+            advice="choose X from 0, Y from 0, X + W and Y + H up to the picture's sides",
+        )
+    return Rectangle(y, x, y + height, x + width)
+
+
+def latents_seen(region: Rectangle, grid: TileGrid) -> Rectangle:
+    """The latents that the pixels of a region depend on: those over it, and the halo around them."""
+    first_row, first_column = region.top // PIXELS_PER_LATENT, region.left // PIXELS_PER_LATENT
+    past_row, past_column = -(-region.bottom // PIXELS_PER_LATENT), -(-region.right // PIXELS_PER_LATENT)
+    return Rectangle(
+        first_row - HALO_LATENTS, first_column - HALO_LATENTS, past_row + HALO_LATENTS, past_column + HALO_LATENTS
+    ).clipped(grid.latents)
+
+
+class Neighbourhood:
+    """The latents that windows are made of; windows are asked for row by row, left to right.
+
+    decode: a tile's decoded latents, 1×M×h×w; called once for a tile that some window needs, never for another.
+    seen:   in latents; what lies outside it has no influence on the pixels that are wanted, and is zero in the windows.
+    """
+
+    def __init__(self, grid: TileGrid, decode: Callable[[Tile], Tensor], seen: Rectangle) -> None:
+        self._grid, self._decode, self._seen = grid, decode, seen
+        self._held: dict[int, tuple[Tile, Rectangle, Tensor]] = {}  # with the rectangle that is still kept
+
+    def window(self, tile: Tile, last_in_row: bool) -> Tensor:
+        """The latents of a tile and its halo, 1×M×h×w, channels last. last_in_row: no window further right will be asked for."""
+        area = tile.with_halo(HALO_LATENTS).latents
+        wanted = area.clipped(self._seen)
+        filled: Tensor | None = None
+        pixels = wanted.scaled(PIXELS_PER_LATENT)
+        for row in self._grid.rows_of(pixels):
+            for column in self._grid.columns_of(pixels):
+                neighbour = self._grid[row * self._grid.columns + column]
+                kept, latents = self._latents_of(neighbour)
+                if filled is None:
+                    shape = (*latents.shape[:2], area.height, area.width)
+                    filled = latents.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+                part = neighbour.latents.clipped(wanted)
+                source = latents[(..., *part.moved(-kept.top, -kept.left).slices)]
+                filled[(..., *part.moved(-area.top, -area.left).slices)] = source
+        self._forget(tile, last_in_row)
+        assert filled is not None  # a tile is asked for only when its own latents are seen
+        return filled
+
+    def _latents_of(self, tile: Tile) -> tuple[Rectangle, Tensor]:
+        if tile.index not in self._held:
+            self._held[tile.index] = (tile, tile.latents, self._decode(tile))
+        return self._held[tile.index][1:]
+
+    def _forget(self, done: Tile, last_in_row: bool) -> None:
+        """Let go of what no window after this one sees: tiles of the row above, and all but the last rows of this row's."""
+        for index, (tile, kept, latents) in list(self._held.items()):
+            if tile.row > done.row or (tile.column >= done.column and not last_in_row):
+                continue
+            if tile.row < done.row:
+                del self._held[index]
+            elif kept.height > HALO_LATENTS:
+                tail = Rectangle(kept.bottom - HALO_LATENTS, kept.left, kept.bottom, kept.right)
+                self._held[index] = (tile, tail, latents[..., -HALO_LATENTS:, :].clone())
