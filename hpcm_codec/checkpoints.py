@@ -85,6 +85,10 @@ class Checkpoint:
         """The integer layers of the model that `build_model` gave, on its device; None without an exact profile."""
         if self.exact is None:
             return None
+        if any(value.dtype != torch.float16 for value in self.weights.values()):
+            raise UnsupportedError(
+                "the exact profile's integers are made of float16 weights", advice="export it again with --exact"
+            )
         return ExactNetwork(model, self.exact.fractions, self.exact.tables)
 
 

@@ -136,13 +136,13 @@ def layer_norm(model: Model, name: str, x: Ints, unit_in: int, units_out: Ints) 
 
 
 def omni_shift(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) -> Ints:
-    """α₀·x + α₁·dw1×1 + α₂·dw3×3 + α₃·dw5×5 as one kernel 5×5. It is added up in float32, in this order: part of the definition."""
-    alpha = model.tensors[f"{name}.alpha"].astype(np.float32)
-    one, three, five = (model.tensors[f"{name}.conv{k}x{k}.weight"][:, 0].astype(np.float32) for k in (1, 3, 5))
+    """α₀·x + α₁·dw1×1 + α₂·dw3×3 + α₃·dw5×5 as one kernel 5×5; float64 holds these sums without rounding."""
+    alpha = model.real(f"{name}.alpha")
+    one, three, five = (model.real(f"{name}.conv{k}x{k}.weight")[:, 0] for k in (1, 3, 5))
     kernel = alpha[3] * five
     kernel = kernel + np.pad(alpha[2] * three, ((0, 0), (1, 1), (1, 1)))
     kernel = kernel + np.pad(alpha[0] + alpha[1] * one, ((0, 0), (2, 2), (2, 2)))
-    return depthwise(model, x, kernel.astype(np.float64), None, units_in, units_out)
+    return depthwise(model, x, kernel, None, units_in, units_out)
 
 
 def gate(model: Model, control: Ints, x: Ints) -> Ints:

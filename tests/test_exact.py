@@ -18,10 +18,17 @@ from conftest import small_photograph
 from hpcm_codec.checkpoints import Checkpoint, ExactData, export_checkpoint, load_checkpoint, save_checkpoint
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.container import parse_header
-from hpcm_codec.errors import CorruptStreamError, FileError, UnsupportedError
+from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
 from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.exact.export import calibrate
-from hpcm_codec.exact.layers import integer_depthwise, integer_factor, integer_linear, integer_norm, interpolated
+from hpcm_codec.exact.layers import (
+    integer_depthwise,
+    integer_factor,
+    integer_linear,
+    integer_norm,
+    interpolated,
+    times_power_of_two,
+)
 from hpcm_codec.exact.network import level_of
 from hpcm_codec.exact.tables import build_tables, power_of_two
 from hpcm_codec.images import Picture, read_picture
@@ -265,3 +272,26 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
         cell.channel.tables.sigmoid,  # type: ignore[union-attr]
     ):
         assert tensor is not None and tensor.is_meta
+
+
+def test_powers_of_two_are_exact() -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).half()
+    for exponent in (-24, -3, 0, 1, 30):
+        for kind in (torch.float32, torch.float64):
+            expected = np.ldexp(x.to(kind).numpy(), exponent)
+            assert np.array_equal(times_power_of_two(x.to(kind), exponent).numpy(), expected)
+            assert np.array_equal(times_power_of_two(x.to(kind), torch.full((1000,), exponent)).numpy(), expected)
+
+
+def test_latents_that_cannot_be_coded_are_refused(codec: Codec) -> None:
+    for value in (float("nan"), 1e9):
+        analysed = torch.zeros(1, codec.config.latent_channels, 4, 4)
+        analysed[0, 3, 1, 2] = value
+        with pytest.raises(HpcmError, match="latent"):
+            codec.encode_analysed(Picture(small_photograph(64, 64)), analysed, 50)
+
+
+def test_exact_profiles_are_made_of_float16_weights(shipped: Checkpoint) -> None:
+    wide = dataclasses.replace(shipped, weights={name: value.float() for name, value in shipped.weights.items()})
+    with pytest.raises(UnsupportedError, match="float16"):
+        Codec(wide, "cpu")

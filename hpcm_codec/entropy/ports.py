@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hpcm_codec.container import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.entropy.distributions import scale_index
-from hpcm_codec.entropy.range_coder import CoderTables, RangeDecoder, RangeEncoder
+from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeDecoder, RangeEncoder
+from hpcm_codec.errors import HpcmError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
 
@@ -52,6 +53,10 @@ class EncoderPort:
         return self._code(residual, levels).reshape(mean.shape)
 
     def _code(self, residual: Tensor, levels: Tensor) -> Tensor:
+        if not bool((residual.abs() <= LARGEST_SYMBOL).all()):
+            raise HpcmError(
+                "a latent is too large to be coded, or not a number", advice="the model does not fit this picture"
+            )
         rounded = residual.round().to(torch.int32)
         symbols = rounded.flatten().cpu().numpy()
         if self._scale_name not in self._encoders:

@@ -1,7 +1,7 @@
 """compressai's rANS range coder behind two small classes: symbols and tables, no networks.
 
 `import compressai` takes seconds (it imports torchvision, pandas…); its coder is one extension module, which is loaded
-here by itself. Symbols outside a table are escaped and coded in full, so any int32 short of the extremes survives.
+here by itself. Symbols outside a table are escaped and coded in full; it hangs on ones of 2^28, so none above 2^24 is written.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RangeEncoder:
 
     def encode(self, symbols: NDArray[np.int32], indexes: NDArray[np.int32]) -> None:
         """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes."""
-        if symbols.size and int(np.abs(symbols).max()) > LARGEST_SYMBOL:
+        if symbols.size and int(np.abs(symbols.astype(np.int64)).max()) > LARGEST_SYMBOL:
             raise HpcmError("a latent is too large to be coded", advice="the model does not fit this picture")
         tables = self._tables
         self._count += symbols.size
@@ -96,4 +96,5 @@ class RangeDecoder:
         """The next symbols (1-D, int32), one for each table index."""
         tables = self._tables
         symbols = self._decoder.decode_stream(indexes.tolist(), tables.cumulative, tables.sizes, tables.offsets)
-        return np.array(symbols, dtype=np.int64).astype(np.int32)
+        # Larger ones are never written: garbage of a damaged stream, which must not overflow what is computed with it.
+        return np.array(symbols, dtype=np.int64).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)

@@ -20,22 +20,38 @@ LARGEST_WEIGHT = 2**15 - 1
 _LARGEST_FACTOR = 2**15 - 1
 
 
+# Powers that float32 holds too, made by Python: torch.ldexp has gone through a rounded power in some versions.
+_REACH = 126
+_POWERS = torch.tensor([2.0**exponent for exponent in range(-_REACH, _REACH + 1)], dtype=torch.float64)
+
+
+def power_factors(exponent: Tensor | int, like: Tensor) -> Tensor:
+    """2^exponent, exactly, in the type and on the device of `like`; exponent: int or integers, within ±126."""
+    if isinstance(exponent, int):
+        return torch.tensor(2.0**exponent, dtype=like.dtype, device=like.device)
+    return _POWERS.to(exponent.device)[exponent + _REACH].to(like.device, like.dtype)
+
+
+def times_power_of_two(x: Tensor, exponent: Tensor | int) -> Tensor:
+    """x · 2^exponent, of floating-point x; the exponent's shape must fit x."""
+    return x * power_factors(exponent, x)
+
+
 def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Rows N×K (in units of the integer inputs), bias N (float64) → int16 rows, int32 bias, int32 shifts.
 
     The shift of a row: with LIMIT · Σ|row| + |bias| = m · 2^e, ½ ≤ m < 1, it is 31 − e − fraction within 0 … 30, less one as often as
     rounding has brought the sum to 2^31 or a weight to 2^15.
     """
-    ones = torch.ones_like(bias)
     # Sums of float16 numbers, which float64 holds without rounding.
     _, exponent = torch.frexp(LIMIT * rows.abs().sum(dim=1, dtype=torch.float64) + bias.abs())
     shift = (31 - exponent.to(fraction_out.dtype) - fraction_out).clamp(0, LARGEST_SHIFT)
     while True:
-        factor = torch.ldexp(ones, shift + fraction_out)
+        factor = power_factors(shift + fraction_out, bias)
         integer = (rows * factor[:, None].to(rows.dtype)).round_()
         offset = (bias * factor).round_()
         largest = integer.abs().amax(dim=1)
-        sums = LIMIT * integer.abs().sum(dim=1, dtype=torch.float64) + offset.abs() + torch.ldexp(ones, shift - 1)
+        sums = LIMIT * integer.abs().sum(dim=1, dtype=torch.float64) + offset.abs() + power_factors(shift - 1, bias)
         too_large = (sums > _LARGEST_SUM) | (largest > LARGEST_WEIGHT)
         if not too_large.any():
             return integer.to(torch.int16), offset.to(torch.int32), shift.to(torch.int32)
@@ -47,11 +63,6 @@ def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: st
     )
 
 
-def _units(fraction: Tensor, dtype: torch.dtype) -> Tensor:
-    """2^-fraction."""
-    return torch.ldexp(torch.ones(fraction.shape, dtype=dtype), -fraction)
-
-
 def integer_linear(
     weight: Tensor, bias: Tensor | None, fraction_in: Tensor, fraction_out: Tensor, name: str
 ) -> LinearWeights:
@@ -59,7 +70,7 @@ def integer_linear(
 
     Raises UnsupportedError when it cannot be done.
     """
-    rows = weight.reshape(weight.shape[0], -1) * _units(fraction_in, weight.dtype)
+    rows = times_power_of_two(weight.reshape(weight.shape[0], -1), -fraction_in)
     zeros = torch.zeros(rows.shape[0], dtype=torch.float64)
     return LinearWeights(*_rows_to_integers(rows, zeros if bias is None else bias.double(), fraction_out, name))
 
@@ -69,7 +80,7 @@ def integer_depthwise(
 ) -> DepthwiseWeights:
     """kernel: C×1×k×k; fractions: int C."""
     channels, _, size, _ = kernel.shape
-    rows = kernel.double().reshape(channels, -1) * _units(fraction_in, torch.float64)[:, None]
+    rows = times_power_of_two(kernel.double().reshape(channels, -1), -fraction_in[:, None])
     zeros = torch.zeros(channels, dtype=torch.float64)
     taps, offset, shift = _rows_to_integers(rows, zeros if bias is None else bias.double(), fraction_out, name)
     return DepthwiseWeights(taps.T.reshape(size, size, channels).contiguous(), offset, shift)
@@ -79,8 +90,8 @@ def integer_norm(weight: Tensor, bias: Tensor, epsilon: float, fraction_in: int,
     """weight, bias: C; fraction_in: of all input channels; fraction_out: int C."""
     shift = 16  # of n · gamma, with n below 2^12 · √C
     channels = weight.shape[0]
-    gamma = torch.ldexp(weight.double(), fraction_out + (shift - NORM_SHIFT)).round()
-    beta = torch.ldexp(bias.double(), fraction_out + shift).round()
+    gamma = times_power_of_two(weight.double(), fraction_out + (shift - NORM_SHIFT)).round()
+    beta = times_power_of_two(bias.double(), fraction_out + shift).round()
     limit = 2**40  # far from overflow of int64; int32 tensors hold what fits
     if gamma.abs().max() >= 2**31 or beta.abs().max() >= min(limit, 2**31):
         raise UnsupportedError("the weights of a layer norm are too large for integer arithmetic")
@@ -90,7 +101,7 @@ def integer_norm(weight: Tensor, bias: Tensor, epsilon: float, fraction_in: int,
 
 def integer_factor(values: Tensor, name: str) -> Tensor:
     """Factors in units of 2^-12, int32 of the values' shape; raises UnsupportedError when one does not fit int16."""
-    integer = torch.ldexp(values.double(), torch.tensor(FACTOR_SHIFT)).round()
+    integer = times_power_of_two(values.double(), FACTOR_SHIFT).round()
     if integer.abs().max() > _LARGEST_FACTOR:
         raise UnsupportedError(
             f"a factor of {name} is too large for integer arithmetic", advice="use the float profile"

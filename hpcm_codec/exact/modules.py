@@ -11,19 +11,28 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.exact.layers import integer_depthwise, integer_factor, integer_linear, integer_norm, interpolated
+from hpcm_codec.exact.layers import (
+    integer_depthwise,
+    integer_factor,
+    integer_linear,
+    integer_norm,
+    interpolated,
+    times_power_of_two,
+)
 from hpcm_codec.exact.tables import LOG2_E, LOG2_SHIFT, IntegerTables, power_of_two
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.priors import Prior, StepAdaptor
-from hpcm_codec.model.rwkv import ChannelMix, SpatialMix
+from hpcm_codec.model.rwkv import ChannelMix, OmniShift, SpatialMix
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import BLOCKS, EXP_SHIFT, LIMIT, POSITION_SHIFT, PositionFactors, saturate
 
 ARGUMENT_FRACTION = 8  # keys and receptances of the RWKV cell, in units of 1/256
 LARGEST_DECAY = 6.0  # of the RWKV cell, in magnitude: what the sums of `bi_wkv` are dimensioned for
+NORM_EPSILON = 1e-5  # of layer norms, as they are trained
 SQUARE_SHIFT = 13  # brings the square of LIMIT back under LIMIT
 
 Fractions = Mapping[str, Tensor]  # activation → fraction of each channel, int8 C
@@ -155,7 +164,7 @@ class IntegerAdaptor:
         self.gain = integer_factor(adaptor.gain.level_values, name)
         self.phase: Tensor | None = None
         if adaptor.phase_bias is not None:
-            phase = torch.ldexp(adaptor.phase_bias.double(), stream[:, None, None]).round()
+            phase = times_power_of_two(adaptor.phase_bias.double(), stream[:, None, None]).round()
             self.phase = saturate(phase.permute(1, 2, 0))  # cell×cell×C
 
     def __call__(self, context: Tensor, latents: Tensor) -> Tensor:
@@ -182,6 +191,10 @@ class IntegerAttentionCell:
         assert cell.widen is not None
         self.widen = Linear(cell.widen, value, context, f"{name}.widen")
         unit = units.one_fraction(f"{name}.query") + units.one_fraction(f"{name}.key")
+        if unit + 15 < ARGUMENT_FRACTION:
+            raise UnsupportedError(
+                f"the scores of {name} are too coarse for integer arithmetic", advice="use the float profile"
+            )
         per_head = cell.query.out_channels // cell.heads
         # multiplier / 2^shift = 256 / √(channels of a head) / 2^unit, with 15 bits of multiplier
         self.scores = integer.AttentionScale(round(2**15 / math.sqrt(per_head)), unit + 15 - ARGUMENT_FRACTION)
@@ -192,6 +205,14 @@ class IntegerAttentionCell:
             query, key, value, self.heads, self.window, self.scores, self.tables.exponential
         )
         return self.widen(attended, added=self.output(params, added=params))
+
+
+def folded_kernel(shift: OmniShift) -> Tensor:
+    """The one kernel C×1×5×5 of the four branches, in float64: sums of products of float16 numbers, which it holds without rounding."""
+    alpha = shift.alpha.double()
+    one, three, five = (conv.weight.double() for conv in (shift.conv1x1, shift.conv3x3, shift.conv5x5))
+    kernel = alpha[3] * five + functional.pad(alpha[2] * three, (1, 1, 1, 1))
+    return kernel + functional.pad(alpha[0] + alpha[1] * one, (2, 2, 2, 2))
 
 
 class IntegerSpatialMix:
@@ -210,7 +231,7 @@ class IntegerSpatialMix:
         self.tables = tables
         shifted, value = units.fraction(f"{name}.shift"), units.fraction(f"{name}.value")
         argument = torch.full_like(value, ARGUMENT_FRACTION)
-        self.shift = integer_depthwise(mix.shift.folded_kernel(), None, fraction_in, shifted, f"{name}.shift")
+        self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, shifted, f"{name}.shift")
         self.key = Linear(mix.key, shifted, argument, f"{name}.key")
         self.value = Linear(mix.value, shifted, value, f"{name}.value")
         self.receptance = Linear(mix.receptance, shifted, argument, f"{name}.receptance")
@@ -223,7 +244,8 @@ class IntegerSpatialMix:
 
     def factors(self, tokens: int) -> PositionFactors:
         """The position factors of that many tokens, made at the first call and kept for the sizes seen last."""
-        if tokens not in self._factors:
+        found = self._factors.get(tokens)
+        if found is None:
             if len(self._factors) >= 4:
                 self._factors.clear()
             length = -(-tokens // BLOCKS)
@@ -233,8 +255,8 @@ class IntegerSpatialMix:
             growth, fading, own = (
                 power_of_two(e, self.tables).to(torch.int32) for e in (exponent[:-1], -exponent, itself)
             )
-            self._factors[tokens] = PositionFactors(growth, fading, own)
-        return self._factors[tokens]
+            found = self._factors[tokens] = PositionFactors(growth, fading, own)
+        return found
 
     def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
         height, width, _ = normalised.shape
@@ -260,7 +282,7 @@ class IntegerChannelMix:
     ) -> None:
         self.tables = tables
         shifted, key = units.fraction(f"{name}.shift"), units.fraction(f"{name}.key")
-        self.shift = integer_depthwise(mix.shift.folded_kernel(), None, fraction_in, shifted, f"{name}.shift")
+        self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, shifted, f"{name}.shift")
         self.key = Linear(mix.key, shifted, key, f"{name}.key")
         self.value = Linear(mix.value, 2 * key - SQUARE_SHIFT, stream, f"{name}.value", row_factor=gamma)
         self.receptance = Linear(
@@ -281,8 +303,8 @@ class IntegerRWKVCell:
         stream, unit = units.fraction(name), units.one_fraction(name)
         normal1, normal2 = units.fraction(f"{name}.block.norm1"), units.fraction(f"{name}.block.norm2")
         self.enter = Linear(cell.enter, context.repeat(2), stream, f"{name}.enter")
-        self.norm1 = integer_norm(block.norm1.weight, block.norm1.bias, block.norm1.eps, unit, normal1)
-        self.norm2 = integer_norm(block.norm2.weight, block.norm2.bias, block.norm2.eps, unit, normal2)
+        self.norm1 = integer_norm(block.norm1.weight, block.norm1.bias, NORM_EPSILON, unit, normal1)
+        self.norm2 = integer_norm(block.norm2.weight, block.norm2.bias, NORM_EPSILON, unit, normal2)
         self.spatial = IntegerSpatialMix(
             units, block.spatial_mix, block.gamma1, normal1, stream, f"{name}.block.spatial_mix", tables
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.exact.layers import interpolated
+from hpcm_codec.exact.layers import interpolated, times_power_of_two
 from hpcm_codec.exact.modules import (
     Fractions,
     HyperSynthesis,
@@ -60,7 +60,7 @@ class LevelPort(Protocol):
 def refuse_unsupported(config: ModelConfig) -> None:
     """Raise UnsupportedError unless the exact profile can evaluate such a model."""
     narrow = all(cell.residual and cell.width not in (None, 2 * config.latent_channels) for cell in config.cells)
-    if not (config.scale_domain == "log" and config.rate_levels > 1 and config.prior_residual and narrow
+    if not (config.scale_domain == "log" and config.rate_levels > 1 and config.prior_residual and config.residual_factors and narrow
             and config.transform == "patch" and config.hyper_gather == "aligned"):  # fmt: skip
         raise UnsupportedError(
             f"the exact profile does not cover models like {config.name}",
@@ -147,12 +147,12 @@ class ExactNetwork:
     def steps_per_unit(self, quality: QualityIntegers, fraction: Tensor) -> Tensor:
         """Quantisation steps in units of 2^-fraction, float32 M: the inverse of `inverse_gain`, for an encoder's rounding only."""
         unit = self.latent_fraction + FINE_BITS + EXP_SHIFT - fraction
-        return torch.ldexp(1 / quality.inverse_gain.double(), unit).float()
+        return times_power_of_two(1 / quality.inverse_gain.double(), unit).float()
 
     def hyper_distribution(self, quality_code: int) -> tuple[Tensor, Tensor]:
         """Table indexes (int32) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
         quality = self.at(quality_code)
-        mean = torch.ldexp(quality.hyper_mean.float(), torch.tensor(-HYPER_MEAN_FRACTION))
+        mean = times_power_of_two(quality.hyper_mean.float(), -HYPER_MEAN_FRACTION)
         return quality.hyper_levels[None, :, None, None], mean[None, :, None, None]
 
     def to(self, device: torch.device) -> ExactNetwork:
@@ -174,7 +174,7 @@ class ExactNetwork:
         planes = hyper_planes(params.permute(2, 0, 1), self.config.latent_channels)
         latents = walk(at_quality, planes, port.begin)
         exponent = -(self.latent_fraction + FINE_BITS)
-        return torch.ldexp(latents.float(), exponent[:, None, None])[None]
+        return times_power_of_two(latents.float(), exponent[:, None, None])[None]
 
 
 class _AtQuality:
@@ -243,7 +243,7 @@ def level_of(log_scale: Tensor) -> Tensor:
 
 
 def _fixed(values: Tensor, fraction: int) -> Tensor:
-    return torch.ldexp(values.double(), torch.tensor(fraction)).round().long()
+    return times_power_of_two(values.double(), fraction).round().long()
 
 
 def _tokens(plane: Tensor) -> Tensor:
