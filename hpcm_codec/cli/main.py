@@ -26,6 +26,7 @@ COMMANDS = {
     "decode": "Turn .hpcm files back into pictures.",
     "info": "Show what a .hpcm file, a model or a checkpoint is made of.",
     "eval": "Measure rate, quality and time on a data set.",
+    "compare": "Write a page that shows pictures before and after, beside other codecs.",
     "bench": "Measure encode and decode times and memory on this machine.",
     "train": "Train a model on your own pictures.",
     "checkpoints": "List, check and export weights.",

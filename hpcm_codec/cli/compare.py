@@ -1,0 +1,110 @@
+"""`hpcm compare`: a page with the user's own pictures, ours and the other codecs' at equal file size, to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpcm_codec.cli import options
+from hpcm_codec.cli.encode import parse_size
+from hpcm_codec.errors import UsageError
+
+if TYPE_CHECKING:
+    from hpcm_codec.evaluation.versions import Aim
+    from hpcm_codec.images import Picture
+
+DEFAULT_CODECS = "hpcm,jpeg,webp,avif,jpeg2000,jxl"
+DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
+
+
+@click.command("compare")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "-o", "--output", default="compare.html", show_default=True, metavar="OUT.html", help="The page to write."
+)
+@click.option("-q", "--quality", type=float, metavar="0..100", help="Ours.  [default: 50]")
+@click.option("--size", metavar="BYTES", help="All files of at most this size (60000, 60KB), instead of -q.")
+@click.option("--bpp", type=float, metavar="BITS", help="The same in bits per pixel.")
+@click.option("--psnr", type=float, metavar="DB", help="Ours of at least this fidelity, instead of -q.")
+@click.option(
+    "--codec",
+    "kinds",
+    multiple=True,
+    default=(DEFAULT_CODECS,),
+    metavar="NAME,NAME…",
+    help="Which, the first sets the size.",
+)
+@options.model("The checkpoint.  [default: phase1-lite]")
+@options.profile
+@options.max_pixels
+@options.running
+@click.option("-f", "--force", is_flag=True, help="Overwrite OUT.html.")
+def command(
+    images: tuple[str, ...],
+    output: str,
+    quality: float | None,
+    size: str | None,
+    bpp: float | None,
+    psnr: float | None,
+    kinds: tuple[str, ...],
+    model: str | None,
+    profile: str,
+    max_pixels: int | None,
+    device: str,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Write a page with sliders between the original, ours, and the other codecs at ours' file size.
+
+    The page is one file that needs no network. A codec that is not installed is named and left out.
+    """
+    from hpcm_codec.container import DEFAULT_MAX_PIXELS
+    from hpcm_codec.evaluation.report import compare_page
+    from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
+    from hpcm_codec.evaluation.versions import versions_of
+    from hpcm_codec.files import write_atomically
+    from hpcm_codec.images import read_picture
+
+    _check_aims(quality, size, bpp, psnr)
+    wanted = parse_kinds(kinds)
+    options.refuse_existing(output, force)
+    options.check_device(device)
+    options.set_threads(threads)
+    pictures = [read_picture(image, max_pixels=max_pixels or DEFAULT_MAX_PIXELS) for image in images]
+    subjects = find_subjects(wanted, model, device, profile, lambda line: click.echo(line, err=True))
+    sliders = []
+    for image, picture in zip(images, pictures, strict=True):
+        slider = versions_of(Path(image).name, picture, subjects, _aim(quality, size, bpp, psnr, picture))
+        click.echo(f"{slider.name}")
+        for version in slider.versions[1:]:
+            click.echo(f"  {version.name}: {version.in_words()}")
+        sliders.append(slider)
+    descriptions = [f"{subject.name}: {subject.description}" for subject in subjects]
+    write_atomically(output, compare_page(sliders, descriptions).encode(), overwrite=force)
+    click.echo(f"open {output} in a browser")
+
+
+def _check_aims(quality: float | None, size: str | None, bpp: float | None, psnr: float | None) -> None:
+    if sum(aim is not None for aim in (quality, size, bpp, psnr)) > 1:
+        raise UsageError("-q, --size, --bpp and --psnr are different aims", advice="use one of them")
+    if any(value is not None and not value > 0 for value in (bpp, psnr)):
+        raise UsageError("--bpp and --psnr take numbers above 0")
+    if quality is not None:
+        options.check_quality(quality)
+    if size is not None:
+        parse_size(size)
+
+
+def _aim(quality: float | None, size: str | None, bpp: float | None, psnr: float | None, picture: Picture) -> Aim:
+    """What was asked for, as it applies to this picture; a rate is the size it means."""
+    from hpcm_codec.evaluation.versions import Aim
+
+    if size is not None:
+        return Aim("bytes", parse_size(size))
+    if bpp is not None:
+        return Aim("bytes", bpp * picture.width * picture.height / 8)
+    if psnr is not None:
+        return Aim("psnr", psnr)
+    return Aim("quality", DEFAULT_QUALITY if quality is None else quality)
