@@ -53,6 +53,8 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
         "csrc/integer.h",
         "py.typed",
         "cli/main.py",
+        "evaluation/anchors/kodak/jpeg.json",
+        "evaluation/page/page.html",
     }
     assert {f"hpcm_codec/{name}" for name in wanted} <= names
     assert not [name for name in names if name.startswith(("tests/", "checkpoints/", "csrc/"))]
