@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +41,29 @@ def test_all_of_kodak_decodes_in_another_process_to_the_encoders_own_pixels(koda
         assert np.array_equal(pixels, np.load(file.with_suffix(".npy"))), file.stem
         original = read_picture(kodak / f"{file.stem}.png").pixels
         assert np.mean((pixels.astype(float) - original) ** 2) < 255**2 / 10**2.4, f"{file.stem} is under 24 dB"
+
+
+SYMBOLS = """
+import json, sys
+from pathlib import Path
+from hpcm_codec.codec import load_codec
+from hpcm_codec.images import read_picture
+codec, out = load_codec(device="cpu", profile="exact"), Path(sys.argv[2])
+for number, path in enumerate(sorted(Path(sys.argv[1]).glob("*.png"))):
+    file = out / f"{path.stem}.hpcm"
+    if not file.exists():
+        file.write_bytes(codec.encode(read_picture(path), (0, 52.5, 100)[number % 3]))
+print(json.dumps([codec.symbol_digest(file.read_bytes()) for file in sorted(out.glob("*.hpcm"))]))
+"""
+
+
+@pytest.mark.slow
+def test_all_of_kodak_reads_the_same_without_compiled_operators_on_one_thread(kodak: Path, tmp_path: Path) -> None:
+    """Every picture at one of three qualities: int16 dot products in C++ on two threads against float64 in PyTorch on one."""
+    runs = []
+    for settings in ({"OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "1", "HPCM_OPS": "torch"}):
+        command = [sys.executable, "-c", SYMBOLS, str(kodak), str(tmp_path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **settings})
+        runs.append(json.loads(done.stdout))
+    assert len(runs[0]) == 24
+    assert runs[0] == runs[1]
