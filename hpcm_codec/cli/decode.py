@@ -73,8 +73,7 @@ def command(
         format_for(jobs[0].target)  # an unknown extension is told before any work
 
     def work(job: Job) -> Outcome:
-        picture, size = _decode(job, partial, scale, area, model, max_pixels, device, threads)
-        bpp = 8 * size / (picture.width * picture.height)
+        picture, size, bpp = _decode(job, partial, scale, area, model, max_pixels, device, threads)
         notices = _write(picture, job, format_name, force)
         return Outcome(
             f"{picture.width}×{picture.height} from {size} bytes, {bpp:.3f} bpp",
@@ -107,8 +106,8 @@ def _decode(
     max_pixels: int | None,
     device: str,
     threads: int | None,
-) -> tuple[Picture, int]:
-    """The picture, and how many bytes its file has."""
+) -> tuple[Picture, int, float]:
+    """The picture or the part of it, how many bytes its file has, and how many bits that is for each pixel of the whole picture."""
     from hpcm_codec.bands import region_in
     from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_stream
 
@@ -123,7 +122,8 @@ def _decode(
             codec = options.load_codec(model, device, threads)
     else:
         codec = options.load_codec_for(data, device, threads, limit)
-    return codec.decode_strips(data, limit, partial, scale, region).whole(), len(data)
+    rate = 8 * len(data) / (stream.header.width * stream.header.height)
+    return codec.decode_strips(data, limit, partial, scale, region).whole(), len(data), rate
 
 
 def refuse_other_kinds(first_bytes: bytes) -> None:
