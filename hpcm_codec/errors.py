@@ -51,6 +51,18 @@ class UsageError(HpcmError):
     exit_status = 2
 
 
+class MemoryLimitError(HpcmError):
+    """The work would take more memory than the limit allows; told before any work is done.
+
+    needed, limit: bytes of the whole process, as estimated (see `memory`).
+    """
+
+    def __init__(self, what: str, needed: int, limit: int, *, advice: str) -> None:
+        super().__init__(f"{what} takes about {needed} bytes of memory, above the limit of {limit}", advice=advice)
+        self.needed = needed
+        self.limit = limit
+
+
 class CorruptStreamError(HpcmError):
     """The data is damaged, cut short, or not a .hpcm stream at all."""
 
