@@ -13,7 +13,8 @@ from hpcm_codec.checkpoints import DEFAULT_MODEL, shipped_checkpoints
 from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.errors import UnsupportedError, UsageError
-from hpcm_codec.images import Picture, picture_from_pil, picture_to_pil, read_picture
+from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
+from hpcm_codec.memory import check, decoding_bytes, encoding_bytes
 from hpcm_codec.shipped import shipped_name
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -26,6 +27,7 @@ def encode(
     *,
     device: str = "auto",
     profile: str = "auto",
+    memory: int | None = None,
 ) -> bytes:
     """An image as the bytes of a .hpcm file.
 
@@ -34,9 +36,19 @@ def encode(
     model:   a checkpoint's name or path.
     device:  "cpu", "cuda", or "auto" for CUDA where there is one.
     profile: "exact" (the file decodes on every machine), "float", or "auto" for exact where the checkpoint has it.
-    Raises HpcmError: FileError for what cannot be read, UsageError for arguments that make no sense.
+    memory:  the most bytes that the program may take for a picture from a path; None is a quarter of the machine's.
+    Raises HpcmError: FileError for what cannot be read, MemoryLimitError for what would take more memory, UsageError for arguments that
+    make no sense.
     """
-    return kept_codec(model, device, profile).encode(as_picture(image), quality)
+    codec = kept_codec(model, device, profile)
+    if not isinstance(image, (str, os.PathLike)):
+        return codec.encode(as_picture(image), quality)
+
+    def afford(width: int, height: int, held: int) -> None:
+        check(f"encoding {width}×{height} pixels", encoding_bytes(width, height, held), memory, "allow more memory")
+
+    with open_picture(image, afford=afford) as picture:
+        return codec.encode(picture, quality)
 
 
 def decode(
@@ -47,6 +59,7 @@ def decode(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     region: tuple[int, int, int, int] | None = None,
     scale: str = FINEST_SCALE,
+    memory: int | None = None,
 ) -> Image.Image:
     """The picture of a .hpcm file's bytes: a Pillow image of mode L, LA, RGB or RGBA, metadata in its `info`.
 
@@ -54,11 +67,21 @@ def decode(
     max_pixels: larger pictures are refused before memory is taken for them.
     region:     x, y, width, height in pixels: only this part, decoded from the tiles it touches; the same as the crop of the whole.
     scale:      "hyper", "s1", "s2" or "s3": the finest one to decode. Finer chunks of the file need not have arrived.
-    Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's or a newer format's, UsageError for a
-    region that is not inside the picture.
+    memory:     the most bytes that the program may take; None is a quarter of the machine's.
+    Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's or a newer format's, MemoryLimitError for
+    what would take more memory, UsageError for a region that is not inside the picture.
     """
+    header = parse_header(data, max_pixels)
+    width, height = (header.width, header.height) if region is None else region[2:]
+    held = 8 * width * height + 2 * len(data)  # the Pillow image, and room for transparency
+    check(
+        f"decoding {width}×{height} pixels",
+        decoding_bytes(width, height, held),
+        memory,
+        "allow more, or decode a region",
+    )
     codec = codec_for(data, model, device, max_pixels)
-    return picture_to_pil(codec.decode_strips(data, max_pixels, scale=scale, region=region).whole())
+    return picture_to_pil(codec.decode_strips(data, max_pixels, scale=scale, region=region))
 
 
 def as_picture(image: ImageLike) -> Picture:

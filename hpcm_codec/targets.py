@@ -6,15 +6,18 @@ context model, and for a fidelity one synthesis. Eight steps find the answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from hpcm_codec.codec import Codec, Encoded
-from hpcm_codec.container import LARGEST_QUALITY_CODE, parse_header
+from hpcm_codec.container import LARGEST_NUMBER, LARGEST_QUALITY_CODE, parse_header
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.evaluation.metrics import psnr
-from hpcm_codec.images import Picture
+from hpcm_codec.evaluation.metrics import PEAK
+from hpcm_codec.images import PixelSource
 
 
 class TargetError(HpcmError):
@@ -38,27 +41,28 @@ class Reached:
     psnr: float | None
 
 
-def encode_to_target(codec: Codec, picture: Picture, target: Target) -> Reached:
+def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reached:
     """The best file that meets the target; raises TargetError when none does.
 
-    A size target is met from below (whole file, metadata included), a fidelity target from above.
+    A size target is met from below (whole file, metadata included), a fidelity target from above. The latents of the whole picture
+    are kept, 4 bytes a pixel; for a fidelity also the decoded ones of one try.
     """
     analysed = codec.analyse(picture)
-    tried: dict[int, tuple[Encoded, float]] = {}
-
-    def fidelity(encoded: Encoded) -> float:
-        return psnr(picture.pixels, codec.reconstruct(encoded.latents, parse_header(encoded.data)))
+    tried: dict[int, tuple[bytes, float]] = {}
 
     def measure(code: int) -> float:
         if code not in tried:
-            encoded = codec.encode_analysed(picture, analysed, code / 2)
-            value = len(encoded.data) if target.kind == "bytes" else fidelity(encoded)
-            tried[code] = (encoded, value)
+            if target.kind == "bytes":
+                data = codec.bytes_of_analysed(picture, analysed, code / 2)
+                tried[code] = (data, len(data))
+            else:
+                encoded = codec.encode_analysed(picture, analysed, code / 2)
+                tried[code] = (encoded.data, _fidelity(codec, picture, encoded))
         return tried[code][1]
 
     def result(code: int) -> Reached:
-        encoded, value = tried[code]
-        return Reached(encoded.data, code / 2, value if target.kind == "psnr" else None)
+        data, value = tried[code]
+        return Reached(data, code / 2, value if target.kind == "psnr" else None)
 
     if target.kind == "bytes":
         chosen = _last_that(lambda code: measure(code) <= target.value)
@@ -77,6 +81,16 @@ def encode_to_target(codec: Codec, picture: Picture, target: Target) -> Reached:
     chosen = 0 if below is None else below + 1
     measure(chosen)
     return result(chosen)
+
+
+def _fidelity(codec: Codec, picture: PixelSource, encoded: Encoded) -> float:
+    """PSNR of the decoded picture in dB, over all samples, from strips."""
+    squares, top = 0.0, 0
+    for strip in codec.reconstruct_strips(encoded.latents, parse_header(encoded.data, max_pixels=LARGEST_NUMBER**2)):
+        squares += float(np.square(picture.rows(top, top + len(strip)).astype(np.int32) - strip).sum(dtype=np.float64))
+        top += len(strip)
+    mean = squares / (picture.height * picture.width * (1 if picture.grey else 3))
+    return math.inf if mean == 0 else 10 * math.log10(PEAK**2 / mean)
 
 
 def _last_that(holds: Callable[[int], bool]) -> int | None:

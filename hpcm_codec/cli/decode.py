@@ -13,8 +13,10 @@ from hpcm_codec.cli.batch import Job, Outcome
 from hpcm_codec.errors import UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.images import Picture
+    from hpcm_codec.container import HpcmStream
+    from hpcm_codec.images import StripPicture
 
+DECODING_ADVICE = "raise it with --memory, choose PPM or TIFF, which are written in strips, or decode a --region"
 SCALES = ("hyper", "s1", "s2", "s3")  # container.SCALES, likewise
 FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which a help text cannot wait for
 
@@ -38,6 +40,7 @@ FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which
 )
 @click.option("--partial", is_flag=True, help="Show what there is of a file that was cut short or damaged.")
 @options.model("The checkpoint.  [default: the one that the file names]")
+@options.memory
 @options.max_pixels
 @options.running
 @options.reporting
@@ -49,6 +52,7 @@ def command(
     scale: str,
     partial: bool,
     model: str | None,
+    memory: str | None,
     max_pixels: int | None,
     device: str,
     threads: int | None,
@@ -61,6 +65,8 @@ def command(
     IN is a .hpcm file, a directory (all .hpcm files below it), or - for stdin. With several inputs, or a directory, OUT is a directory,
     which gets the same tree. All formats but JPEG keep the decoded pixels exactly.
     """
+    from hpcm_codec.bands import region_in
+    from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_stream
     from hpcm_codec.images import FORMATS as RULES
     from hpcm_codec.images import format_for
 
@@ -72,9 +78,27 @@ def command(
     if format_name is None and len(jobs) == 1 and jobs[0].target != batch.STDIO and output is not None:
         format_for(jobs[0].target)  # an unknown extension is told before any work
 
+    memory_limit = options.parse_memory(memory)
+
     def work(job: Job) -> Outcome:
-        picture, size, bpp = _decode(job, partial, scale, area, model, max_pixels, device, threads)
+        data = batch.read_input(job.source, begins=refuse_other_kinds)
+        limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
+        # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
+        stream = parse_stream(data, max_pixels=limit, allow_truncated=partial, scale=scale)
+        if area is not None:
+            region_in(*area, stream.header.grid)
+        _check_memory(stream, area, len(data), job, format_name, memory_limit)
+        pixels = stream.header.width * stream.header.height
+        del stream  # the codec reads the file again
+        if model is not None:
+            with batch.for_all_jobs():
+                codec = options.load_codec(model, device, threads)
+        else:
+            codec = options.load_codec_for(data, device, threads, limit)
+        picture = codec.decode_strips(data, limit, partial, scale, area)
         notices = _write(picture, job, format_name, force)
+        size = len(data)
+        bpp = 8 * size / pixels  # of the whole picture, since the bytes are
         return Outcome(
             f"{picture.width}×{picture.height} from {size} bytes, {bpp:.3f} bpp",
             {"width": picture.width, "height": picture.height, "input_bytes": size, "bpp": round(bpp, 5)},
@@ -97,33 +121,30 @@ def parse_region(text: str) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
-def _decode(
-    job: Job,
-    partial: bool,
-    scale: str,
+def _check_memory(
+    stream: HpcmStream,
     region: tuple[int, int, int, int] | None,
-    model: str | None,
-    max_pixels: int | None,
-    device: str,
-    threads: int | None,
-) -> tuple[Picture, int, float]:
-    """The picture or the part of it, how many bytes its file has, and how many bits that is for each pixel of the whole picture."""
-    from hpcm_codec.bands import region_in
-    from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_stream
+    file_bytes: int,
+    job: Job,
+    format_name: str | None,
+    memory: int | None,
+) -> None:
+    """Raise MemoryLimitError when decoding and writing the picture would take more than the limit."""
+    from hpcm_codec import memory as limits
+    from hpcm_codec.container import ALPHA, EXIF
+    from hpcm_codec.images import format_for, held_bytes
 
-    limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
-    data = batch.read_input(job.source, begins=refuse_other_kinds)
-    # what is wrong with the file, or with the region, is told before a model is loaded
-    stream = parse_stream(data, max_pixels=limit, allow_truncated=partial, scale=scale)
-    if region is not None:
-        region_in(*region, stream.header.grid)
-    if model is not None:
-        with batch.for_all_jobs():
-            codec = options.load_codec(model, device, threads)
-    else:
-        codec = options.load_codec_for(data, device, threads, limit)
-    rate = 8 * len(data) / (stream.header.width * stream.header.height)
-    return codec.decode_strips(data, limit, partial, scale, region).whole(), len(data), rate
+    header, extensions = stream.header, stream.extensions
+    width, height = (header.width, header.height) if region is None else region[2:]
+    to_stdout = job.target == batch.STDIO
+    format_key = format_name.upper() if format_name is not None else "PNG" if to_stdout else format_for(job.target)
+    held = held_bytes(
+        format_key, width, height, alpha=ALPHA in extensions, exif=EXIF in extensions, to_stdout=to_stdout
+    )
+    if ALPHA in extensions:  # the plane is a picture of its own, decoded whole
+        held += 3 * header.width * header.height
+    needed = limits.decoding_bytes(width, height, held + 2 * file_bytes)
+    limits.check(f"decoding {width}×{height} pixels to {format_key}", needed, memory, DECODING_ADVICE)
 
 
 def refuse_other_kinds(first_bytes: bytes) -> None:
@@ -135,7 +156,7 @@ def refuse_other_kinds(first_bytes: bytes) -> None:
         raise UsageError("not a .hpcm file")  # never reached: such a header does not parse
 
 
-def _write(picture: Picture, job: Job, format_name: str | None, force: bool) -> tuple[str, ...]:
+def _write(picture: StripPicture, job: Job, format_name: str | None, force: bool) -> tuple[str, ...]:
     """Write the picture where the job says; returns what was lost on the way."""
     from hpcm_codec.images import write_picture
 

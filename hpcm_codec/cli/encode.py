@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -14,12 +13,14 @@ import click
 from hpcm_codec.cli import batch, options
 from hpcm_codec.cli.batch import Job, Outcome
 from hpcm_codec.errors import UsageError
+from hpcm_codec.memory import parse_size
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
-    from hpcm_codec.images import Picture
+    from hpcm_codec.images import PixelSource
 
 DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
+ENCODING_ADVICE = "raise it with --memory, or give the picture as PPM or uncompressed TIFF, which are read in strips"
 # what counts as a picture in a directory; a file that is named is tried whatever its name
 PICTURE_EXTENSIONS = {
     *(
@@ -56,6 +57,7 @@ PICTURE_EXTENSIONS = {
 @options.model("The checkpoint.  [default: phase1-lite]")
 @options.profile
 @click.option("--strip", is_flag=True, help="Leave out EXIF and XMP. The ICC profile stays: colours depend on it.")
+@options.memory
 @options.max_pixels
 @options.running
 @options.reporting
@@ -69,6 +71,7 @@ def command(
     model: str | None,
     profile: str,
     strip: bool,
+    memory: str | None,
     max_pixels: int | None,
     device: str,
     threads: int | None,
@@ -82,6 +85,8 @@ def command(
     directory, which gets the same tree.
     """
     aim = _aim(quality, size, bpp, psnr)
+    memory_limit = options.parse_memory(memory)
+    kept_latents = 2 if psnr is not None else 0 if size is None and bpp is None else 1
     chosen_by_hand = size is None and bpp is None and psnr is None
     options.check_json(json, output)
     jobs = batch.plan(
@@ -90,9 +95,12 @@ def command(
     options.check_json(json, jobs[0].target)
 
     def work(job: Job) -> Outcome:
-        picture, input_bytes = _read(job.source, max_pixels)
+        with _opened(job.source, max_pixels, memory_limit, kept_latents) as (picture, input_bytes):
+            return encode_one(job, picture, input_bytes)
+
+    def encode_one(job: Job, picture: PixelSource, input_bytes: int) -> Outcome:
         if strip:
-            picture = replace(picture, exif=None, xmp=None)
+            picture.exif = picture.xmp = None
         with batch.for_all_jobs():
             codec = options.load_codec(model, device, threads, profile)
         data, facts = aim(codec, picture)
@@ -121,7 +129,7 @@ def command(
 
 def _aim(
     quality: float | None, size: str | None, bpp: float | None, psnr: float | None
-) -> Callable[[Codec, Picture], tuple[bytes, dict[str, float]]]:
+) -> Callable[[Codec, PixelSource], tuple[bytes, dict[str, float]]]:
     """How to encode a picture so that it meets what was asked for; gives the bytes and the facts to report.
 
     Raises UsageError for more than one aim, or one that makes no sense.
@@ -136,7 +144,7 @@ def _aim(
     if any(value is not None and not value > 0 for value in (bpp, psnr)):
         raise UsageError("--bpp and --psnr take numbers above 0")
 
-    def to_target(codec: Codec, picture: Picture) -> tuple[bytes, dict[str, float]]:
+    def to_target(codec: Codec, picture: PixelSource) -> tuple[bytes, dict[str, float]]:
         from hpcm_codec.targets import Target, encode_to_target
 
         if psnr is not None:
@@ -151,32 +159,24 @@ def _aim(
     return to_target
 
 
-def parse_size(text: str) -> int:
-    """Bytes of "60000", "60KB" (thousands), "60KiB" (1024s), "1.5M"; raises UsageError.
-
-    >>> parse_size("60KB"), parse_size("1.5 MiB"), parse_size("800")
-    (60000, 1572864, 800)
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?)(i?)B?\s*", text, re.IGNORECASE)
-    try:
-        number = float(match[1]) if match else 0.0
-    except ValueError:
-        number = 0.0
-    if match is None or not number > 0:
-        raise UsageError(f"--size takes bytes, such as 60000, 60KB or 1.5MiB, not {text!r}")
-    power = " KMG".index(match[2].upper() or " ")
-    return int(number * (1024 if match[3] else 1000) ** power)
-
-
-def _read(source: str, max_pixels: int | None) -> tuple[Picture, int]:
-    """The picture, and how many bytes its file has."""
+@contextmanager
+def _opened(
+    source: str, max_pixels: int | None, memory: int | None, kept_latents: int
+) -> Iterator[tuple[PixelSource, int]]:
+    """The picture, and how many bytes its file has. kept_latents: how often the encoder keeps the latents of the whole picture."""
     from hpcm_codec.container import DEFAULT_MAX_PIXELS
-    from hpcm_codec.images import read_picture
+    from hpcm_codec.images import open_picture
+    from hpcm_codec.memory import check, encoding_bytes
 
     limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
-    # Pillow reads from a file what it needs; what cannot be read twice is kept in memory
-    if source != batch.STDIO and os.path.isfile(source):
-        return read_picture(source, max_pixels=limit), max(1, os.path.getsize(source))
-    data = batch.read_input(source)
+    # what cannot be read twice is kept in memory
+    data = None if source != batch.STDIO and os.path.isfile(source) else batch.read_input(source)
+
+    def afford(width: int, height: int, held: int) -> None:
+        needed = encoding_bytes(width, height, held + len(data or b""), kept_latents)
+        check(f"encoding {width}×{height} pixels", needed, memory, ENCODING_ADVICE)
+
     name = batch.shown(source, "stdin")
-    return read_picture(io.BytesIO(data), name=name, max_pixels=limit), max(1, len(data))
+    content = source if data is None else io.BytesIO(data)
+    with open_picture(content, name=name, max_pixels=limit, afford=afford) as picture:
+        yield picture, max(1, os.path.getsize(source) if data is None else len(data))

@@ -10,6 +10,7 @@ import click
 
 from hpcm_codec.cli.batch import STDIO
 from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.memory import parse_size
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
@@ -25,6 +26,18 @@ def model(help_text: str) -> Callable[[Command], Command]:
 max_pixels = click.option(
     "--max-pixels", type=click.IntRange(min=1), metavar="N", help="Refuse larger pictures.  [default: 268435456]"
 )
+
+
+memory = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Most memory to use (900MB, 2GiB); what needs more is refused.  [default: a quarter of the machine's]",
+)
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Bytes of --memory; None where it was not given. Raises UsageError."""
+    return None if text is None else parse_size(text, "--memory")
 
 
 def running(command: Command) -> Command:

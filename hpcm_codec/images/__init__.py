@@ -8,9 +8,10 @@ FileError with a reason; Pillow's own exceptions and warnings stay in here.
 from __future__ import annotations
 
 from hpcm_codec.images.alpha import decode_alpha, encode_alpha
+from hpcm_codec.images.opening import open_picture
 from hpcm_codec.images.picture import EXIF_PREFIX, ORIENTATION, Picture, PixelSource, Samples, StripPicture
 from hpcm_codec.images.reading import READABLE, picture_from_pil, read_picture
-from hpcm_codec.images.writing import FORMATS, format_for, picture_to_pil, write_picture
+from hpcm_codec.images.writing import FORMATS, format_for, held_bytes, picture_to_pil, write_picture
 
 __all__ = [
     "EXIF_PREFIX",
@@ -24,6 +25,8 @@ __all__ = [
     "decode_alpha",
     "encode_alpha",
     "format_for",
+    "held_bytes",
+    "open_picture",
     "picture_from_pil",
     "picture_to_pil",
     "read_picture",

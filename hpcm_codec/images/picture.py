@@ -5,16 +5,18 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags
+from PIL import ExifTags, Image
 
 Samples = NDArray[np.uint8]
 
 ORIENTATION = int(ExifTags.Base.Orientation)
+STRIP_ROWS = 1024
 EXIF_PREFIX = b"Exif\0\0"  # JPEG's framing of EXIF, not part of `Picture.exif`
 # what Pillow's parsers of secondary parts raise on broken ones
 PARSER_ERRORS = (
@@ -77,6 +79,23 @@ class Picture:
     def rows(self, top: int, bottom: int) -> Samples:
         """The rows top .. bottom - 1 of the pixels, not copied."""
         return self.pixels[top:bottom]
+
+    @property
+    def strips(self) -> Iterator[Samples]:
+        """The pixels from top to bottom, `STRIP_ROWS` rows at a time, not copied."""
+        return (self.pixels[top : top + STRIP_ROWS] for top in range(0, self.height, STRIP_ROWS))
+
+
+@contextmanager
+def larger_pictures_allowed(max_pixels: int) -> Iterator[None]:
+    """In here Pillow's own guard against huge pictures begins at twice `max_pixels`, if that is later than usual; ours begins before it."""
+    before = Image.MAX_IMAGE_PIXELS
+    if before is not None:
+        Image.MAX_IMAGE_PIXELS = max(before, max_pixels)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @dataclass

@@ -17,7 +17,7 @@ from hpcm_codec.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.files import file_error
 from hpcm_codec.images.metadata import exif_of, upright
-from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
+from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples, larger_pictures_allowed
 from hpcm_codec.images.samples import samples_of
 
 # Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
@@ -34,7 +34,7 @@ def read_picture(
     """Read an image from a path, bytes or a binary file; its format is found from its content, its first frame is taken.
 
     name:       what to call it in errors; for a path, the path.
-    max_pixels: larger pictures are refused before their pixels are read (Pillow refuses above 2²⁸·4/3 in any case).
+    max_pixels: larger pictures are refused before their pixels are read.
     Raises FileError when it is missing, unreadable, truncated, broken, too large or not an image.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -47,17 +47,26 @@ def read_picture(
         except ValueError as error:
             raise FileError("not a possible file name", file=repr(name), advice="check the path") from error
     name = name or "the image"
-    with _pillow_errors_as_file_errors(name):
-        if isinstance(source, bytes):
-            source = io.BytesIO(source)
-        elif not source.seekable():
-            source = io.BytesIO(source.read())
-        if not source.read(1):
-            raise FileError("not an image: it is empty", file=name, advice="get the file again")
-        source.seek(0)
-        Image.init()
-        with Image.open(source, formats=[kind for kind in READABLE if kind in Image.OPEN]) as image:
-            return _picture(image, max_pixels)
+    with pillow_errors_as_file_errors(name), identified(source, name, max_pixels) as (image, _):
+        return _picture(image, max_pixels)
+
+
+@contextmanager
+def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """A Pillow image whose pixels are not read yet, and the file it comes from; Pillow's own limit is lifted to ours."""
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif not source.seekable():
+        source = io.BytesIO(source.read())
+    if not source.read(1):
+        raise FileError("not an image: it is empty", file=name, advice="get the file again")
+    source.seek(0)
+    Image.init()
+    with (
+        larger_pictures_allowed(max_pixels),
+        Image.open(source, formats=[kind for kind in READABLE if kind in Image.OPEN]) as image,
+    ):
+        yield image, source
 
 
 def picture_from_pil(image: Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
@@ -65,12 +74,13 @@ def picture_from_pil(image: Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS
 
     Raises FileError when they cannot be loaded or converted.
     """
-    with _pillow_errors_as_file_errors("the image"):
+    with pillow_errors_as_file_errors("the image"):
         return _picture(image, max_pixels)
 
 
 @contextmanager
-def _pillow_errors_as_file_errors(name: str) -> Iterator[None]:
+def pillow_errors_as_file_errors(name: str) -> Iterator[None]:
+    """Whatever Pillow raises in here becomes a FileError of the file of that name; its warnings are not shown."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -88,18 +98,23 @@ def _pillow_errors_as_file_errors(name: str) -> Iterator[None]:
         raise FileError(f"a damaged or truncated image ({detail})", file=name, advice="get the file again") from error
 
 
-def _picture(image: Image.Image, max_pixels: int) -> Picture:
+def start(image: Image.Image, max_pixels: int) -> list[str]:
+    """Refuse an image that has no pixels or too many, and turn to its first frame; returns a notice if there are more."""
     width, height = image.size
     if width < 1 or height < 1:
         raise FileError(f"has no pixels ({width}×{height})", advice="use another picture")
     if width * height > max_pixels:
         raise FileError(f"has {width}×{height} pixels, above the limit of {max_pixels}", advice="use a smaller picture")
-    notices: list[str] = []
     frames = _frame_count(image)
-    if frames > 1:
-        notices.append(f"first of {frames} frames taken")
-        image.seek(0)
-    raw_mode, deep = _raw_mode(image)
+    if frames <= 1:
+        return []
+    image.seek(0)
+    return [f"first of {frames} frames taken"]
+
+
+def _picture(image: Image.Image, max_pixels: int) -> Picture:
+    notices = start(image, max_pixels)
+    raw_mode, deep = raw_mode_of(image)
     image.load()
     if image.width * image.height > max_pixels:  # some kinds know their size only now
         raise FileError(f"has {image.width}×{image.height} pixels, above the limit of {max_pixels}")
@@ -109,9 +124,7 @@ def _picture(image: Image.Image, max_pixels: int) -> Picture:
     icc = image.info.get("icc_profile") or None
     if image.mode in ("CMYK", "LAB"):
         icc = None  # it describes ink or Lab values, which are gone
-    xmp = image.info.get("xmp") or None
-    if isinstance(xmp, str):
-        xmp = xmp.encode()
+    xmp = xmp_of(image)
     orientation, exif = exif_of(image)
     if orientation != 1:
         pixels = upright(pixels, orientation)
@@ -119,6 +132,12 @@ def _picture(image: Image.Image, max_pixels: int) -> Picture:
         if xmp is not None:
             xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>))[2-8]", rb"\g<1>1", xmp)
     return Picture(_owned(pixels), None if alpha is None else _owned(alpha), icc, exif, xmp, tuple(notices))
+
+
+def xmp_of(image: Image.Image) -> bytes | None:
+    """The XMP packet as it is in the file."""
+    xmp = image.info.get("xmp") or None
+    return xmp.encode() if isinstance(xmp, str) else xmp
 
 
 def _owned(samples: Samples) -> Samples:
@@ -133,7 +152,7 @@ def _frame_count(image: Image.Image) -> int:
         return 2
 
 
-def _raw_mode(image: Image.Image) -> tuple[str, bool]:
+def raw_mode_of(image: Image.Image) -> tuple[str, bool]:
     """How the file stores a sample (in Pillow's terms, '' where unknown), and whether that is more than 8 bits; before load()."""
     tiles = getattr(image, "tile", None)
     found: Any = tiles[0][3] if tiles else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,9 +14,11 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.files import file_error, write_atomically
-from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture
+from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture
+from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
 
 JPEG_SEGMENT = 65533  # bytes of metadata a JPEG segment holds
+WRITERS_HOLD = {"JPEG": 4, "WEBP": 28}  # bytes a pixel
 XMP_OVERHEAD = 29  # bytes of the name in front of XMP in a JPEG segment
 
 
@@ -59,18 +62,48 @@ def format_for(path: str | os.PathLike[str]) -> str:
     raise FileError(reason, file=path, advice=f"use one of {known}")
 
 
-def picture_to_pil(picture: Picture) -> Image.Image:
-    """A Pillow image of mode L, LA, RGB or RGBA, with ICC profile, EXIF and XMP in its `info`."""
-    planes = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
-    image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+def picture_to_pil(picture: Picture | StripPicture) -> Image.Image:
+    """A Pillow image of mode L, LA, RGB or RGBA, with ICC profile, EXIF and XMP in its `info`; takes the strips."""
+    image = _image_of(picture, picture.alpha)
     exif = None if picture.exif is None else EXIF_PREFIX + picture.exif
     info = {"icc_profile": picture.icc, "exif": exif, "xmp": picture.xmp}
     image.info.update({key: value for key, value in info.items() if value is not None})
     return image
 
 
+def _image_of(picture: Picture | StripPicture, alpha: Samples | None) -> Image.Image:
+    """The pixels alone, strip by strip, so that beside the image no second copy is made."""
+    mode = ("L" if picture.grey else "RGB") + ("" if alpha is None else "A")
+    whole: Image.Image | None = None
+    top = 0
+    for strip in picture.strips:
+        planes = strip if alpha is None else np.dstack([strip, alpha[top : top + len(strip)]])
+        part = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+        if part.height == picture.height:
+            return part
+        whole = whole or Image.new(mode, (picture.width, picture.height))
+        whole.paste(part, (0, top))
+        top += len(strip)
+    assert whole is not None  # a picture has at least one row
+    return whole
+
+
+def held_bytes(format: str, width: int, height: int, *, alpha: bool, exif: bool, to_stdout: bool = False) -> int:
+    """Bytes of the picture that `write_picture` holds at once while it writes strips in a format (a key of FORMATS)."""
+    pixels = width * height
+    in_strips = _goes_in_strips(format, width, height, alpha=alpha, exif=exif)
+    # Pillow's image has 4 bytes a pixel; what its writers hold beside it, measured
+    held = 0 if in_strips else pixels * (4 + WRITERS_HOLD.get(format, 1))
+    return held + pixels * ((1 if alpha else 0) + (4 if to_stdout else 0))
+
+
+def _goes_in_strips(format: str, width: int, height: int, *, alpha: bool, exif: bool) -> bool:
+    """Whether the rows can go to the file as they come. The directory of a TIFF's EXIF is left to Pillow."""
+    return format == "PPM" or (format == "TIFF" and not alpha and not exif and 3 * width * height < LARGEST_TIFF)
+
+
 def write_picture(
-    picture: Picture,
+    picture: Picture | StripPicture,
     target: str | os.PathLike[str] | BinaryIO,
     format: str | None = None,
     *,
@@ -78,46 +111,112 @@ def write_picture(
 ) -> tuple[str, ...]:
     """Write a picture to a path (whole or not at all) or a binary file, losslessly but for JPEG (quality 95, 4:4:4).
 
+    picture:   its strips are taken; PPM, and TIFF without EXIF and transparency, go to the file as they come, for all other formats a
+               Pillow image is filled.
     format:    a key of FORMATS; for a path, None means by its extension.
     overwrite: replace an existing file.
     Returns notices: metadata the format cannot hold. Raises FileError when the format cannot hold the pixels (transparency in JPEG,
-    sides too long), is not known, or the file cannot be written.
+    sides too long), is not known, or the file cannot be written; and what the strips raise.
     """
-    is_path = isinstance(target, (str, os.PathLike))
     name = os.fspath(target) if isinstance(target, (str, os.PathLike)) else "the output"
     format = format or format_for(name)
     if format not in FORMATS:
         raise FileError(f"there is no output format {format}", file=name, advice=f"use one of {' '.join(FORMATS)}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data, notices = _encoded(picture, format)
+        alpha = _alpha_for(picture, format)
+        metadata, notices = _metadata_for(picture, format)
+        write: Callable[[BinaryIO], object]
+        if _goes_in_strips(format, picture.width, picture.height, alpha=alpha is not None, exif="exif" in metadata):
+            start = ppm_start if format == "PPM" else tiff_start
+            write = _in_strips(picture, *start(picture.width, picture.height, picture.grey, metadata))
+        else:
+            image = _image_of(picture, alpha)
+            if not FORMATS[format].grey and picture.grey:
+                image = image.convert("RGB" if alpha is None else "RGBA")
+            write = _by_pillow(image, format, metadata, notices)
     except HpcmError as error:
         raise error.in_file(name) from error.__cause__
-    except Exception as error:  # Pillow's writers, like its readers, raise all kinds
-        raise FileError(f"cannot be written as {format} ({error})", file=name, advice="choose PNG") from error
-    if is_path:
-        write_atomically(name, data, overwrite)
+    if isinstance(target, (str, os.PathLike)):
+        write_atomically(target, write, overwrite)
     else:
         try:
-            target.write(data)  # type: ignore[union-attr]
+            write(target)
         except OSError as error:
             raise file_error(name, error) from error
-    return notices
+        except FileError as error:
+            raise error.in_file(name) from error.__cause__
+    return tuple(notices)
 
 
-def _encoded(picture: Picture, format: str) -> tuple[bytes, tuple[str, ...]]:
-    rules = FORMATS[format]
+def _in_strips(picture: Picture | StripPicture, start: bytes, end: bytes) -> Callable[[BinaryIO], object]:
+    def write(file: BinaryIO) -> None:
+        file.write(start)
+        for strip in picture.strips:
+            file.write(np.ascontiguousarray(strip).data)
+        file.write(end)
+
+    return write
+
+
+def _by_pillow(
+    image: Image.Image, format: str, metadata: dict[str, Any], notices: list[str]
+) -> Callable[[BinaryIO], object]:
+    """A function that saves the image; appends to the notices what had to be left out."""
+
+    def save(file: BinaryIO) -> None:
+        settings = {**FORMATS[format].settings, **_settings_for(format, metadata)}
+        image.save(_WithoutDescriptor(file), format, **settings)  # type: ignore[arg-type]
+
+    def write(file: BinaryIO) -> None:
+        if not file.seekable():
+            buffer = io.BytesIO()
+            write(buffer)
+            file.write(buffer.getbuffer())
+            return
+        beginning = file.tell()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    save(file)
+                except PARSER_ERRORS as error:
+                    if "exif" not in metadata or getattr(error, "errno", None) is not None:
+                        raise
+                    del metadata["exif"]  # the one part that Pillow takes apart (TIFF), and that may be broken
+                    notices.append(f"{format} cannot hold this EXIF, it was left out")
+                    file.seek(beginning)
+                    file.truncate()
+                    save(file)
+        except Exception as error:  # Pillow's writers, like its readers, raise all kinds
+            if isinstance(error, HpcmError) or getattr(error, "errno", None) is not None:
+                raise
+            raise FileError(f"cannot be written as {format} ({error})", advice="choose PNG") from error
+
+    return write
+
+
+class _WithoutDescriptor:
+    """A file that Pillow must write to through its methods: writing to the descriptor, it takes no notice of a write cut short."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write, self.seek, self.tell, self.flush = file.write, file.seek, file.tell, file.flush
+
+
+def _alpha_for(picture: Picture | StripPicture, format: str) -> Samples | None:
+    """The alpha plane as the format holds it; raises FileError for a picture that the format cannot hold."""
+    rules, alpha = FORMATS[format], picture.alpha
     if max(picture.width, picture.height) > rules.longest_side:
         raise FileError(f"{format} holds at most {rules.longest_side} pixels a side", advice="choose PNG or TIFF")
-    alpha = picture.alpha
     if alpha is not None and not rules.alpha:
         if alpha.min() < 255:
             raise FileError(f"the picture has transparency, which {format} cannot hold", advice="choose PNG or WebP")
-        alpha = None  # opaque throughout: nothing is lost
-    image = picture_to_pil(Picture(picture.pixels, alpha))
-    if not rules.grey:
-        image = image.convert("RGB" if alpha is None else "RGBA")
+        return None  # opaque throughout: nothing is lost
+    return alpha
+
+
+def _metadata_for(picture: Picture | StripPicture, format: str) -> tuple[dict[str, Any], list[str]]:
+    """What of the metadata the format can hold, as Pillow's `save` names it, and notices about the rest."""
+    rules = FORMATS[format]
     limit = JPEG_SEGMENT if format == "JPEG" else 2**31 - 1
     metadata: dict[str, Any] = {}
     left_out = []
@@ -130,17 +229,7 @@ def _encoded(picture: Picture, format: str) -> tuple[bytes, tuple[str, ...]]:
             metadata[key] = value
         elif value:
             left_out.append(f"{format} cannot hold this {label}, it was left out")
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, format, **rules.settings, **_settings_for(format, metadata))
-    except PARSER_ERRORS:
-        if "exif" not in metadata:
-            raise
-        del metadata["exif"]  # the one part that Pillow takes apart (TIFF), and that may be broken
-        left_out.append(f"{format} cannot hold this EXIF, it was left out")
-        buffer = io.BytesIO()
-        image.save(buffer, format, **rules.settings, **_settings_for(format, metadata))
-    return buffer.getvalue(), tuple(left_out)
+    return metadata, left_out
 
 
 def _settings_for(format: str, metadata: dict[str, Any]) -> dict[str, Any]:
