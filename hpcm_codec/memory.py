@@ -23,7 +23,7 @@ WORK_BYTES_PER_PIXEL = 240  # of one tile with its halo: the networks' activatio
 HALO_PIXELS = 64
 TILE_PIXELS = 1024
 LATENT_BYTES_PER_PIXEL = 4  # 256 channels of float32 for 16×16 pixels
-BAND_BYTES_PER_PIXEL = 10  # rows on their way between Pillow, numpy and a file
+BAND_BYTES_PER_PIXEL = 14  # rows on their way between Pillow, numpy and a file
 ADVICE = "raise it with --memory if the machine has that much"
 
 

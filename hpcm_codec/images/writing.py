@@ -18,7 +18,7 @@ from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Sampl
 from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
 
 JPEG_SEGMENT = 65533  # bytes of metadata a JPEG segment holds
-WRITERS_HOLD = {"JPEG": 4, "WEBP": 28}  # bytes a pixel
+WRITERS_HOLD = {"JPEG": 6, "WEBP": 28}  # bytes a pixel, rounded up from 39 MP written by Pillow 13
 XMP_OVERHEAD = 29  # bytes of the name in front of XMP in a JPEG segment
 
 
@@ -92,7 +92,7 @@ def held_bytes(format: str, width: int, height: int, *, alpha: bool, exif: bool,
     """Bytes of the picture that `write_picture` holds at once while it writes strips in a format (a key of FORMATS)."""
     pixels = width * height
     in_strips = _goes_in_strips(format, width, height, alpha=alpha, exif=exif)
-    # Pillow's image has 4 bytes a pixel; what its writers hold beside it, measured
+    # Pillow's image has 4 bytes a pixel
     held = 0 if in_strips else pixels * (4 + WRITERS_HOLD.get(format, 1))
     return held + pixels * ((1 if alpha else 0) + (4 if to_stdout else 0))
 
