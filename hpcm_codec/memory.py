@@ -1,9 +1,10 @@
 """How much memory the work on a picture takes, and the limit it must keep to.
 
 The figures are of the whole process, Python and torch included, since that is what a machine or a container ends programs for. They
-are upper estimates from measurements (VmHWM of fresh processes, torch 2.13, x86, two threads; docs/benchmarks.md): a program with the
-default model loaded holds 0.36 GB; a tile of 1024×1024 pixels and its halo took 0.21 GB on top, for encoding as for decoding. What
-grows with the picture is only its pixels, where a format makes us hold them, and a band as wide as the picture and one tile high.
+are upper estimates for the default model, from measurements (the largest resident size of fresh processes, torch 2.13, x86;
+docs/benchmarks.md): a program with the model loaded holds 0.36 GB; a tile of 1024×1024 pixels and its halo took 0.21 GB on top, for
+encoding as for decoding. What grows with the picture is only its pixels, where a format makes us hold them, and a band as wide as
+the picture and one tile high.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class HpcmImageFile(ImageFile.ImageFile):
             from hpcm_codec.api import codec_for
 
             data = self._data
-            decoded = picture_to_pil(codec_for(data).decode(data))
+            decoded = picture_to_pil(codec_for(data).decode_strips(data))
             self.im = decoded.im
             self._data = None
             if self._exclusive_fp and self.fp is not None:
