@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from hpcm_codec.errors import UsageError
-from hpcm_codec.tiling import PIXELS_PER_LATENT, Rectangle, Tile, TileGrid
-
-# Latents around a tile that the transforms can see: four 3×3 convolutions at 1/8 and one at 1/16, rounded up.
-HALO_LATENTS = 4
+from hpcm_codec.tiling import HALO_LATENTS, PIXELS_PER_LATENT, Rectangle, Tile, TileGrid
 
 
 def region_in(x: int, y: int, width: int, height: int, grid: TileGrid) -> Rectangle:

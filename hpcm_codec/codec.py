@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcm_codec import container
-from hpcm_codec.bands import HALO_LATENTS, Neighbourhood, latents_seen, region_in
+from hpcm_codec.bands import Neighbourhood, latents_seen, region_in
 from hpcm_codec.checkpoints import DEFAULT_MODEL, Checkpoint, load_checkpoint
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
 from hpcm_codec.entropy.distributions import scale_index
@@ -27,7 +27,7 @@ from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
 from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
-from hpcm_codec.tiling import LATENTS_PER_UNIT, PIXELS_PER_UNIT, Rectangle, Tile, TileGrid, Window
+from hpcm_codec.tiling import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_UNIT, Rectangle, Tile, TileGrid, Window
 
 DEFAULT_QUALITY = 50.0
 FINEST_SCALE = container.SCALES[-1]

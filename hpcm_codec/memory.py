@@ -15,14 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpcm_codec.errors import MemoryLimitError, UsageError
-from hpcm_codec.tiling import PIXELS_PER_UNIT, TileGrid
+from hpcm_codec.tiling import HALO_LATENTS, LARGEST_TILE_UNITS, PIXELS_PER_LATENT, PIXELS_PER_UNIT, TileGrid
 
 SHARE = 4  # the default limit is this part of the machine's memory …
 SMALLEST_DEFAULT = 2**30  # … but no less than what a program of this size needs to do anything useful
 PROGRAM_BYTES = 400_000_000
 WORK_BYTES_PER_PIXEL = 240  # of one tile with its halo: the networks' activations
-HALO_PIXELS = 64
-TILE_PIXELS = 1024
+HALO_PIXELS = HALO_LATENTS * PIXELS_PER_LATENT
+TILE_PIXELS = LARGEST_TILE_UNITS * PIXELS_PER_UNIT
 LATENT_BYTES_PER_PIXEL = 4  # 256 channels of float32 for 16×16 pixels
 BAND_BYTES_PER_PIXEL = 14  # rows on their way between Pillow, numpy and a file
 ADVICE = "raise it with --memory if the machine has that much"
@@ -87,7 +87,7 @@ def encoding_bytes(width: int, height: int, held: int, kept_latents: int = 0) ->
 
 def decoding_bytes(width: int, height: int, held: int) -> int:
     """What decoding so many pixels takes in all. held: bytes of pixels and of the file that are kept in memory."""
-    across = -(-width // PIXELS_PER_UNIT) * PIXELS_PER_UNIT + 2 * TILE_PIXELS
+    across = TileGrid(width, height).pixels.width + 2 * TILE_PIXELS
     latents = LATENT_BYTES_PER_PIXEL * across * min(height, TILE_PIXELS) * 2
     band = BAND_BYTES_PER_PIXEL * width * min(height, TILE_PIXELS)
     return work_bytes(width, height) + latents + band + held

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from hpcm_codec import container
-from hpcm_codec.codec import HALO_LATENTS, Codec
+from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, read_picture
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiling import HALO_LATENTS, TileGrid
 
 
 def photograph(height: int, width: int, components: int = 3) -> Picture:

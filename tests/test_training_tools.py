@@ -18,11 +18,12 @@ from hpcm_codec.checkpoints import load_checkpoint, save_checkpoint
 from hpcm_codec.cli.main import main
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.training.data import PackedPictures, pack_pictures
 from hpcm_codec.training.light import export_light, load_weights, pieces_of
 from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.losses import lambda_at, rate_distortion
-from hpcm_codec.training.scoring import middles, score, score_positions
+from hpcm_codec.training.scoring import middles, score
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 
@@ -92,7 +93,7 @@ def test_the_score_is_the_mean_loss_at_the_ends_and_the_middle_of_the_range() ->
         assert row.bits_per_pixel == pytest.approx(float(outcome.bits_per_pixel.mean()), rel=1e-4)
         assert row.psnr == pytest.approx(float((-10 * outcome.squared_error.log10()).mean()), rel=1e-4)
     assert found.value == pytest.approx(np.mean([row.loss for row in found.positions]))
-    assert score_positions(1) == (0.0,)
+    assert spread_positions(1) == (0.0,)
 
 
 def test_scores_look_at_the_middle_of_every_picture(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.images import read_picture
+from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.training.data import PackedPictures, image_files
 
 BLOCK = 16
@@ -55,9 +56,8 @@ def main() -> None:
         print(f"{count} principal components: {decibels(x - x @ basis @ basis.T for x in tested):.2f} dB")
 
     model = load_checkpoint(options.model).build_model()
-    last = model.config.rate_levels - 1
     tensors = [torch.from_numpy(p[: p.shape[0] // 64 * 64, : p.shape[1] // 64 * 64].copy()) for p in pictures]
-    for position in (0.0, last / 2, float(last)):
+    for position in spread_positions(model.config.rate_levels):
         rate, plain, rounded = model.rate_at(position), [], []
         gain = model.latent_log_gain(rate)
         steps = torch.ones(1) if gain is None else gain.exp()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcm_codec.cli import options
-from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,11 +108,10 @@ def _calibration(source: Path, count: int) -> list[Tensor]:
 
     from hpcm_codec.training.data import PackedPictures, pack_pictures
 
-    if not source.exists():
-        raise FileError("no such file or directory", file=source, advice="check the path")
-    if source.is_file():
-        return list(PackedPictures(source).sample(CALIBRATION_EDGE, count).split(1))
+    options.refuse_missing(source)
     with tempfile.TemporaryDirectory() as folder:
-        pack = Path(folder) / "pictures.pack"
-        pack_pictures(source, pack, CALIBRATION_EDGE)
+        pack = source
+        if source.is_dir():
+            pack = Path(folder) / "pictures.pack"
+            pack_pictures(source, pack, CALIBRATION_EDGE)
         return list(PackedPictures(pack).sample(CALIBRATION_EDGE, count).split(1))

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcm_codec.cli import options
-from hpcm_codec.cli.encode import parse_size
-from hpcm_codec.errors import UsageError
+from hpcm_codec.cli.encode import DEFAULT_QUALITY
+from hpcm_codec.memory import parse_size
 
 if TYPE_CHECKING:
     from hpcm_codec.evaluation.versions import Aim
     from hpcm_codec.images import Picture
 
 DEFAULT_CODECS = "hpcm,jpeg,webp,avif,jpeg2000,jxl"
-DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
 
 
 @click.command("compare")
@@ -67,7 +66,7 @@ def command(
     from hpcm_codec.files import write_atomically
     from hpcm_codec.images import read_picture
 
-    _check_aims(quality, size, bpp, psnr)
+    options.check_aims(quality, size, bpp, psnr)
     wanted = parse_kinds(kinds)
     options.refuse_existing(output, force)
     options.check_device(device)
@@ -84,17 +83,6 @@ def command(
     descriptions = [f"{subject.name}: {subject.description}" for subject in subjects]
     write_atomically(output, compare_page(sliders, descriptions).encode(), overwrite=force)
     click.echo(f"open {output} in a browser")
-
-
-def _check_aims(quality: float | None, size: str | None, bpp: float | None, psnr: float | None) -> None:
-    if sum(aim is not None for aim in (quality, size, bpp, psnr)) > 1:
-        raise UsageError("-q, --size, --bpp and --psnr are different aims", advice="use one of them")
-    if any(value is not None and not value > 0 for value in (bpp, psnr)):
-        raise UsageError("--bpp and --psnr take numbers above 0")
-    if quality is not None:
-        options.check_quality(quality)
-    if size is not None:
-        parse_size(size)
 
 
 def _aim(quality: float | None, size: str | None, bpp: float | None, psnr: float | None, picture: Picture) -> Aim:

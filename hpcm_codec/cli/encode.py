@@ -12,7 +12,6 @@ import click
 
 from hpcm_codec.cli import batch, options
 from hpcm_codec.cli.batch import Job, Outcome
-from hpcm_codec.errors import UsageError
 from hpcm_codec.memory import parse_size
 
 if TYPE_CHECKING:
@@ -134,15 +133,11 @@ def _aim(
 
     Raises UsageError for more than one aim, or one that makes no sense.
     """
-    if sum(value is not None for value in (quality, size, bpp, psnr)) > 1:
-        raise UsageError("-q, --size, --bpp and --psnr are different aims", advice="use one of them")
+    options.check_aims(quality, size, bpp, psnr)
     if size is None and bpp is None and psnr is None:
         wanted = DEFAULT_QUALITY if quality is None else quality
-        options.check_quality(wanted)
         return lambda codec, picture: (codec.encode(picture, wanted), {"quality": round(2 * wanted) / 2})
     size_limit = None if size is None else parse_size(size)
-    if any(value is not None and not value > 0 for value in (bpp, psnr)):
-        raise UsageError("--bpp and --psnr take numbers above 0")
 
     def to_target(codec: Codec, picture: PixelSource) -> tuple[bytes, dict[str, float]]:
         from hpcm_codec.targets import Target, encode_to_target

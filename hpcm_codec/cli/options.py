@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,6 +77,24 @@ profile = click.option(
     show_default=True,
     help="exact: decodes on every machine; float: for research; auto: exact where the model has it.",
 )
+
+
+def refuse_missing(path: Path) -> None:
+    """Raise FileError when there is nothing under that name."""
+    if not path.exists():
+        raise FileError("no such file or directory", file=path, advice="check the path")
+
+
+def check_aims(quality: float | None, size: str | None, bpp: float | None, psnr: float | None) -> None:
+    """Raise UsageError for more than one of -q, --size, --bpp and --psnr, or for one that makes no sense."""
+    if sum(aim is not None for aim in (quality, size, bpp, psnr)) > 1:
+        raise UsageError("-q, --size, --bpp and --psnr are different aims", advice="use one of them")
+    if any(value is not None and not value > 0 for value in (bpp, psnr)):
+        raise UsageError("--bpp and --psnr take numbers above 0")
+    if quality is not None:
+        check_quality(quality)
+    if size is not None:
+        parse_size(size)
 
 
 def check_json(json: bool, output: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from hpcm_codec.cli import options
-from hpcm_codec.cli.train_run import refuse_missing, run
+from hpcm_codec.cli.train_run import run
 
 MIB = 1 << 20
 
@@ -37,7 +37,7 @@ def pack(folder: Path, output: Path, smallest_side: int, force: bool) -> None:
     """Decode all pictures below FOLDER into one FILE, from which training reads fast."""
     from hpcm_codec.training.data import pack_pictures
 
-    refuse_missing(folder)
+    options.refuse_missing(folder)
     options.refuse_existing(output, force)
     count = pack_pictures(folder, output, smallest_side)
     click.echo(f"{output}: {count} pictures, {output.stat().st_size / 1e6:.0f} MB")
@@ -94,7 +94,7 @@ def score(weights: tuple[str, ...], data: Path, json: bool, device: str, threads
     on the same pictures. `hpcm train validate` measures real files.
     """
     options.check_device(device)
-    refuse_missing(data)
+    options.refuse_missing(data)
     import torch
 
     from hpcm_codec.cli.train_run import torch_device

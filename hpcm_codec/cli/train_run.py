@@ -88,7 +88,7 @@ def run(
         raise UsageError("a run needs a length: --steps or --minutes, one of the two")
     options.check_device(device)
     phases = parse_crops(crops, batch)
-    refuse_missing(data)
+    options.refuse_missing(data)
 
     from hpcm_codec.model.config import preset
     from hpcm_codec.training.data import PackedPictures
@@ -142,11 +142,6 @@ def parse_crops(text: str, batch: int | None = None) -> tuple[CropPhase, ...]:
     if any(phase.edge < 64 or phase.edge % 64 or phase.batch < 1 for phase in phases):
         raise UsageError("--crops takes edges that are multiples of 64, and one crop or more")
     return tuple(phases)
-
-
-def refuse_missing(path: Path) -> None:
-    if not path.exists():
-        raise FileError("no such file or directory", file=path, advice="check the path")
 
 
 def torch_device(name: str) -> str:

@@ -17,6 +17,7 @@ from hpcm_codec.model.blocks import ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
+from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.ops.integer import LIMIT
 
 MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
@@ -57,7 +58,7 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     try:
         with torch.inference_mode():
             for picture in pictures:
-                for position in (0.0, (model.config.rate_levels - 1) / 2, float(model.config.rate_levels - 1)):
+                for position in spread_positions(model.config.rate_levels):
                     model(picture, position)
     finally:
         for hook in hooks:

@@ -2,8 +2,8 @@
 
 An activation of channel c with `fraction` f_c stands for its integer times 2^-f_c. Fractions may differ from channel to channel wherever
 channels meet in weighted sums only: the weights take up the difference. A row of weights is multiplied by the largest power of two with
-which its accumulator cannot overflow (the contract of `ops.integer`). Weights are float16, so all of this is exact in
-float64 arithmetic (scaling by powers of two, rounding to integers, sums of integers): every machine makes the same integers.
+which its accumulator cannot overflow (the contract of `ops.integer`). Weights are float16, or products of two such, so all of this is
+exact in floating point (scaling by powers of two, rounding to integers, sums in float64): every machine makes the same integers.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ def integer_norm(weight: Tensor, bias: Tensor, epsilon: float, fraction_in: int,
     channels = weight.shape[0]
     gamma = times_power_of_two(weight.double(), fraction_out + (shift - NORM_SHIFT)).round()
     beta = times_power_of_two(bias.double(), fraction_out + shift).round()
-    limit = 2**40  # far from overflow of int64; int32 tensors hold what fits
-    if gamma.abs().max() >= 2**31 or beta.abs().max() >= min(limit, 2**31):
+    if max(gamma.abs().max(), beta.abs().max()) > _LARGEST_SUM:  # int32 tensors hold them
         raise UnsupportedError("the weights of a layer norm are too large for integer arithmetic")
     units = max(1, round(epsilon * channels**2 * 2.0 ** (2 * fraction_in)))
     return NormWeights(gamma.to(torch.int32), beta.to(torch.int32), shift, units)

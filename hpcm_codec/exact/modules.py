@@ -22,7 +22,7 @@ from hpcm_codec.exact.layers import (
     interpolated,
     times_power_of_two,
 )
-from hpcm_codec.exact.tables import LOG2_E, LOG2_SHIFT, IntegerTables, power_of_two
+from hpcm_codec.exact.tables import IntegerTables, log2_fixed, power_of_two
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.priors import Prior, StepAdaptor
@@ -215,7 +215,24 @@ def folded_kernel(shift: OmniShift) -> Tensor:
     return kernel + functional.pad(alpha[0] + alpha[1] * one, (2, 2, 2, 2))
 
 
-class IntegerSpatialMix:
+class _Mix:
+    """What both mixes begin with: the shifted input, and the receptance that gates the output."""
+
+    def __init__(
+        self, units: Units, mix: SpatialMix | ChannelMix, fraction_in: Tensor, name: str, tables: IntegerTables
+    ) -> None:
+        self.tables = tables
+        self.shifted = units.fraction(f"{name}.shift")
+        self.argument = torch.full_like(self.shifted, ARGUMENT_FRACTION)
+        self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, self.shifted, f"{name}.shift")
+        self.receptance = Linear(mix.receptance, self.shifted, self.argument, f"{name}.receptance")
+
+    def gated(self, shifted: Tensor, value: Tensor) -> Tensor:
+        """σ(receptance) · value."""
+        return integer.gate(self.receptance(shifted), value, self.tables.sigmoid)
+
+
+class IntegerSpatialMix(_Mix):
     """z + gamma · linear(σ(r) · BiWKV(k, v)) of the normalised z."""
 
     def __init__(
@@ -228,17 +245,13 @@ class IntegerSpatialMix:
         name: str,
         tables: IntegerTables,
     ) -> None:
-        self.tables = tables
-        shifted, value = units.fraction(f"{name}.shift"), units.fraction(f"{name}.value")
-        argument = torch.full_like(value, ARGUMENT_FRACTION)
-        self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, shifted, f"{name}.shift")
-        self.key = Linear(mix.key, shifted, argument, f"{name}.key")
-        self.value = Linear(mix.value, shifted, value, f"{name}.value")
-        self.receptance = Linear(mix.receptance, shifted, argument, f"{name}.receptance")
+        super().__init__(units, mix, fraction_in, name, tables)
+        value = units.fraction(f"{name}.value")
+        self.key = Linear(mix.key, self.shifted, self.argument, f"{name}.key")
+        self.value = Linear(mix.value, self.shifted, value, f"{name}.value")
         self.output = Linear(mix.output, value, stream, f"{name}.output", row_factor=gamma)
         self._decay, self._boost = (
-            (parameter.double().clamp(-LARGEST_DECAY, LARGEST_DECAY) * (LOG2_E * (1 << LOG2_SHIFT))).round().long()
-            for parameter in (mix.decay, mix.boost)
+            log2_fixed(parameter.clamp(-LARGEST_DECAY, LARGEST_DECAY)) for parameter in (mix.decay, mix.boost)
         )
         self._factors: dict[int, PositionFactors] = {}
 
@@ -264,10 +277,10 @@ class IntegerSpatialMix:
         mixed = integer.bi_wkv(
             self.key(shifted), self.value(shifted), self.factors(height * width), self.tables.exponential
         )
-        return self.output(integer.gate(self.receptance(shifted), mixed, self.tables.sigmoid), added=z)
+        return self.output(self.gated(shifted, mixed), added=z)
 
 
-class IntegerChannelMix:
+class IntegerChannelMix(_Mix):
     """z + gamma · σ(r) · value(relu(key)²) of the normalised z."""
 
     def __init__(
@@ -280,19 +293,15 @@ class IntegerChannelMix:
         name: str,
         tables: IntegerTables,
     ) -> None:
-        self.tables = tables
-        shifted, key = units.fraction(f"{name}.shift"), units.fraction(f"{name}.key")
-        self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, shifted, f"{name}.shift")
-        self.key = Linear(mix.key, shifted, key, f"{name}.key")
+        super().__init__(units, mix, fraction_in, name, tables)
+        key = units.fraction(f"{name}.key")
+        self.key = Linear(mix.key, self.shifted, key, f"{name}.key")
         self.value = Linear(mix.value, 2 * key - SQUARE_SHIFT, stream, f"{name}.value", row_factor=gamma)
-        self.receptance = Linear(
-            mix.receptance, shifted, torch.full_like(stream, ARGUMENT_FRACTION), f"{name}.receptance"
-        )
 
     def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
         shifted = integer.depthwise(normalised, self.shift)
         value = self.value(integer.squared_relu(self.key(shifted), SQUARE_SHIFT))
-        return saturate(z.int() + integer.gate(self.receptance(shifted), value, self.tables.sigmoid))
+        return saturate(z.int() + self.gated(shifted, value))
 
 
 class IntegerRWKVCell:

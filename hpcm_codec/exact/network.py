@@ -26,7 +26,7 @@ from hpcm_codec.exact.modules import (
     Linear,
     Units,
 )
-from hpcm_codec.exact.tables import LOG2_E, LOG2_SHIFT, IntegerTables, power_of_two
+from hpcm_codec.exact.tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel, hyper_planes, walk
@@ -121,8 +121,8 @@ class ExactNetwork:
         # Rate-dependent values: logarithms in three units, for table indexes, for powers of two, and means.
         control = model.rate_control
         self._log_gain = _fixed(control.log_gain, SCALE_FRACTION)
-        self._log2_gain = (control.log_gain.double() * (LOG2_E * (1 << LOG2_SHIFT))).round().long()
-        self._hyper_log2_gain = (control.log_hyper_gain.double() * (LOG2_E * (1 << LOG2_SHIFT))).round().long()
+        self._log2_gain = log2_fixed(control.log_gain)
+        self._hyper_log2_gain = log2_fixed(control.log_hyper_gain)
         self._hyper_log_scale = _fixed(model.hyper_scale.level_values, SCALE_FRACTION)
         self._hyper_mean = _fixed(model.hyper_mean.level_values, HYPER_MEAN_FRACTION)
 
@@ -195,7 +195,7 @@ class _AtQuality:
         network, tokens = self._network, _tokens(context)
         prior = network.prior_s3 if scale == 2 else network.prior_s12
         adaptor = network.adaptors[scale][step]
-        coarse = saturate((_tokens(latents) + ((1 << FINE_BITS) >> 1)) >> FINE_BITS)
+        coarse = saturate(round_shift(_tokens(latents), FINE_BITS))
         gain = interpolated(adaptor.gain, self._code).to(torch.int16)
         return _plane(prior(adaptor(tokens, coarse), gain, tokens, self._code))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcm_codec.ops.integer import EXP_SHIFT, GATE_REACH, GATE_SHIFT
+from hpcm_codec.ops.integer import EXP_SHIFT, GATE_REACH, GATE_SHIFT, round_shift
 
 ARGUMENT_UNITS = 256  # of exponentials and sigmoids: one unit is 1/256
 POWER_BITS = 12  # the table of powers of two has 2^12 steps per octave
@@ -49,5 +49,9 @@ def power_of_two(exponent: Tensor, tables: IntegerTables) -> Tensor:
     """2^(exponent / 2^16) in units of 2^-14, int64; exponent: int64 in units of 2^-16, below 2^16 · 32."""
     whole = exponent >> LOG2_SHIFT
     mantissa = tables.power[(exponent & ((1 << LOG2_SHIFT) - 1)) >> (LOG2_SHIFT - POWER_BITS)].long()
-    left, right = whole.clamp_min(0), (-whole).clamp(0, 40)
-    return torch.where(whole >= 0, mantissa << left, (mantissa + ((torch.ones_like(right) << right) >> 1)) >> right)
+    return torch.where(whole >= 0, mantissa << whole.clamp_min(0), round_shift(mantissa, (-whole).clamp(0, 40)))
+
+
+def log2_fixed(logarithms: Tensor) -> Tensor:
+    """Natural logarithms as binary ones in units of 2^-16, int64: one multiplication in float64."""
+    return (logarithms.double() * (LOG2_E * (1 << LOG2_SHIFT))).round().long()

@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image
 
 from hpcm_codec.container import DEFAULT_MAX_PIXELS
-from hpcm_codec.errors import FileError
-from hpcm_codec.files import file_error
 from hpcm_codec.images.metadata import exif_of
 from hpcm_codec.images.picture import ORIENTATION, PARSER_ERRORS, PixelSource, Samples
 from hpcm_codec.images.reading import (
     identified,
+    opened,
     picture_from_pil,
     pillow_errors_as_file_errors,
     raw_mode_of,
@@ -66,17 +65,12 @@ def open_picture(
     with ExitStack() as stack:
         if isinstance(source, (str, os.PathLike)):
             name = name or os.fspath(source)
-            try:
-                source = stack.enter_context(open(source, "rb"))
-            except OSError as error:
-                raise file_error(name, error) from error
-            except ValueError as error:
-                raise FileError("not a possible file name", file=repr(name), advice="check the path") from error
+            source = stack.enter_context(opened(source, name))
         name = name or "the image"
         with pillow_errors_as_file_errors(name):
             image, file = stack.enter_context(identified(source, name, max_pixels))
-            opened = _opened(image, file, name, max_pixels, afford)
-        yield opened
+            picture = _opened(image, file, name, max_pixels, afford)
+        yield picture
 
 
 def _opened(image: Image.Image, file: BinaryIO, name: str, max_pixels: int, afford: Afford) -> PixelSource:

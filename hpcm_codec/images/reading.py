@@ -39,16 +39,21 @@ def read_picture(
     """
     if isinstance(source, (str, os.PathLike)):
         name = name or os.fspath(source)
-        try:
-            with open(source, "rb") as file:
-                return read_picture(file, name=name, max_pixels=max_pixels)
-        except OSError as error:
-            raise file_error(name, error) from error
-        except ValueError as error:
-            raise FileError("not a possible file name", file=repr(name), advice="check the path") from error
+        with opened(source, name) as file:
+            return read_picture(file, name=name, max_pixels=max_pixels)
     name = name or "the image"
     with pillow_errors_as_file_errors(name), identified(source, name, max_pixels) as (image, _):
         return _picture(image, max_pixels)
+
+
+def opened(path: str | os.PathLike[str], name: str) -> BinaryIO:
+    """A file of that path, to be read and closed; raises FileError, calling it `name`."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise file_error(name, error) from error
+    except ValueError as error:
+        raise FileError("not a possible file name", file=repr(name), advice="check the path") from error
 
 
 @contextmanager

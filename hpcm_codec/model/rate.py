@@ -36,6 +36,11 @@ def quality_to_position(quality: float, levels: int) -> float:
     return quality / HIGHEST_QUALITY * (levels - 1)
 
 
+def spread_positions(levels: int) -> tuple[float, ...]:
+    """The lowest, the middle and the highest rate position; the only one of a fixed-rate model."""
+    return (0.0,) if levels == 1 else (0.0, (levels - 1) / 2, levels - 1.0)
+
+
 class RateControl(nn.Module):
     """The gains of a variable-rate model: one row per level, for latents and for hyper-latents."""
 

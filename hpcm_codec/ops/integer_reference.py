@@ -19,7 +19,6 @@ EXP_SHIFT = 14  # the exponential table is in units of 2^-14, its argument in un
 NORM_SHIFT = 12  # normalised values are in units of 2^-12
 BLOCKS = 16  # into which Bi-WKV cuts its tokens
 POSITION_SHIFT = 14
-LONGEST = 4096  # tokens of one call of Bi-WKV: a tile of 64×64 latents
 
 
 def saturate(x: Tensor) -> Tensor:
@@ -72,10 +71,7 @@ class NormWeights:
 def linear(
     x: Tensor, weights: LinearWeights, *, leaky: bool = False, factor: Tensor | None = None, added: Tensor | None = None
 ) -> Tensor:
-    """saturate(added + factor · leaky(saturate(round_shift(W·x + b)))), h×w×K → h×w×N.
-
-    factor: int16 N, in units of 2^-12, or None for 1. added: int16 h×w×N, or None for 0.
-    """
+    """See `integer.linear`."""
     # float64 carries sums below 2^53 without rounding, and has fast matrix products everywhere
     total = functional.linear(x.double(), weights.weight.double()).long() + weights.bias
     value = round_shift(total, weights.shift).clamp(-LIMIT, LIMIT)
@@ -89,7 +85,7 @@ def linear(
 
 
 def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
-    """saturate(round_shift(sum over the k×k neighbourhood, zero outside the plane, + b)), h×w×C → h×w×C."""
+    """See `integer.depthwise`."""
     height, width, _ = x.shape
     size = weights.kernel.shape[0]
     reach = size // 2
@@ -102,16 +98,12 @@ def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
 
 
 def scale(x: Tensor, factor: Tensor) -> Tensor:
-    """saturate(round_shift(x · factor, 12)); factor: int16 C."""
+    """See `integer.scale`."""
     return saturate(round_shift(x.long() * factor, FACTOR_SHIFT))
 
 
 def layer_norm(x: Tensor, weights: NormWeights) -> Tensor:
-    """Layer normalisation over the channels of h×w×C.
-
-    With S = Σx, d = C·x − S, V = C·Σx² − S² + epsilon and s = floor(√V): n = round_divide(d · 2^12, s) and the output is
-    saturate(round_shift(n · gamma + beta, shift)).
-    """
+    """See `integer.layer_norm`."""
     x = x.long()
     channels = x.shape[-1]
     total = x.sum(dim=-1, keepdim=True)
@@ -128,16 +120,13 @@ def _square_root(x: Tensor) -> Tensor:
 
 
 def gate(control: Tensor, x: Tensor, table: Tensor) -> Tensor:
-    """round_shift(sigmoid(control) · x, 14), same shapes.
-
-    control is in units of 1/256; table: int16, sigmoid of -2048 .. 2047 in units of 2^-14; arguments outside take its ends.
-    """
+    """See `integer.gate`."""
     index = control.long().clamp(-GATE_REACH, GATE_REACH - 1) + GATE_REACH
     return saturate(round_shift(x.long() * table[index], GATE_SHIFT))
 
 
 def squared_relu(x: Tensor, shift: int) -> Tensor:
-    """saturate(round_shift(max(x, 0)², shift))."""
+    """See `integer.squared_relu`."""
     return saturate(round_shift(x.long().clamp_min(0).square(), shift))
 
 
@@ -158,12 +147,7 @@ class AttentionScale:
 def window_attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, window: int, scores: AttentionScale, table: Tensor
 ) -> Tensor:
-    """Softmax attention inside non-overlapping windows, h×w×C each; a window's part outside the plane does not exist.
-
-    Head a has the channels a·C/heads ... A window is min(window, h) × min(window, w) positions. With s_j the products of a query with the
-    window's keys and m their maximum: e_j = (table[round_shift((m − s_j) · multiplier, shift)] + 2) >> 2 (0 past the table's end),
-    output round_divide(Σ e_j·v_j, Σ e_j). table: int16, e^(−n/256) in units of 2^-14.
-    """
+    """See `integer.window_attention`."""
     height, width, channels = query.shape
     edges = min(window, height), min(window, width)
     rows, columns = -(-height // edges[0]), -(-width // edges[1])
@@ -200,14 +184,7 @@ class PositionFactors:
 
 
 def bi_wkv(key: Tensor, value: Tensor, factors: PositionFactors, table: Tensor) -> Tensor:
-    """Bi-WKV4 (see `biwkv4`) in integers, h×w×C each; keys in units of 1/256, the output in units of the values.
-
-    E_t = table[max over all tokens of k − k_t], per channel. For both directions, and once for E·v and once for E: with x_t cut into
-    blocks (zeros after the end), P_j = Σ over m < j of growth_m · x_m inside a block, and c the block's carry, from 0 on:
-      sum before j  =  ((c · fading_j) >> 14)  +  ((P_j >> 14) · fading_(j−1)) >> 14     (the second term 0 for j = 0)
-      next carry    =  the same with j = L.
-    The output is round_divide(N, max(D, 1)), N and D the sums of both directions and (itself · x_t) >> 14. T ≤ 4096.
-    """
+    """See `integer.bi_wkv`."""
     height, width, channels = key.shape
     k, v = (plane.reshape(-1, channels).long() for plane in (key, value))
     weights = _exponentials(k.amax(dim=0, keepdim=True) - k, table)

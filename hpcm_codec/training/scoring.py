@@ -16,6 +16,7 @@ from torch import Tensor
 from hpcm_codec.errors import FileError
 from hpcm_codec.images import read_picture
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.training.data import image_files
 from hpcm_codec.training.losses import lambda_at, rate_distortion
 
@@ -58,17 +59,12 @@ def middles(folder: Path, edge: int = EDGE) -> Tensor:
     return torch.stack(found).float() / 255
 
 
-def score_positions(rate_levels: int) -> tuple[float, ...]:
-    """The lowest, the middle and the highest rate position; the only one of a fixed-rate model."""
-    return (0.0,) if rate_levels == 1 else (0.0, (rate_levels - 1) / 2, rate_levels - 1.0)
-
-
 @torch.no_grad()
 def score(model: HPCM, pictures: Tensor) -> Score:
     """The score of a model in evaluation mode on pictures N×3×H×W in [0, 1], H and W multiples of 64, on the model's device."""
     device = next(model.parameters()).device
     rows = []
-    for position in score_positions(model.config.rate_levels):
+    for position in spread_positions(model.config.rate_levels):
         losses, rates, fidelities = [], [], []
         for part in pictures.split(_BATCH):
             x = part.to(device).contiguous(memory_format=torch.channels_last)

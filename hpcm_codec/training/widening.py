@@ -1,7 +1,7 @@
 """More latent channels for a trained patch model, without losing what it has learned.
 
 How many latents a 16×16 block has bounds how well it can be drawn at any rate: 192 of 768 samples leave even the best linear
-transform (principal components) at 38.4 dB on the validation pictures, 256 at 41.3 dB. A widened model computes exactly what the narrow
+transform (principal components) at 37.4 dB on the validation pictures, 256 at 40.3 dB. A widened model computes exactly what the narrow
 one did, plus new latents: the coarsest block frequencies that the old ones do not span, coded at first with a constant scale and
 drawn by the transposed analysis. Training takes it from there.
 """
@@ -9,6 +9,7 @@ drawn by the transposed analysis. Training takes it from there.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,7 @@ def widen(narrow: HPCM, config: ModelConfig, x: Tensor) -> HPCM:
     Raises UnsupportedError when the two differ in more than that.
     """
     before, after = narrow.config.latent_channels, config.latent_channels
-    expected = ModelConfig.from_json(config.to_json())
-    if after <= before or {**vars(expected), "latent_channels": before, "name": ""} != {
-        **vars(narrow.config),
-        "name": "",
-    }:
+    if after <= before or replace(config, name=narrow.config.name, latent_channels=before) != narrow.config:
         raise UnsupportedError("a model is only widened to one with more latent channels and nothing else changed")
     if config.transform != "patch":
         raise UnsupportedError("only patch models can be widened")
