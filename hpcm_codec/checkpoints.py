@@ -26,9 +26,11 @@ from hpcm_codec.exact.tables import IntegerTables
 from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.packing import pack_all, unpack_all
 
 DEFAULT_MODEL = "phase1-lite"
 FORMAT = "hpcm-checkpoint-1"
+PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
 _TABLE_PREFIX = "tables."
 _FRACTION_PREFIX = "exact.fractions."
 _EXACT_TABLE_PREFIX = "exact.tables."
@@ -137,29 +139,43 @@ def save_checkpoint(
     training: dict[str, Any],
     tables: SymbolTables | None = None,
     exact: ExactData | None = None,
+    *,
+    packed_bits: int | None = None,
 ) -> bytes:
-    """Write weights, tables (None: newly built) and the exact profile to `path`, moved into place; returns the identity."""
+    """Write weights, tables (None: newly built) and the exact profile to `path`, moved into place; returns the identity.
+
+    packed_bits: 10 or 12: matrices with so many bits for a weight, everything else float16 (see `packing`).
+    """
     tables = tables or build_tables()
     # A copy in plain row-major order: what was trained channels_last has other strides.
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
     }
+    metadata = {"format": FORMAT, "config": config.to_json(), "training": json.dumps(training)}
+    if packed_bits is not None:
+        tensors, shapes = pack_all(tensors, packed_bits)
+        metadata |= {"format": PACKED_FORMAT, "packed": json.dumps({"bits": packed_bits, "shapes": shapes})}
     for field, value in (("cumulative", tables.packed()), ("sizes", tables.sizes), ("offsets", tables.offsets)):
         tensors[_TABLE_PREFIX + field] = value
     if exact is not None:
         tensors |= exact.tensors()
-    metadata = {"format": FORMAT, "config": config.to_json(), "training": json.dumps(training)}
     write_atomically(path, save(tensors, metadata), overwrite=True)
     return identity_of(tensors)
 
 
 def export_checkpoint(
-    source: str, target: Path, dtype: torch.dtype = torch.float16, calibration: Sequence[Tensor] | None = None
+    source: str,
+    target: Path,
+    dtype: torch.dtype = torch.float16,
+    calibration: Sequence[Tensor] | None = None,
+    *,
+    packed_bits: int | None = None,
 ) -> bytes:
     """Copy a checkpoint with its weights rounded to `dtype`, for shipping; returns the new identity.
 
     The model then runs on the rounded values everywhere, so encoder and decoder still agree.
 
+    packed_bits: 10 or 12: matrices are rounded to so many bits and stored so (see `packing`), everything else as float16.
     calibration: pictures (1×3×H×W in [0, 1], H and W multiples of 64) to find the units of the exact profile with; the checkpoint then
                  has one, and its weights are float16. None leaves the exact profile out.
     Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
@@ -173,12 +189,15 @@ def export_checkpoint(
     weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
     if not all(value.isfinite().all() for value in weights.values()):
         raise UnsupportedError(f"{source}: some weights do not fit {dtype}", advice="export with a wider type")
+    if packed_bits is not None:
+        weights = unpack_all(*pack_all(checkpoint.weights, packed_bits), packed_bits)
     exact = None
     if calibration is not None:
         rounded = replace(checkpoint, weights=weights, exact=None)
         exact = ExactData(calibrate(rounded.build_model(), calibration), build_integer_tables())
         replace(rounded, exact=exact).build_exact(rounded.build_model())  # whether it can be evaluated is told now
-    return save_checkpoint(target, checkpoint.config, weights, checkpoint.training, checkpoint.tables, exact)
+    record = (checkpoint.training, checkpoint.tables, exact)
+    return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)
 
 
 def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
@@ -205,8 +224,9 @@ def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path}: damaged or not a checkpoint ({error}); fetch it again") from error
-    if metadata.get("format") != FORMAT:
-        raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {FORMAT!r}")
+    if metadata.get("format") not in (FORMAT, PACKED_FORMAT):
+        known = f"{FORMAT!r} or {PACKED_FORMAT!r}"
+        raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {known}")
     config = ModelConfig.from_json(metadata["config"])
     try:
         stored = (tensors[_TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets"))
@@ -216,6 +236,13 @@ def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
         raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
     except (ValueError, RuntimeError) as error:
         raise FileError(f"{path}: the range coder's tables are damaged ({error}); fetch it again") from error
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
+    stored_weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
+    try:
+        weights = stored_weights
+        if metadata["format"] == PACKED_FORMAT:
+            packing = json.loads(metadata["packed"])
+            weights = unpack_all(stored_weights, packing["shapes"], packing["bits"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise FileError(f"{path}: the packed weights are damaged ({error}); fetch it again") from error
     training = json.loads(metadata.get("training", "{}"))
     return Checkpoint(config, weights, tables, identity_of(tensors), training, exact)

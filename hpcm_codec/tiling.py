@@ -21,8 +21,8 @@ PIXELS_PER_LATENT = 16
 PIXELS_PER_UNIT = 64  # what the picture is extended to multiples of: 4 latents, 1 hyper-latent
 LATENTS_PER_UNIT = PIXELS_PER_UNIT // PIXELS_PER_LATENT
 LARGEST_TILE_UNITS = 16  # 1024 pixels, 64 latents
-# Latents around a tile that the transforms can see: four 3×3 convolutions at 1/8 and one at 1/16, rounded up.
-HALO_LATENTS = 4
+# Latents around a tile that the transforms can see: eight 3×3 convolutions at 1/8, one at 1/16, and overlapping patches, rounded up.
+HALO_LATENTS = 6
 
 
 @dataclass(frozen=True)

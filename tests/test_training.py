@@ -15,12 +15,12 @@ from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.data import PackedPictures, pack_pictures
+from hpcm_codec.training.growing import _old_channels, grow
 from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.losses import lambda_at, rate_distortion
 from hpcm_codec.training.samples import draw_batch
 from hpcm_codec.training.scoring import score
 from hpcm_codec.training.settings import CropPhase, TrainSettings, crop_phase, schedule_factor
-from hpcm_codec.training.widening import _old_channels, widen
 from test_hpcm_phase1 import SMALL
 
 QUICK = TrainSettings(
@@ -146,7 +146,7 @@ def test_a_widened_model_computes_what_the_narrow_one_did() -> None:
     for parameter in narrow.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     x = torch.rand(2, 3, 128, 128)
-    wide = widen(narrow, dataclasses.replace(SMALL, latent_channels=32, name="wider"), x)
+    wide = grow(narrow, dataclasses.replace(SMALL, latent_channels=32, name="wider"), x)
     old = _old_channels(16, 32)
     with torch.no_grad():
         before, after = narrow(x, 5.0), wide(x, 5.0)
@@ -155,9 +155,24 @@ def test_a_widened_model_computes_what_the_narrow_one_did() -> None:
     assert torch.allclose(before["likelihoods"]["z"], after["likelihoods"]["z"], atol=1e-5)
 
 
-def test_only_latent_channels_can_be_widened() -> None:
+def test_a_grown_model_computes_what_the_small_one_did() -> None:
+    torch.manual_seed(5)
+    small = HPCM(SMALL).eval()
+    for parameter in small.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    x = torch.rand(2, 3, 128, 64)
+    grown = grow(small, dataclasses.replace(SMALL, patch_kernel=16, patch_blocks=6, name="larger"), x)
+    assert grown.g_a[0].weight.shape[-2:] == grown.g_s[-1].weight.shape[-2:] == (16, 16)
+    with torch.no_grad():
+        before, after = small(x, 5.0), grown(x, 5.0)
+    assert torch.allclose(before["x_hat"], after["x_hat"], atol=1e-5)
+    assert torch.allclose(before["likelihoods"]["y"], after["likelihoods"]["y"], atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"hyper_channels": 16}, {"patch_blocks": 3}, {"latent_channels": 8}])
+def test_a_model_never_shrinks_and_grows_in_nothing_else(change: dict[str, int]) -> None:
     with pytest.raises(UnsupportedError, match="nothing else"):
-        widen(HPCM(SMALL), dataclasses.replace(SMALL, latent_channels=32, hyper_channels=16), torch.rand(1, 3, 64, 64))
+        grow(HPCM(SMALL), dataclasses.replace(SMALL, **change), torch.rand(1, 3, 64, 64))
 
 
 def test_the_rates_of_a_step_are_spread_over_the_whole_range(pictures: PackedPictures) -> None:

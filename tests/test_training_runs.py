@@ -298,6 +298,25 @@ def test_muon_makes_all_singular_values_of_a_step_alike() -> None:
     assert values[0] < 2.5 * values[-1], "the singular values of the random gradient spread twice as wide"
 
 
+def test_projections_between_pixels_and_patches_have_a_rate_of_their_own(
+    pictures: PackedPictures, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(QUICK, steps=1, warmup_steps=1, ema=0.0, decay_start=0.99, patch_rate_factor=0.1)
+    trainer = Trainer(SMALL, pictures, tmp_path, settings)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run()
+    moved = {name: (value - before[name]).abs().max() for name, value in trainer.model.state_dict().items()}
+    # the first step of Adam moves a weight by the rate, whatever its gradient
+    last = len(trainer.model.g_s) - 1
+    for name in ("g_a.0.weight", "g_a.0.bias", f"g_s.{last}.weight", f"g_s.{last}.bias"):
+        assert moved[name] == pytest.approx(0.1 * settings.learning_rate, rel=1e-2), name
+    assert moved["g_a.1.expand.weight"] == pytest.approx(settings.learning_rate, rel=1e-2)
+    resumed = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(settings, steps=2))
+    assert resumed.step == 1
+    with pytest.raises(FileError, match="patch rate factor"):
+        Trainer(SMALL, pictures, tmp_path, QUICK)
+
+
 def test_activation_checkpointing_changes_nothing_but_memory(pictures: PackedPictures, tmp_path: Path) -> None:
     for name, saving in (("plain", False), ("saving", True)):
         settings = dataclasses.replace(QUICK, steps=2, activation_checkpointing=saving)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 CALIBRATION_EDGE = 256
 
-DTYPES = ("float16", "bfloat16", "float32")
+PACKED = {"int10": 10, "int12": 12}
+DTYPES = ("float16", "bfloat16", "float32", *PACKED)
 
 
 @click.group("checkpoints")
@@ -72,7 +73,13 @@ def verify_command(names: tuple[str, ...]) -> None:
 @command.command("export")
 @click.argument("source", metavar="NAME|PATH")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
-@click.option("--dtype", type=click.Choice(DTYPES), default=DTYPES[0], show_default=True, help="Type of the weights.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default=DTYPES[0],
+    show_default=True,
+    help="Type of the weights; int10, int12: so many bits each, and a power of two for each row of a matrix.",
+)
 @click.option(
     "--exact", is_flag=True, help="With an exact profile: files then decode on every machine. Needs --calibrate."
 )
@@ -98,7 +105,9 @@ def export_command(
         raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")
     options.refuse_existing(output, force)
     calibration = None if calibrate is None else _calibration(calibrate, pictures)
-    identity = export_checkpoint(source, output, getattr(torch, dtype), calibration)
+    bits = PACKED.get(dtype)
+    plain = torch.float16 if bits is not None else getattr(torch, dtype)
+    identity = export_checkpoint(source, output, plain, calibration, packed_bits=bits)
     click.echo(f"{output}: {output.stat().st_size} bytes, identity {identity.hex()}")
 
 

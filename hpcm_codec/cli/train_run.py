@@ -45,6 +45,7 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--warmup-steps", type=click.IntRange(min=0), help="Steps in which the rate rises.  [default: 200]")
 @click.option("--decay-start", type=SHARE, help="Share of the run after which the rate falls to 0.  [default: 0.4]")
 @click.option("--decay-rate-factor", type=POSITIVE, help="Rate factor of the RWKV decay and boost.  [default: 1]")
+@click.option("--patch-rate-factor", type=POSITIVE, help="Rate factor between pixels and patches.  [default: 1]")
 @click.option("--optimiser", type=click.Choice(["adamw", "muon"]), help="muon: for matrices only.  [default: adamw]")
 @click.option("--clip-norm", type=POSITIVE, help="Largest norm of the gradient.  [default: 1]")
 @click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of the average.  [default: 0.998]")
@@ -172,9 +173,9 @@ def _packed(folder: Path, out: Path, first: bool) -> Path:
 
 
 def _start_from(trainer: Trainer, name: str) -> None:
-    """The weights of a checkpoint, widened where the run's model has more latent channels."""
+    """The weights of a checkpoint, grown where the run's model is a larger one of its kind."""
+    from hpcm_codec.training.growing import grow
     from hpcm_codec.training.light import load_weights
-    from hpcm_codec.training.widening import widen
 
     checkpoint = load_weights(name)
     if checkpoint.config == trainer.config:
@@ -182,7 +183,7 @@ def _start_from(trainer: Trainer, name: str) -> None:
         return
     try:
         pictures = trainer.pictures.sample(edge=256, batch=16)
-        trainer.start_from(widen(checkpoint.build_model(), trainer.config, pictures).state_dict())
+        trainer.start_from(grow(checkpoint.build_model(), trainer.config, pictures).state_dict())
     except UnsupportedError as error:
         raise UnsupportedError(
             f"{name} holds the weights of another model", advice="name its preset with --model"

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock, down2, up2
 from hpcm_codec.model.config import ModelConfig
@@ -28,6 +29,35 @@ def _depthwise(channels: int, count: int, levels: int) -> list[nn.Module]:
     return [ResidualBlock(channels, "depthwise", levels) for _ in range(count)]
 
 
+def _patches_in(config: ModelConfig) -> nn.Conv2d:
+    """Image → patches at 1/8 resolution. What overlapping patches see outside of the image repeats its border."""
+    overlap = (config.patch_kernel - PATCH) // 2
+    return nn.Conv2d(
+        3,
+        PATCH_WIDTH,
+        config.patch_kernel,
+        stride=PATCH,
+        padding=overlap,
+        padding_mode="replicate" if overlap else "zeros",
+    )
+
+
+class PatchesOut(nn.ConvTranspose2d):
+    """Patches at 1/8 resolution → image, the mirror of the projection; overlapping patches add up.
+
+    Patches beyond the border repeat those at it: pixels there have as many patches to be drawn by as all others.
+    """
+
+    def __init__(self, kernel: int) -> None:
+        self.beyond = -(-(kernel // 2 - PATCH // 2) // PATCH)  # rings of patches that reach into the image
+        super().__init__(PATCH_WIDTH, 3, kernel, stride=PATCH, padding=(kernel - PATCH) // 2 + PATCH * self.beyond)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.beyond:
+            x = functional.pad(x, (self.beyond,) * 4, mode="replicate")
+        return super().forward(x, output_size)
+
+
 def analysis_transform(config: ModelConfig) -> RateSequential:
     """g_a: image → latents. It never depends on the rate, so one analysis serves every quality."""
     latents = config.latent_channels
@@ -43,8 +73,8 @@ def analysis_transform(config: ModelConfig) -> RateSequential:
         )
     factors = 1 if config.residual_factors else 0
     return RateSequential(
-        nn.Conv2d(3, PATCH_WIDTH, PATCH, stride=PATCH),
-        *_depthwise(PATCH_WIDTH, 4, factors),
+        _patches_in(config),
+        *_depthwise(PATCH_WIDTH, config.patch_blocks, factors),
         down2(PATCH_WIDTH, latents),
         *_depthwise(latents, 1, factors),
     )
@@ -67,8 +97,8 @@ def synthesis_transform(config: ModelConfig) -> RateSequential:
     return RateSequential(
         *_depthwise(latents, 1, levels),
         up2(latents, PATCH_WIDTH),
-        *_depthwise(PATCH_WIDTH, 4, levels),
-        nn.ConvTranspose2d(PATCH_WIDTH, 3, PATCH, stride=PATCH),
+        *_depthwise(PATCH_WIDTH, config.patch_blocks, levels),
+        PatchesOut(config.patch_kernel),
     )
 
 
@@ -145,6 +175,8 @@ def initialise_as_block_transform(analysis: RateSequential, synthesis: RateSeque
     project, halve = layers_in
     double, unproject = layers_out
 
+    overlap = (project.kernel_size[0] - PATCH) // 2
+    kernel = functional.pad(kernel, (overlap,) * 4)
     with torch.no_grad():
         pair = haar_pairs()[: halve.out_channels]
         for layer, weights in ((project, kernel), (unproject, kernel), (halve, pair * unit), (double, pair / unit)):

@@ -203,13 +203,16 @@ class Trainer:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise FileError("damaged", file=path, advice="start again from weights.safetensors with --from") from error
-        if state["config"] != self.config.to_json():
+        if ModelConfig.from_json(state["config"]) != self.config:
             raise FileError(f"{path}: this run trains another model; choose another folder")
         saved = TrainSettings.from_saved(state["settings"])
         if saved.optimiser != self.settings.optimiser:
             raise FileError(
                 f"this run uses the optimiser {saved.optimiser}", file=path, advice="name it, or choose another folder"
             )
+        if (saved.patch_rate_factor == 1) != (self.settings.patch_rate_factor == 1):
+            reason = f"this run's patch rate factor is {saved.patch_rate_factor:g}, and it stays 1 or not 1"
+            raise FileError(reason, file=path, advice="give it with --patch-rate-factor, or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average.values = state["average"]
         self.average.updates = state["average_updates"]

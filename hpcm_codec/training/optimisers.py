@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.settings import TrainSettings
 
 
@@ -25,7 +26,7 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 class Optimiser:
     """All optimisers of a model; raises UnsupportedError for Muon where torch has none."""
 
-    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+    def __init__(self, model: HPCM, settings: TrainSettings) -> None:
         named = list(model.named_parameters())
         self._matrices: list[tuple[nn.Parameter, nn.Parameter]] = []
         if settings.optimiser == "muon":
@@ -33,10 +34,14 @@ class Optimiser:
             self._matrices = [(p, nn.Parameter(p.detach().view(p.shape[:2]))) for p in matrices]
         taken = {id(p) for p, _ in self._matrices}
         slow = [p for name, p in named if name.endswith((".decay", ".boost"))]
-        taken |= {id(p) for p in slow}
+        # A group of their own only where they need one: runs of before know two groups.
+        apart = settings.patch_rate_factor != 1 and model.config.transform == "patch"
+        patches = [*model.g_a[0].parameters(), *model.g_s[-1].parameters()] if apart else []
+        taken |= {id(p) for p in (*slow, *patches)}
         groups = [
             {"params": [p for _, p in named if id(p) not in taken], "factor": 1.0},
             {"params": slow, "factor": settings.decay_rate_factor, "weight_decay": 0.0},
+            {"params": patches, "factor": settings.patch_rate_factor},
         ]
         shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         self._parts: dict[str, torch.optim.Optimizer] = {

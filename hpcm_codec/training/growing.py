@@ -1,9 +1,9 @@
-"""More latent channels for a trained patch model, without losing what it has learned.
+"""A trained patch model made larger, without losing what it has learned: more latents, overlapping patches, deeper transforms.
 
 How many latents a 16×16 block has bounds how well it can be drawn at any rate: 192 of 768 samples leave even the best linear
-transform (principal components) at 37.4 dB on the validation pictures, 256 at 40.3 dB. A widened model computes exactly what the narrow
-one did, plus new latents: the coarsest block frequencies that the old ones do not span, coded at first with a constant scale and
-drawn by the transposed analysis. Training takes it from there.
+transform (principal components) at 37.4 dB on the validation pictures, 256 at 40.3 dB. A grown model computes exactly what the small
+one did: kernels grow by zeros, new residual blocks start silent. New latents come on top of that: the coarsest block frequencies that the
+old ones do not span, coded at first with a constant scale and drawn by the transposed analysis. Training takes it from there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.model.blocks import RateSequential, ResidualBlock, silence
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.schedule import GROUPS
@@ -23,20 +25,63 @@ from hpcm_codec.model.transforms import haar_pairs
 # A generalised Gaussian of shape 1.5 and scale s has standard deviation 0.859·s.
 _SCALE_OF_DEVIATION = 1 / math.sqrt(math.gamma(2) / math.gamma(2 / 3))
 
+_GROWING = ("latent_channels", "patch_kernel", "patch_blocks")
+
 
 @torch.no_grad()
-def widen(narrow: HPCM, config: ModelConfig, x: Tensor) -> HPCM:
-    """A model of `config` that starts as `narrow` and has more latent channels.
+def grow(small: HPCM, config: ModelConfig, x: Tensor) -> HPCM:
+    """A model of `config` that starts as `small` and has more latent channels, larger kernels or more blocks.
 
-    narrow: a trained patch model in evaluation mode; config: equal to its own but for `name` and more `latent_channels`.
-    x:      pictures B×3×H×W in [0, 1], H and W multiples of 64, on which the new latents' scales are measured.
+    small:  a trained patch model in evaluation mode.
+    config: equal to its own but for `name`, and no smaller in `latent_channels`, `patch_kernel` and `patch_blocks`.
+    x:      pictures B×3×H×W in [0, 1], H and W multiples of 64, on which the scales of new latents are measured.
     Raises UnsupportedError when the two differ in more than that.
     """
-    before, after = narrow.config.latent_channels, config.latent_channels
-    if after <= before or replace(config, name=narrow.config.name, latent_channels=before) != narrow.config:
-        raise UnsupportedError("a model is only widened to one with more latent channels and nothing else changed")
+    before = small.config
+    sizes = {field: getattr(config, field) for field in _GROWING}
+    if replace(before, name=config.name, **sizes) != config or any(sizes[f] < getattr(before, f) for f in _GROWING):
+        raise UnsupportedError(f"a model grows in {', '.join(_GROWING)} only, and nothing else may differ")
     if config.transform != "patch":
-        raise UnsupportedError("only patch models can be widened")
+        raise UnsupportedError("only patch models can grow")
+    deep = _deepened(small, replace(config, latent_channels=before.latent_channels))
+    return deep if config == deep.config else _widened(deep, config, x)
+
+
+def _deepened(small: HPCM, config: ModelConfig) -> HPCM:
+    """The same function with larger kernels and more blocks."""
+    deep = HPCM(config).eval()
+    fresh, trained = deep.state_dict(), small.state_dict()
+    transforms = ("g_a.", "g_s.")
+    deep.load_state_dict({name: (fresh if name.startswith(transforms) else trained)[name] for name in fresh})
+    added = config.patch_blocks - small.config.patch_blocks
+    halving = max(i for i, layer in enumerate(small.g_a) if isinstance(layer, nn.Conv2d))
+    _deepen(small.g_a, deep.g_a, halving, added)
+    _deepen(small.g_s, deep.g_s, len(small.g_s) - 1, added)
+    return deep
+
+
+def _deepen(small: RateSequential, deep: RateSequential, end: int, added: int) -> None:
+    """Copy the layers of a transform, with `added` silent blocks before the layer `end`."""
+    trained, fresh = list(small), list(deep)
+    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+    for index, layer in enumerate(trained):
+        larger = fresh[index if index < end else index + added]
+        weights = layer.state_dict()
+        if isinstance(layer, convolutions) and isinstance(larger, convolutions):
+            ring = (larger.kernel_size[0] - layer.kernel_size[0]) // 2
+            weights["weight"] = functional.pad(weights["weight"], (ring,) * 4)
+        larger.load_state_dict(weights)
+    like = trained[end - 1]
+    for block in fresh[end : end + added]:
+        assert isinstance(block, ResidualBlock) and isinstance(like, ResidualBlock)
+        silence(block.project, 0.0)
+        if block.factor is not None and like.factor is not None:
+            block.factor.load_state_dict(like.factor.state_dict())
+
+
+def _widened(narrow: HPCM, config: ModelConfig, x: Tensor) -> HPCM:
+    """The same function plus latents; see `grow`."""
+    before, after = narrow.config.latent_channels, config.latent_channels
     wide = HPCM(config).eval()
     old = _old_channels(before, after)
     new = torch.tensor(sorted(set(range(after)) - set(old.tolist())))

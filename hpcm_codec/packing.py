@@ -1,0 +1,91 @@
+"""Weights in 10 or 12 bits: how a shipped checkpoint holds its matrices.
+
+A row of a matrix (all weights of one output of a layer; of one input, in a transposed convolution) is stored as integers m of that many
+bits and one exponent e, and stands for m·2^e. Such numbers are float16 numbers, so that what is unpacked is a float16 checkpoint like any
+other, and the exact profile's integers are made of it as ever. A row of K weights takes K bytes for the lowest eight bits of each (two's
+complement); then the other 2 or 4 bits of each, n = 4 or 2 weights to a byte: byte j has those of the weights j, j + K/n, …, lowest first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpcm_codec.exact.layers import power_factors
+
+BITS = (10, 12)
+SMALLEST_EXPONENT = -24  # of float16
+_LARGEST_VALUE = 65504.0  # of float16
+INTEGERS_PREFIX, EXPONENTS_PREFIX = "packed.", "exponents."
+_SMALLEST_MATRIX = 1024  # weights; smaller ones are not worth it
+
+
+def largest_integer(bits: int) -> int:
+    """What the integers' magnitudes go up to; one less than two's complement would allow, so that a row may change its sign."""
+    return 2 ** (bits - 1) - 1
+
+
+def packable(name: str, weight: Tensor) -> bool:
+    """Whether a weight is a matrix or a kernel whose rows can be cut into four."""
+    large = weight.ndim >= 2 and weight.numel() >= _SMALLEST_MATRIX
+    return large and name.endswith("weight") and weight[0].numel() % 4 == 0
+
+
+def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """A weight N×…, finite → its integers uint8 N×(K·bits/8), K the length of a row, a multiple of 4, and exponents int8 N.
+
+    Rounds to the nearest number that can be stored; what comes from `unpack` is stored unchanged. Raises ValueError for what is larger
+    than float16 holds.
+    """
+    rows = weight.detach().cpu().double().flatten(1)
+    largest = rows.abs().amax(dim=1)
+    if largest.max() > _LARGEST_VALUE:
+        raise ValueError("weights that float16 does not hold")
+    # largest = m · 2^e with ½ ≤ m < 1 is 2^(bits-1) · m integers of 2^(e-bits+1); one more where that exceeds the largest integer
+    exponent = torch.frexp(largest)[1] - (bits - 1)
+    exponent += (largest > largest_integer(bits) * power_factors(exponent, largest)).to(exponent.dtype)
+    exponent = exponent.masked_fill(largest == 0, SMALLEST_EXPONENT).clamp_min(SMALLEST_EXPONENT)
+    integers = (rows * power_factors(-exponent, rows)[:, None]).round().to(torch.int32)
+    rest = bits - 8
+    high = torch.zeros_like(integers[:, : rows.shape[1] * rest // 8])
+    for number, part in enumerate(integers.chunk(8 // rest, dim=1)):
+        high |= ((part >> 8) & (2**rest - 1)) << (rest * number)
+    return torch.cat((integers & 0xFF, high), dim=1).to(torch.uint8), exponent.to(torch.int8)
+
+
+def unpack(packed: Tensor, exponents: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
+    """The weight, float16, of that shape, from what `pack` gave; raises ValueError when the sizes do not fit."""
+    rows, length, rest = shape[0], torch.Size(shape).numel() // max(1, shape[0]), bits - 8
+    if packed.shape != (rows, length + length * rest // 8) or exponents.shape != (rows,) or length % 4:
+        raise ValueError(f"packed weights do not fill {shape}")
+    low, high = packed.split((length, length * rest // 8), dim=1)
+    upper = torch.cat([(high >> (rest * number)) & (2**rest - 1) for number in range(8 // rest)], dim=1)
+    sign = 2 ** (rest - 1)
+    integers = (low + 256 * ((upper.to(torch.int16) ^ sign) - sign)).float()
+    values = integers * power_factors(exponents.long(), integers)[:, None]
+    if not values.abs().max() <= _LARGEST_VALUE:
+        raise ValueError("packed weights that float16 does not hold")
+    return values.half().reshape(shape)
+
+
+def pack_all(weights: dict[str, Tensor], bits: int) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """What a checkpoint stores, large matrices packed and everything else float16, and the shapes of the packed ones."""
+    stored: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, weight in weights.items():
+        if packable(name, weight):
+            stored[INTEGERS_PREFIX + name], stored[EXPONENTS_PREFIX + name] = pack(weight, bits)
+            shapes[name] = list(weight.shape)
+        else:
+            stored[name] = weight.to(torch.float16)
+    return stored, shapes
+
+
+def unpack_all(stored: dict[str, Tensor], shapes: dict[str, list[int]], bits: int) -> dict[str, Tensor]:
+    """The weights from what `pack_all` gave; KeyError where something is missing, ValueError where sizes do not fit."""
+    packed = {
+        name: unpack(stored[INTEGERS_PREFIX + name], stored[EXPONENTS_PREFIX + name], tuple(shape), bits)
+        for name, shape in shapes.items()
+    }
+    plain = {name: value for name, value in stored.items() if not name.startswith((INTEGERS_PREFIX, EXPONENTS_PREFIX))}
+    return plain | packed
