@@ -144,7 +144,7 @@ def save_checkpoint(
 ) -> bytes:
     """Write weights, tables (None: newly built) and the exact profile to `path`, moved into place; returns the identity.
 
-    packed_bits: 10 or 12: matrices with so many bits for a weight, everything else float16 (see `packing`).
+    packed_bits: 9 to 12: matrices with so many bits for a weight, everything else float16 (see `packing`).
     """
     tables = tables or build_tables()
     # A copy in plain row-major order: what was trained channels_last has other strides.
@@ -175,7 +175,7 @@ def export_checkpoint(
 
     The model then runs on the rounded values everywhere, so encoder and decoder still agree.
 
-    packed_bits: 10 or 12: matrices are rounded to so many bits and stored so (see `packing`), everything else as float16.
+    packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `packing`), everything else as float16.
     calibration: pictures (1×3×H×W in [0, 1], H and W multiples of 64) to find the units of the exact profile with; the checkpoint then
                  has one, and its weights are float16. None leaves the exact profile out.
     Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.

@@ -1,9 +1,12 @@
-"""Weights in 10 or 12 bits: how a shipped checkpoint holds its matrices.
+"""Weights in 9 to 12 bits: how a shipped checkpoint holds its matrices.
 
 A row of a matrix (all weights of one output of a layer; of one input, in a transposed convolution) is stored as integers m of that many
 bits and one exponent e, and stands for m·2^e. Such numbers are float16 numbers, so that what is unpacked is a float16 checkpoint like any
-other, and the exact profile's integers are made of it as ever. A row of K weights takes K bytes for the lowest eight bits of each (two's
-complement); then the other 2 or 4 bits of each, n = 4 or 2 weights to a byte: byte j has those of the weights j, j + K/n, …, lowest first.
+other, and the exact profile's integers are made of it as ever.
+
+A row of K weights takes K bytes for the lowest eight bits of each (two's complement), then planes for the bits above: of one bit for 9, two
+bits for 10, two and one for 11, four for 12. A plane of p bits packs n = 8/p weights into a byte: byte j has those of the weights j,
+j + K/n, j + 2K/n, …, lowest first.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from hpcm_codec.exact.layers import power_factors
 
-BITS = (10, 12)
+PLANES = {9: (1,), 10: (2,), 11: (2, 1), 12: (4,)}  # bits of each plane above the lowest eight, lowest first
 SMALLEST_EXPONENT = -24  # of float16
 _LARGEST_VALUE = 65504.0  # of float16
 INTEGERS_PREFIX, EXPONENTS_PREFIX = "packed.", "exponents."
@@ -26,13 +29,13 @@ def largest_integer(bits: int) -> int:
 
 
 def packable(name: str, weight: Tensor) -> bool:
-    """Whether a weight is a matrix or a kernel whose rows can be cut into four."""
+    """Whether a weight is a matrix or a kernel whose rows fill whole bytes in every plane."""
     large = weight.ndim >= 2 and weight.numel() >= _SMALLEST_MATRIX
-    return large and name.endswith("weight") and weight[0].numel() % 4 == 0
+    return large and name.endswith("weight") and weight[0].numel() % 8 == 0
 
 
 def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """A weight N×…, finite → its integers uint8 N×(K·bits/8), K the length of a row, a multiple of 4, and exponents int8 N.
+    """A weight N×…, finite → its integers uint8 N×(K·bits/8), K the length of a row, a multiple of 8, and exponents int8 N.
 
     Rounds to the nearest number that can be stored; what comes from `unpack` is stored unchanged. Raises ValueError for what is larger
     than float16 holds.
@@ -46,22 +49,27 @@ def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     exponent += (largest > largest_integer(bits) * power_factors(exponent, largest)).to(exponent.dtype)
     exponent = exponent.masked_fill(largest == 0, SMALLEST_EXPONENT).clamp_min(SMALLEST_EXPONENT)
     integers = (rows * power_factors(-exponent, rows)[:, None]).round().to(torch.int32)
-    rest = bits - 8
-    high = torch.zeros_like(integers[:, : rows.shape[1] * rest // 8])
-    for number, part in enumerate(integers.chunk(8 // rest, dim=1)):
-        high |= ((part >> 8) & (2**rest - 1)) << (rest * number)
-    return torch.cat((integers & 0xFF, high), dim=1).to(torch.uint8), exponent.to(torch.int8)
+    stored, done = [integers & 0xFF], 8
+    for width in PLANES[bits]:
+        parts = ((integers >> done) & (2**width - 1)).chunk(8 // width, dim=1)
+        stored.append(sum((part << (width * n) for n, part in enumerate(parts)), torch.zeros_like(parts[0])))
+        done += width
+    return torch.cat(stored, dim=1).to(torch.uint8), exponent.to(torch.int8)
 
 
 def unpack(packed: Tensor, exponents: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
     """The weight, float16, of that shape, from what `pack` gave; raises ValueError when the sizes do not fit."""
-    rows, length, rest = shape[0], torch.Size(shape).numel() // max(1, shape[0]), bits - 8
-    if packed.shape != (rows, length + length * rest // 8) or exponents.shape != (rows,) or length % 4:
+    rows, length = shape[0], torch.Size(shape).numel() // max(1, shape[0])
+    if packed.shape != (rows, length * bits // 8) or exponents.shape != (rows,) or length % 8:
         raise ValueError(f"packed weights do not fill {shape}")
-    low, high = packed.split((length, length * rest // 8), dim=1)
-    upper = torch.cat([(high >> (rest * number)) & (2**rest - 1) for number in range(8 // rest)], dim=1)
-    sign = 2 ** (rest - 1)
-    integers = (low + 256 * ((upper.to(torch.int16) ^ sign) - sign)).float()
+    low, *planes = packed.split([length, *(length * width // 8 for width in PLANES[bits])], dim=1)
+    integers, done = low.to(torch.int16), 8
+    for width, plane in zip(PLANES[bits], planes, strict=True):
+        parts = [(plane >> (width * n)) & (2**width - 1) for n in range(8 // width)]
+        integers |= torch.cat(parts, dim=1).to(torch.int16) << done
+        done += width
+    sign = 2 ** (bits - 1)
+    integers = ((integers ^ sign) - sign).float()
     values = integers * power_factors(exponents.long(), integers)[:, None]
     if not values.abs().max() <= _LARGEST_VALUE:
         raise ValueError("packed weights that float16 does not hold")

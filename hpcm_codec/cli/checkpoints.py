@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_EDGE = 256
 
-PACKED = {"int10": 10, "int12": 12}
+PACKED = {f"int{bits}": bits for bits in (12, 11, 10, 9)}
 DTYPES = ("float16", "bfloat16", "float32", *PACKED)
 
 
@@ -78,7 +78,7 @@ def verify_command(names: tuple[str, ...]) -> None:
     type=click.Choice(DTYPES),
     default=DTYPES[0],
     show_default=True,
-    help="Type of the weights; int10, int12: so many bits each, and a power of two for each row of a matrix.",
+    help="Type of the weights; int12 … int9: so many bits each, and a power of two for each row of a matrix.",
 )
 @click.option(
     "--exact", is_flag=True, help="With an exact profile: files then decode on every machine. Needs --calibrate."
