@@ -104,6 +104,9 @@ def test_two_processes_train_as_one_with_the_same_global_batch(pictures: PackedP
     trained_in(1, 4, pictures, tmp_path / "one")
     sums = trained_in(2, 2, pictures, tmp_path / "two")
     assert sums[0] == sums[1], "the processes hold different weights"
+    assert trained_in(2, 2, pictures, tmp_path / "two") == sums, (
+        "a finished run goes on from its state, with nothing to do"
+    )
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert len(one) == len(two) == 6
     for key in ("loss", "bpp", "psnr", "gradient_norm"):

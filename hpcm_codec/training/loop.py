@@ -200,7 +200,7 @@ class Trainer:
         """Take over the state of a run; raises FileError for a damaged file and for another model's or optimiser's."""
         try:
             # Our own file, and read without running anything that is pickled in it.
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise FileError("damaged", file=path, advice="start again from weights.safetensors with --from") from error
         if ModelConfig.from_json(state["config"]) != self.config:
@@ -214,7 +214,7 @@ class Trainer:
             reason = f"this run's patch rate factor is {saved.patch_rate_factor:g}, and it stays 1 or not 1"
             raise FileError(reason, file=path, advice="give it with --patch-rate-factor, or choose another folder")
         self.model.load_state_dict(state["model"])
-        self.average.values = state["average"]
+        self.average.values = {name: value.to(self.device) for name, value in state["average"].items()}
         self.average.updates = state["average_updates"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
