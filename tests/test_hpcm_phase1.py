@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcm_codec.errors import UnsupportedError
@@ -17,6 +18,7 @@ from hpcm_codec.model import schedule
 from hpcm_codec.model.config import PRESETS, CellConfig, ModelConfig, preset
 from hpcm_codec.model.hpcm import HPCM, EstimatorPort
 from hpcm_codec.model.published import our_name
+from hpcm_codec.model.transforms import PatchesOut
 
 PUBLISHED_PARAMETERS = 68_505_299
 
@@ -225,3 +227,16 @@ def test_the_walk_never_selects_by_mask_or_waits_for_the_device() -> None:
         model(torch.rand(1, 3, 128, 192), 3.0)
     assert "convolution" in log.names
     assert log.names & SYNCHRONISING == set()
+
+
+@pytest.mark.parametrize("kernel", [8, 16, 24])
+def test_patches_are_drawn_as_a_transposed_convolution_would(kernel: int) -> None:
+    layer = PatchesOut(kernel).double()
+    x = torch.randn(2, 192, 5, 3, dtype=torch.float64)
+    beyond = {8: 0, 16: 1, 24: 1}[kernel]
+    extended = functional.pad(x, (beyond,) * 4, mode="replicate")
+    drawn = functional.conv_transpose2d(extended, layer.weight, layer.bias, stride=8)
+    margin = (kernel - 8) // 2 + 8 * beyond
+    expected = drawn[..., margin : margin + 40, margin : margin + 24]
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-12)

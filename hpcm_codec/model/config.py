@@ -45,7 +45,7 @@ class ModelConfig:
     latent_channels:   M, a multiple of 8 (the schedule deals channels to 8 groups).
     hyper_channels:    N.
     transform:         "staircase" (HPCM: four halvings) or "patch" (8x8 DCT-initialised projection, then one halving).
-    patch_kernel:      edge in pixels of what a patch sees and draws, 8 or a larger even number (they then overlap); "patch" only.
+    patch_kernel:      edge in pixels of what a patch sees and draws, a multiple of 8; above 8 they overlap; "patch" only.
     patch_blocks:      residual blocks at 1/8 resolution, in each direction; "patch" only.
     cells:             the cells at the scales s1, s2, s3.
     prior_width:       channels inside the priors; None is 3M, the published width.
@@ -83,8 +83,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.latent_channels % 8:
             raise ValueError(f"latent_channels must be a multiple of 8, not {self.latent_channels}")
-        if self.patch_kernel < 8 or self.patch_kernel % 2:
-            raise ValueError(f"patch_kernel must be an even number of at least 8, not {self.patch_kernel}")
+        if self.patch_kernel < 8 or self.patch_kernel % 8:
+            raise ValueError(f"patch_kernel must be a multiple of 8, not {self.patch_kernel}")
         for cell in self.cells:
             if cell.kind == "cross-attention" and (cell.width or 2 * self.latent_channels) % cell.heads:
                 raise ValueError("the heads of a cross-attention cell must divide its width")

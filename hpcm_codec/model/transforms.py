@@ -45,17 +45,33 @@ def _patches_in(config: ModelConfig) -> nn.Conv2d:
 class PatchesOut(nn.ConvTranspose2d):
     """Patches at 1/8 resolution → image, the mirror of the projection; overlapping patches add up.
 
-    Patches beyond the border repeat those at it: pixels there have as many patches to be drawn by as all others.
+    Patches beyond the border repeat those at it: pixels there have as many patches to be drawn by as all others. Computed as one matrix
+    product and sums of shifted blocks of 8×8 pixels, which takes a third of the time of torch's transposed convolution.
     """
 
     def __init__(self, kernel: int) -> None:
-        self.beyond = -(-(kernel // 2 - PATCH // 2) // PATCH)  # rings of patches that reach into the image
-        super().__init__(PATCH_WIDTH, 3, kernel, stride=PATCH, padding=(kernel - PATCH) // 2 + PATCH * self.beyond)
+        self.overlap = (kernel - PATCH) // 2  # pixels, on each side
+        self.beyond = -(-self.overlap // PATCH)  # rings of patches outside the image that reach into it
+        super().__init__(PATCH_WIDTH, 3, kernel, stride=PATCH, padding=self.overlap + PATCH * self.beyond)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.beyond:
             x = functional.pad(x, (self.beyond,) * 4, mode="replicate")
-        return super().forward(x, output_size)
+        batch, channels, height, width = x.shape
+        drawn = x.permute(0, 2, 3, 1).reshape(-1, channels) @ self.weight.reshape(channels, -1)
+        blocks = self.kernel_size[0] // PATCH  # along an edge of what a patch draws
+        drawn = drawn.view(batch, height, width, 3, blocks, PATCH, blocks, PATCH)
+        rows, columns = height - blocks + 1, width - blocks + 1  # of 8×8 blocks that all their patches are there for
+        image = sum(
+            drawn[:, blocks - 1 - i :][:, :rows, blocks - 1 - j :][:, :, :columns, :, i, :, j]
+            for i in range(blocks)
+            for j in range(blocks)
+        )
+        assert isinstance(image, Tensor)
+        image = image.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, rows * PATCH, columns * PATCH)
+        margin = self.overlap + PATCH * self.beyond - PATCH * (blocks - 1)
+        assert self.bias is not None
+        return image[..., margin : rows * PATCH - margin, margin : columns * PATCH - margin] + self.bias[:, None, None]
 
 
 def analysis_transform(config: ModelConfig) -> RateSequential:
