@@ -203,6 +203,44 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
         process.run_fresh(job)
 
 
+def test_a_fresh_process_tells_time_by_stage_and_memory(tmp_path: Path) -> None:
+    original, coded = tmp_path / "a.ppm", tmp_path / "a.hpcm"
+    write_picture(Picture(pictures.synthetic_photograph(64, 64)), original)
+    found = process.run_fresh(process.Job("encode", str(original), str(coded), 50, "phase1-lite", "cpu", 1))
+    assert set(found.stages) == set(STAGES) and found.stages["synthesis"] == 0
+    assert sum(found.stages.values()) == pytest.approx(found.file_to_file) and 0 < found.seconds < found.file_to_file
+    assert found.peak_memory_bytes > 1e8 and found.device_memory_bytes is None
+    assert coded.is_file() and found.profile == "exact"
+
+
+# -- a GPU, as far as that can be tested without one ---------------------------------------------------------------
+
+
+def test_a_gpu_is_waited_for_whenever_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    read = timing.clock(timing.waiter("cuda:1"))
+    assert read() <= read()
+    assert waited == ["cuda:1", "cuda:1"]
+    timing.clock(timing.waiter("cpu"))()
+    assert len(waited) == 2
+
+
+def test_memory_of_a_cell_on_a_gpu_is_what_its_allocator_held_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    work = cells._Work(torch.nn.Identity(), (8,), 4, 4, "cpu")
+    work.device = "cuda"
+    resets: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1700)
+    assert work.figures()["memory_bytes"] == 700 + 4 * 8 * 16
+    assert resets == ["cuda"]
+
+
 # -- how many runs, and what is left out ------------------------------------------------------------------------------
 
 

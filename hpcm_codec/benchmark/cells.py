@@ -78,7 +78,7 @@ class _AdaptorAndPrior(nn.Module):
 
 
 def compare_cells(
-    width: int, height: int, device: str = "cpu", seconds: float = 25.0, chosen: Sequence[Candidate] | None = None
+    width: int, height: int, device: str = "cpu", seconds: float = 15.0, chosen: Sequence[Candidate] | None = None
 ) -> dict[str, Any]:
     """Operations, memory and time of every candidate's forward pass on a picture of that size, its lattice in one piece.
 

@@ -17,7 +17,7 @@ from hpcm_codec.images import write_picture
 # 0.1 to 33 megapixels: each about four times the one before
 SIZES = ((384, 256), (768, 512), (1920, 1080), (3840, 2160), (7680, 4320))
 DEFAULTS = Settings()
-REPEATS_BELOW = 2.0  # seconds: shorter work is done three times in fresh processes, and the median counts
+REPEATS_BELOW = 1.0  # seconds: shorter work is done three times in fresh processes, and the median counts
 
 
 def growth(model: str, sizes: Sequence[tuple[int, int]] = SIZES, settings: Settings = DEFAULTS) -> dict[str, Any]:

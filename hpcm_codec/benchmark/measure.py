@@ -21,9 +21,9 @@ from hpcm_codec.benchmark.work import work_by_stage
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.images import write_picture
 
-LONG_ENOUGH = 12.0  # seconds of one run from which on it is the only one
-BUDGET = 24.0  # seconds that the runs of one way may take together
-WORTH_STARTING = 3.0  # a program's start is measured where coding takes no longer than this many seconds
+LONG_ENOUGH = 10.0  # seconds of one run from which on it is the only one
+BUDGET = 20.0  # seconds that the runs of one way may take together
+WORTH_STARTING = 1.0  # a program's start is measured where coding takes no longer than this many seconds
 SHELL_RUNS = 3
 
 

@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """seconds: of the codec alone; file_to_file: with reading and writing; stages: seconds of each, of the same run.
+    """seconds: of the codec alone; file_to_file: with reading and writing; stages: seconds of each of STAGES, of the same run.
 
     peak_memory_bytes: at most resident in the process; device_memory_bytes: at most allocated on a GPU, None without one.
     """
@@ -92,7 +92,7 @@ def _work(job: Job) -> Outcome:
     import torch
 
     from hpcm_codec.benchmark.meter import Meter
-    from hpcm_codec.benchmark.stages import stages_watched
+    from hpcm_codec.benchmark.stages import STAGES, stages_watched
     from hpcm_codec.benchmark.timing import clock, go, waiter
     from hpcm_codec.codec import load_codec
     from hpcm_codec.evaluation.machine import peak_memory_of_this_process
@@ -114,7 +114,7 @@ def _work(job: Job) -> Outcome:
     return Outcome(
         seconds=whole - meter.charged["read"] - meter.charged["write"],
         file_to_file=whole,
-        stages=meter.charged,
+        stages={stage: meter.charged.get(stage, 0.0) for stage in STAGES},
         peak_memory_bytes=peak_memory_of_this_process(),
         device_memory_bytes=torch.cuda.max_memory_allocated(codec.device) if on_gpu else None,
         profile=codec.profile,

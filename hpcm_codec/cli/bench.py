@@ -74,7 +74,7 @@ def command(
 ) -> None:
     """Measure what encoding and decoding a picture takes: time by stage, next to what this machine can at most do, and memory.
 
-    Times are inside the process, the model loaded, medians after a warm-up (where one run takes 12 seconds and more, of that run);
+    Times are inside the process, the model loaded, medians after a warm-up (where one run takes 10 seconds and more, of that run);
     memory is that of a whole fresh process.
     """
     chosen = [parse_size(size) for size in sizes]
