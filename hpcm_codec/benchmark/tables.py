@@ -180,7 +180,7 @@ def cells_in_words(results: dict[str, Any]) -> str:
         )
         operations, memory, seconds = promised
         rows.append(["promised", DASH, DASH, operations, DASH, memory, DASH, seconds, DASH])
-        headings = ["cell at s3", "M weights", "Gop", "", "memory", "", "time", "", "whole step"]
+        headings = ["cell at s3", "M weights", "Gop", "Δ", "memory", "Δ", "time", "Δ", "whole step"]
         parts.append(
             f"{found['width']}×{found['height']}, {baseline['rounds']} rounds:\n\n{markdown_table(headings, rows)}"
         )
