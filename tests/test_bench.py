@@ -1,123 +1,28 @@
-"""`hpcm bench`: the stages add up, memory is a fresh process's, and the picture has the size asked for."""
+"""`hpcm bench`: what the command takes and refuses, and that its figures arrive in tables and JSON."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hpcm_codec import container
+from hpcm_codec.benchmark.stages import STAGES
 from hpcm_codec.cli.bench import command, parse_size
-from hpcm_codec.errors import FileError, HpcmError, UsageError
-from hpcm_codec.evaluation import machine, speed
-from hpcm_codec.images import Picture
+from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.evaluation import machine
+
+CEILINGS = {"float32_operations": 2e11, "integer_operations": 4e11, "triad_bytes": 2e10, "copy_bytes": 2e10}
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One torch thread for a while: on cores that others use too, waiting for a second one takes most of the time."""
-    import torch
+def ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ceilings that are there at once: measuring them is tested elsewhere."""
+    from hpcm_codec.benchmark import ceilings
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_a_moment_is_charged_to_the_innermost_stage_only() -> None:
-    clock = speed.StageClock(lambda: None)
-    with clock.stage("other"):
-        time.sleep(0.02)
-        with clock.stage("context"):
-            time.sleep(0.03)
-            clock.wrap(time.sleep, "range coding")(0.05)
-            time.sleep(0.03)
-        time.sleep(0.02)
-    seconds = clock.seconds
-    assert seconds["other"] >= 0.04
-    assert seconds["context"] >= 0.06
-    assert seconds["range coding"] >= 0.05
-    assert seconds["range coding"] < 0.05 + 0.06  # not also what surrounds it
-    assert seconds["analysis"] == 0
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_stages_add_up_to_the_whole_and_every_stage_is_seen() -> None:
-    from hpcm_codec.codec import load_codec
-
-    codec = load_codec(device="cpu")
-    picture = Picture(speed.synthetic_photograph(128, 64))
-    data = codec.encode(picture, 50)
-    seen = set()
-    for work, absent in ((lambda: codec.encode(picture, 50), "synthesis"), (lambda: codec.decode(data), "analysis")):
-        clock = speed.StageClock(lambda: None)
-        start = time.perf_counter()
-        with speed.stages_wrapped(codec, clock), clock.stage("other"):
-            work()
-        whole = time.perf_counter() - start
-        assert sum(clock.seconds.values()) == pytest.approx(whole, rel=0.05, abs=0.002)
-        assert clock.seconds[absent] == 0
-        seen |= {stage for stage, seconds in clock.seconds.items() if seconds > 0}
-    assert seen == set(speed.STAGES)
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_taking_the_clock_away_leaves_the_codec_as_it_was() -> None:
-    from hpcm_codec.codec import load_codec
-    from hpcm_codec.entropy.range_coder import RangeDecoder, RangeEncoder
-
-    codec = load_codec(device="cpu")
-    picture = Picture(speed.synthetic_photograph(64, 64))
-    before = (RangeEncoder.encode, RangeDecoder.__init__, container.write_stream, dict(vars(codec.model)))
-    expected = codec.encode(picture, 50)
-    clock = speed.StageClock(lambda: None)
-    with speed.stages_wrapped(codec, clock):
-        assert codec.encode(picture, 50) == expected
-        with pytest.raises(UsageError):
-            codec.encode(picture, 1000)
-    assert (RangeEncoder.encode, RangeDecoder.__init__, container.write_stream, dict(vars(codec.model))) == before
-    charged = dict(clock.seconds)
-    codec.encode(picture, 50)
-    assert clock.seconds == charged
-
-
-def test_peak_memory_of_a_process_counts_what_it_held_and_not_what_its_parent_holds() -> None:
-    held = np.ones(400_000_000 // 8)  # 400 MB here
-    code = (
-        "from hpcm_codec.evaluation.machine import peak_memory_of_this_process as peak\n"
-        "before = peak(); block = bytearray(b'x') * 150_000_000; del block; print(before, peak())"
-    )
-    root = str(Path(speed.__file__).resolve().parents[2])
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    before, after = map(int, child.stdout.split())
-    assert 0 < before < 200_000_000 < held.nbytes
-    assert 140_000_000 < after - before < 200_000_000
-
-
-def test_the_picture_is_cut_from_the_middle_or_mirrored_until_it_fills() -> None:
-    source = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    assert np.array_equal(speed.fitted(source, 3, 3), source[1:4, 2:5])
-    wide = speed.fitted(source, 20, 5)
-    assert np.array_equal(wide[:, :7], source)
-    assert np.array_equal(wide[:, 7:14], source[:, ::-1])
-    assert np.array_equal(wide[:, 14:20], source[:, :6])
-
-
-def test_the_stand_in_for_a_photograph_is_the_same_every_time_and_neither_flat_nor_noise() -> None:
-    first, second = speed.synthetic_photograph(96, 64), speed.synthetic_photograph(96, 64)
-    assert first.shape == (64, 96, 3)
-    assert np.array_equal(first, second)
-    values = first[..., 1].astype(float)
-    neighbours = np.corrcoef(values[:, 1:].ravel(), values[:, :-1].ravel())[0, 1]
-    assert 0.6 < neighbours < 0.995
-    assert values.std() > 20
+    monkeypatch.setattr(ceilings, "measure_ceilings", lambda device: ceilings.Ceilings(**CEILINGS))
 
 
 def test_sizes_are_width_then_height() -> None:
@@ -128,27 +33,72 @@ def test_sizes_are_width_then_height() -> None:
             parse_size(bad)
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("ceilings")
 def test_the_command_measures_both_directions_and_names_the_machine(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     arguments = ["--size", "128x64", "--runs", "2", "--device", "cpu", "--threads", "1", "--json", str(output)]
     result = CliRunner().invoke(command, arguments)
     assert result.exception is None, result.exception
-    figures = json.loads(output.read_text())
-    assert (figures["width"], figures["height"]) == (128, 64)
+    results = json.loads(output.read_text())
+    assert results["kind"] == "stages" and results["ceilings"] == CEILINGS
+    [figures] = results["measurements"]
+    assert (figures["width"], figures["height"], figures["profile"]) == (128, 64, "exact")
     for action in ("encode", "decode"):
         measured = figures[action]
         assert min(measured["all_seconds"]) <= measured["seconds"] <= max(measured["all_seconds"])
-        assert len(measured["all_seconds"]) == 2
-        assert sorted(measured["stages"]) == sorted(speed.STAGES)
+        assert sorted(measured["stages"]) == sorted(STAGES)
         # torch alone is above the lower bound; the upper is what we promise for a picture 48 times as large
         assert 5e7 < measured["peak_memory_bytes"] < 1.5e9
-    assert figures["machine"]["processor"] == machine.processor_name()
+    assert results["machine"]["processor"] == machine.processor_name()
     assert machine.processor_name() in result.output
-    assert "range coding" in result.output
+    assert "| s3 step 6 " in result.output
     assert isinstance(CliRunner().invoke(command, arguments).exception, FileError)  # not overwritten
 
 
-def test_a_memory_process_that_fails_says_why() -> None:
-    with pytest.raises(HpcmError, match=r"memory of decode failed.*not a \.hpcm"):
-        speed.peak_memory("decode", b"nonsense, but long enough to look at", 50, "phase1-lite", "cpu", None)
+def test_ceilings_are_above_nothing_and_measured_in_this_process() -> None:
+    from hpcm_codec.benchmark import ceilings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceilings, "EDGE", {"cpu": 128})
+        patch.setattr(ceilings, "NUMBERS", {"cpu": 2**16})
+        patch.setattr(ceilings, "TOKENS", 128)
+        found = ceilings.measure_ceilings("cpu").to_json()
+    assert all(value is None or value > 1e6 for value in found.values())
+    assert found["float32_operations"] and found["triad_bytes"]
+
+
+def test_growth_and_cells_have_tables_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcm_codec.benchmark import cells, growth
+
+    def same_for_all(model: str, sizes: Any, settings: Any) -> dict[str, Any]:
+        way = {"seconds": 1.5, "peak_memory_bytes": 4e8, "device_memory_bytes": None}
+        points = [{"width": w, "height": h, "bytes": 9, "encode": way, "decode": way} for w, h in sizes]
+        fitted = {"seconds": 0.98, "peak_memory_bytes": 0.1}
+        about = {"model": model, "identity": "00", "profile": "exact", "quality": settings.quality}
+        return about | {"points": points, "exponents": {"encode": fitted, "decode": fitted}}
+
+    monkeypatch.setattr(growth, "growth", same_for_all)
+    result = CliRunner().invoke(command, ["--growth"])
+    assert result.exception is None, result.exception
+    assert "| 7680×4320 |" in result.output and "0.98" in result.output
+    cell = {"parameters": 10**6, "operations": 10**9, "memory_bytes": 10**7, "seconds": 0.05, "rounds": 3}
+    narrow = {"title": "narrow", "preset": None} | cell | {"operations": 5 * 10**8}
+
+    def compared(width: int, height: int, device: str) -> dict[str, Any]:
+        both = [{"title": "baseline", "preset": "hpcm-base"} | cell, narrow]
+        return {"width": width, "height": height, "before_the_cell": cell, "cells": both}
+
+    monkeypatch.setattr(cells, "compare_cells", compared)
+    result = CliRunner().invoke(command, ["--cell", "--size", "768x512"])
+    assert result.exception is None, result.exception
+    assert "−50%" in result.output and "baseline (`hpcm-base`)" in result.output
+    assert "**narrow**" not in result.output  # cheaper in operations only
+
+
+def test_what_makes_no_sense_is_refused_before_any_work() -> None:
+    for arguments in (
+        ["--growth", "--size", "64x64"],
+        ["--growth", "--model", "a", "--model", "b"],
+        ["--device", "tpu"],
+    ):
+        assert isinstance(CliRunner().invoke(command, arguments).exception, UsageError)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hpcm_codec.evaluation.reference import find_reference
+from hpcm_codec.evaluation.sections import with_section
 
 README = "# Title\n\nbefore\n\n<!-- results -->\nold\n<!-- /results -->\n\nafter\n"
 
@@ -81,4 +82,4 @@ def test_what_is_no_results_file_or_no_readme_with_markers_is_refused(tool: Modu
 
 
 def test_the_readme_has_its_markers(tool: ModuleType, root: Path) -> None:
-    assert tool.with_section((root / "README.md").read_text(), "x\n")
+    assert with_section((root / "README.md").read_text(), tool.SECTION, "x\n")

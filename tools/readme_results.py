@@ -22,11 +22,12 @@ from hpcm_codec.evaluation import bjontegaard
 from hpcm_codec.evaluation.machine import machine_in_words
 from hpcm_codec.evaluation.plot import check_plot, draw_curves
 from hpcm_codec.evaluation.reference import find_reference
+from hpcm_codec.evaluation.sections import with_section
 from hpcm_codec.files import file_error, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "kodak-phase1-lite.json"
-BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
+SECTION = "results"
 DASH = "–"
 # The shipped curves that the README compares with, and what it calls them.
 ANCHORS = {
@@ -125,14 +126,6 @@ def section(results: dict[str, Any], plot: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def with_section(readme: str, text: str) -> str:
-    """The README with that text between its markers; raises UsageError when it has not one pair of them."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise UsageError(f"the README needs one line {BEGIN.strip()} and below it one {END}")
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}"
-
-
 def _figure(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
@@ -167,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         shown = options.plot.resolve()
         folder = options.readme.resolve().parent
         text = section(results, (shown.relative_to(folder) if shown.is_relative_to(folder) else shown).as_posix())
-        updated = with_section(readme, text)
+        updated = with_section(readme, SECTION, text)
         if options.check:
             if updated != readme:
                 raise FileError("is not what the results say", file=options.readme, advice="run this without --check")

@@ -60,10 +60,13 @@ class ResidualBlock(nn.Module):
         self.factor = RateFactor(factor_levels, channels, initial=0.1) if factor_levels else None
 
     def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
-        branch = self.project(functional.leaky_relu(self.expand(self.spatial(x)), LEAKY_SLOPE))
+        # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
+        in_place = torch.is_inference_mode_enabled()
+        branch = self.project(functional.leaky_relu(self.expand(self.spatial(x)), LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:
-            branch = branch * self.factor(rate)
-        return x + branch
+            factor = self.factor(rate)
+            branch = branch.mul_(factor) if in_place else branch * factor
+        return branch.add_(x) if in_place else x + branch
 
 
 class RateSequential(nn.Sequential):

@@ -27,7 +27,7 @@ class PartComplexity:
     kmac_per_pixel: float
 
 
-class _MeanPort:
+class MeanPort:
     """A symbol port that decodes every latent to its mean, at no cost."""
 
     def begin(self, scale: Scale) -> None:
@@ -59,7 +59,7 @@ def complexity_by_part(
         params = torch.empty(1, 2 * config.latent_channels, *latents.shape[-2:])
 
     def code_latents() -> None:
-        model.context.code_latents(params, _MeanPort(), rate, model.latent_log_gain(rate))
+        model.context.code_latents(params, MeanPort(), rate, model.latent_log_gain(rate))
         if as_published:
             model.context.cells[-1](params, params)
 

@@ -1,0 +1,134 @@
+"""Fresh processes, which alone show what memory a piece of work takes, and what the program's start costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcm_codec.benchmark.timing import Action
+from hpcm_codec.errors import HpcmError
+
+# A large picture may take long on a slow machine, but not for ever.
+CHILD_TIMEOUT = 1800.0
+SMALL = 64  # pixels, edge of the picture that a process warms up with
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a fresh process does: load the model, warm up on a tiny picture, and bring one file through the codec.
+
+    source, target: a picture file and a .hpcm file, or the other way round; the rest as `load_codec` and `Codec.encode` take it.
+    """
+
+    action: Action
+    source: str
+    target: str
+    quality: float
+    model: str
+    device: str = "auto"
+    threads: int | None = None
+    profile: str = "auto"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """seconds: of the codec alone; file_to_file: with reading and writing; stages: seconds of each of STAGES, of the same run.
+
+    peak_memory_bytes: at most resident in the process; device_memory_bytes: at most allocated on a GPU, None without one.
+    """
+
+    seconds: float
+    file_to_file: float
+    stages: dict[str, float]
+    peak_memory_bytes: int
+    device_memory_bytes: int | None
+    profile: str
+    identity: str
+
+
+def run_fresh(job: Job) -> Outcome:
+    """Do a job in a fresh process; raises HpcmError when that fails."""
+    what = f"the process that measures {job.action}"
+    child = _run([sys.executable, "-m", "hpcm_codec.benchmark.process", json.dumps(asdict(job))], what)
+    return Outcome(**json.loads(child.splitlines()[-1]))
+
+
+def seconds_from_the_shell(action: Action, source: Path, target: Path, model: str | None, device: str) -> float:
+    """Wall-clock seconds of one `hpcm encode` or `hpcm decode`, Python's start and all; raises HpcmError when it fails.
+
+    model: None for the default.
+    """
+    command = [sys.executable, "-m", "hpcm_codec", action, str(source), "-o", str(target), "-f", "--quiet"]
+    command += ["--device", device, *([] if model is None else ["--model", model])]
+    start = time.perf_counter()
+    _run(command, f"hpcm {action}")
+    return time.perf_counter() - start
+
+
+def _run(command: list[str], what: str) -> str:
+    # The child must find this very package, installed or not.
+    package = str(Path(__file__).resolve().parents[2])
+    found = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": found, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_TIMEOUT, env=environment)
+    except subprocess.TimeoutExpired as error:
+        raise HpcmError(f"{what} took longer than {CHILD_TIMEOUT:g} s") from error
+    if child.returncode:
+        last = child.stderr.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
+        raise HpcmError(f"{what} failed: {last[0]}")
+    return child.stdout
+
+
+def _work(job: Job) -> Outcome:
+    """What the fresh process does."""
+    import numpy as np
+    import torch
+
+    from hpcm_codec.benchmark.meter import Meter
+    from hpcm_codec.benchmark.stages import STAGES, stages_watched
+    from hpcm_codec.benchmark.timing import clock, go, waiter
+    from hpcm_codec.codec import load_codec
+    from hpcm_codec.evaluation.machine import peak_memory_of_this_process
+    from hpcm_codec.images import Picture
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    codec = load_codec(job.model, job.device, job.profile)
+    tiny = codec.encode(Picture(np.zeros((SMALL, SMALL, 3), np.uint8)))
+    if job.action == "decode":
+        codec.decode(tiny)
+    on_gpu = codec.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(codec.device)
+    meter = Meter(clock(waiter(str(codec.device))))
+    with stages_watched(codec, meter):
+        go(job.action, codec, Path(job.source), Path(job.target), job.quality, meter, "other")
+    whole = sum(meter.charged.values())
+    return Outcome(
+        seconds=whole - meter.charged["read"] - meter.charged["write"],
+        file_to_file=whole,
+        stages={stage: meter.charged.get(stage, 0.0) for stage in STAGES},
+        peak_memory_bytes=peak_memory_of_this_process(),
+        device_memory_bytes=torch.cuda.max_memory_allocated(codec.device) if on_gpu else None,
+        profile=codec.profile,
+        identity=codec.identity.hex(),
+    )
+
+
+def _main(text: str) -> None:
+    try:
+        outcome: dict[str, Any] = asdict(_work(Job(**json.loads(text))))
+    except HpcmError as error:
+        sys.exit(str(error))
+    print(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

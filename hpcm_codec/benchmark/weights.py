@@ -1,0 +1,35 @@
+"""Weights for a network that nobody has trained: the right shapes and plausible magnitudes, so that times and memory can be measured.
+
+What such a network makes of a picture is meaningless, and so is the size of its files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hpcm_codec.checkpoints import save_checkpoint, shipped_checkpoints
+from hpcm_codec.model.config import PRESETS, preset
+from hpcm_codec.model.hpcm import HPCM
+
+SEED = 0
+
+
+def is_untrained(model: str) -> bool:
+    """Whether a name is that of a preset no checkpoint is shipped for."""
+    return model in PRESETS and model not in shipped_checkpoints()
+
+
+def random_checkpoint(name: str, folder: Path) -> Path:
+    """A checkpoint of a preset in that folder: torch's initial weights under a fixed seed, float32, without an exact profile.
+
+    Raises UnsupportedError when there is no such preset.
+    """
+    config = preset(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = HPCM(config)
+    path = folder / f"{name}.safetensors"
+    save_checkpoint(path, config, model.state_dict(), {"random weights of seed": SEED})
+    return path
