@@ -71,7 +71,8 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen() -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_taking_the_clock_away_leaves_the_codec_as_it_was() -> None:
     from hpcm_codec.codec import load_codec
-    from hpcm_codec.entropy.range_coder import RangeDecoder, RangeEncoder
+    from hpcm_codec.entropy.range_coder import RangeEncoder
+    from hpcm_codec.entropy.range_decoder import RangeDecoder
 
     codec = load_codec(device="cpu")
     picture = Picture(speed.synthetic_photograph(64, 64))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hpcm_codec.container import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.entropy.distributions import scale_index
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeDecoder, RangeEncoder
+from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeEncoder
+from hpcm_codec.entropy.range_decoder import RangeDecoder
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
@@ -120,8 +121,7 @@ class DecoderPort:
             return torch.zeros_like(levels, dtype=torch.int32)
         assert self._stream is not None
         if self._decoder is None:
-            # No scale has more than 8 steps of this size.
-            self._decoder = RangeDecoder(self._tables, self._stream, most=schedule.GROUPS * levels.numel())
+            self._decoder = RangeDecoder(self._tables, self._stream)
         symbols = self._decoder.decode(_table_indexes(levels))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
         if self._record is not None:

@@ -95,7 +95,8 @@ def stages_wrapped(codec: Codec, clock: StageClock) -> Iterator[None]:
     Not for several threads: it wraps functions that all codecs share.
     """
     from hpcm_codec import container
-    from hpcm_codec.entropy.range_coder import RangeDecoder, RangeEncoder
+    from hpcm_codec.entropy.range_coder import RangeEncoder
+    from hpcm_codec.entropy.range_decoder import RangeDecoder
 
     context = codec.model if codec.profile == "float" else codec.exact
     places: list[tuple[Any, str, str]] = [
