@@ -115,7 +115,9 @@ def with_both(monkeypatch: pytest.MonkeyPatch, stream: bytes, indexes: np.ndarra
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_both_decoders_read_the_same_of_sound_and_of_damaged_streams(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_decoders_read_the_same_of_sound_and_of_damaged_streams(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = np.random.default_rng(seed)
     indexes = generator.integers(0, SCALE_LEVELS, 2000).astype(np.int32)
     symbols = (generator.standard_t(1, 2000) * 5).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
