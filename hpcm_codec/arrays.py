@@ -1,9 +1,9 @@
 """Pictures as numpy arrays and torch tensors: what `encode` takes besides files and Pillow images, and what `decode` gives.
 
-|             | shape | samples                            | channels                                     |
-|-------------|-------|------------------------------------|----------------------------------------------|
-| numpy array | H×W×C, or H×W for grey | uint8, or floating point in [0, 1] | C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA |
-| torch tensor| C×H×W | uint8, or floating point in [0, 1] | the same                                     |
+|              | shape                  | samples                            | channels                                    |
+|--------------|------------------------|------------------------------------|---------------------------------------------|
+| numpy array  | H×W×C, or H×W for grey | uint8, or floating point in [0, 1] | C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA |
+| torch tensor | C×H×W                  | uint8, or floating point in [0, 1] | the same                                    |
 
 Alpha is 0 (transparent) .. 255 (opaque), not premultiplied. Floating point samples are rounded to the nearest of 256 levels. What is
 given out is always uint8, with the channels of the file: H×W×C or C×H×W, on the CPU, memory of its own.

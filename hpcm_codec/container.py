@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import binascii
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +82,8 @@ class Header:
 class TileStreams:
     """One tile's entropy-coded payloads, coarse to fine, and the check (0 .. 65535) over all its decoded symbols.
 
-    A payload is None where a file read with `allow_truncated` did not bring it whole and sound.
+    A payload is None where a file read with `allow_truncated` did not bring it whole and sound. begun: what there is of the one
+    payload in which such a file ends, where that is the first of this tile's that is None; no check vouches for it.
     """
 
     hyper: bytes | None
@@ -90,6 +91,7 @@ class TileStreams:
     s2: bytes | None
     s3: bytes | None
     symbol_check: int
+    begun: bytes | None = None
 
     @property
     def payloads(self) -> tuple[bytes | None, ...]:
@@ -210,9 +212,13 @@ def parse_stream(
     absent: list[bytes | None] = [None] * (len(SCALES) * count - len(contents.payloads))
     payloads = contents.payloads + absent
     by_scale = (payloads[scale * count : (scale + 1) * count] for scale in range(len(SCALES)))
-    tiles = tuple(map(TileStreams, *by_scale, contents.head.symbol_checks))
+    tiles = list(map(TileStreams, *by_scale, contents.head.symbol_checks))
+    if contents.begun is not None:
+        scale_number, tile, payload = contents.begun
+        if None not in tiles[tile].payloads[:scale_number]:
+            tiles[tile] = replace(tiles[tile], begun=payload)
     return HpcmStream(
-        contents.head.header, tiles, contents.sound_extensions, tuple(problem.reason for problem in problems)
+        contents.head.header, tuple(tiles), contents.sound_extensions, tuple(problem.reason for problem in problems)
     )
 
 
@@ -266,6 +272,7 @@ class _Contents:
     chunks: list[ChunkInfo] = field(default_factory=list)
     extensions: dict[int, bytes | None] = field(default_factory=dict)
     payloads: list[bytes | None] = field(default_factory=list)  # scale-major, the order of the file
+    begun: tuple[int, int, bytes] | None = None  # scale, tile, and what there is of the payload in which the file ends
     missing: int = 0  # bytes, where the file is too short
     trailing: int = 0  # bytes after the end
     framing_error: CorruptStreamError | None = None  # the extensions could not be walked through
@@ -335,6 +342,8 @@ def _examine(
             payload, check = chunk[: lengths[scale]], chunk[lengths[scale] :]
             sound = len(check) == CRC_BYTES and zlib.crc32(payload, head.crc) == int.from_bytes(check, "little")
             contents.payloads.append(bytes(payload) if sound else None)
+            if 0 < len(chunk) < size:
+                contents.begun = scale, tile, bytes(payload)
             contents.chunks.append(ChunkInfo(f"{scale_name} of tile {tile}", position, size, sound))
             contents.confirmed |= sound
             position += size

@@ -1,8 +1,15 @@
 """Pillow reads and writes .hpcm once this module is imported.
 
+>>> import io
 >>> import hpcm_codec.pillow
 >>> from PIL import Image
->>> Image.open("photo.hpcm").convert("L").save("grey.hpcm", quality=70)  # doctest: +SKIP
+>>> file = io.BytesIO()  # or a path that ends in .hpcm
+>>> Image.new("RGB", (60, 40), "teal").save(file, "HPCM", quality=70)
+>>> image = Image.open(file)
+>>> image.size, image.mode, image.info["quality"]  # nothing is decoded yet
+((60, 40), 'RGB', 70.0)
+>>> image.getpixel((30, 20))[0] < 40
+True
 
 `open` reads no further than the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp) are
 known at once, pixels are decoded when they are first needed; `verify` decodes them and checks every byte. `save` takes quality (0 to
