@@ -38,7 +38,7 @@ def test_the_readme_shows_the_progressive_picture_and_the_command_that_makes_it(
 
 @pytest.mark.parametrize(
     ("shares", "status", "told"),
-    [("10,100", 0, "100% of the file:"), ("0,5", 2, "percentages"), ("x", 2, "percentages")],
+    [("60,100", 0, "100% of the file:"), ("0,5", 2, "percentages"), ("x", 2, "percentages")],
 )
 def test_the_progressive_picture_can_be_made(root: Path, tmp_path: Path, shares: str, status: int, told: str) -> None:
     Image.fromarray(small_photograph(120, 90)).save(tmp_path / "photo.png")
