@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from hpcm_codec.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
+from hpcm_codec.bands import region_in
 from hpcm_codec.checkpoints import DEFAULT_MODEL, shipped_checkpoints
 from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
@@ -17,71 +21,147 @@ from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_t
 from hpcm_codec.memory import check, decoding_bytes, encoding_bytes
 from hpcm_codec.shipped import shipped_name
 
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+Output = Literal["pil", "numpy", "torch"]
+Region = tuple[int, int, int, int]
 
 
 def encode(
     image: ImageLike,
     quality: float = DEFAULT_QUALITY,
-    model: str = DEFAULT_MODEL,
+    model: str | Codec = DEFAULT_MODEL,
     *,
     device: str = "auto",
     profile: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
     memory: int | None = None,
 ) -> bytes:
     """An image as the bytes of a .hpcm file.
 
-    image:   a path, a Pillow image, or a numpy array of uint8: H×W×3 (RGB), H×W×4 (RGBA), H×W or H×W×1 (grey).
-    quality: 0 (smallest) to 100.
-    model:   a checkpoint's name or path.
-    device:  "cpu", "cuda", or "auto" for CUDA where there is one.
-    profile: "exact" (the file decodes on every machine), "float", or "auto" for exact where the checkpoint has it.
-    memory:  the most bytes that the program may take for a picture from a path; None is a quarter of the machine's.
-    Raises HpcmError: FileError for what cannot be read, MemoryLimitError for what would take more memory, UsageError for arguments that
-    make no sense.
+    image:      a path; a Pillow image of any mode; a numpy array H×W×C or H×W, or a torch tensor C×H×W (on any device), of uint8 or of
+                floating point samples in [0, 1], C = 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
+    quality:    0 (smallest) to 100, in half steps.
+    model:      a checkpoint's name or path, or a Codec that is loaded already (which has its device and profile).
+    device:     "cpu", "cuda", or "auto" for CUDA where there is one.
+    profile:    "exact" (the file decodes on every machine), "float", or "auto" for exact where the checkpoint has it.
+    max_pixels: larger pictures are refused, those from a path before memory is taken for them.
+    memory:     the most bytes that the program may take for a picture from a path; None is a quarter of the machine's.
+    Raises HpcmError: FileError for what cannot be read or is too large, MemoryLimitError for what would take more memory, UsageError
+    for arguments that make no sense, other shapes, dtypes and ranges among them.
+
+    >>> import numpy as np
+    >>> from hpcm_codec import decode, encode
+    >>> grey = encode(np.full((40, 60), 0.5), quality=20)  # H×W, floating point
+    >>> decode(grey, output="numpy").shape
+    (40, 60, 1)
     """
-    codec = kept_codec(model, device, profile)
+    codec = model if isinstance(model, Codec) else kept_codec(model, device, profile)
     if not isinstance(image, (str, os.PathLike)):
-        return codec.encode(as_picture(image), quality)
+        picture = as_picture(image)
+        if picture.width * picture.height > max_pixels:
+            raise UsageError(f"a picture of {picture.width}×{picture.height} pixels is above the limit of {max_pixels}")
+        return codec.encode(picture, quality)
 
     def afford(width: int, height: int, held: int) -> None:
         check(f"encoding {width}×{height} pixels", encoding_bytes(width, height, held), memory, "allow more memory")
 
-    with open_picture(image, afford=afford) as picture:
-        return codec.encode(picture, quality)
+    with open_picture(image, max_pixels=max_pixels, afford=afford) as source:
+        return codec.encode(source, quality)
 
 
+@overload
 def decode(
     data: bytes,
-    model: str | None = None,
+    model: str | Codec | None = None,
     *,
+    output: Literal["pil"] = "pil",
     device: str = "auto",
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    region: tuple[int, int, int, int] | None = None,
+    region: Region | None = None,
     scale: str = FINEST_SCALE,
+    partial: bool = False,
     memory: int | None = None,
-) -> Image.Image:
-    """The picture of a .hpcm file's bytes: a Pillow image of mode L, LA, RGB or RGBA, metadata in its `info`.
+) -> Image.Image: ...
+@overload
+def decode(
+    data: bytes,
+    model: str | Codec | None = None,
+    *,
+    output: Literal["numpy"],
+    device: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    region: Region | None = None,
+    scale: str = FINEST_SCALE,
+    partial: bool = False,
+    memory: int | None = None,
+) -> NDArray[np.uint8]: ...
+@overload
+def decode(
+    data: bytes,
+    model: str | Codec | None = None,
+    *,
+    output: Literal["torch"],
+    device: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    region: Region | None = None,
+    scale: str = FINEST_SCALE,
+    partial: bool = False,
+    memory: int | None = None,
+) -> Tensor: ...
+def decode(
+    data: bytes,
+    model: str | Codec | None = None,
+    *,
+    output: Output = "pil",
+    device: str = "auto",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    region: Region | None = None,
+    scale: str = FINEST_SCALE,
+    partial: bool = False,
+    memory: int | None = None,
+) -> Image.Image | NDArray[np.uint8] | Tensor:
+    """The picture of a .hpcm file's bytes.
 
-    model:      a checkpoint's name or path; None takes the one the file names, if it is shipped.
+    model:      a checkpoint's name or path, or a loaded Codec; None takes the one the file names, if it is shipped.
+    output:     "pil": a Pillow image of mode L, LA, RGB or RGBA, with ICC profile, EXIF and XMP in its `info`; "numpy": an array H×W×C;
+                "torch": a tensor C×H×W on the CPU; both uint8, C = 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
+    device:     where the model runs: "cpu", "cuda", or "auto" for CUDA where there is one.
     max_pixels: larger pictures are refused before memory is taken for them.
     region:     x, y, width, height in pixels: only this part, decoded from the tiles it touches; the same as the crop of the whole.
     scale:      "hyper", "s1", "s2" or "s3": the finest one to decode. Finer chunks of the file need not have arrived.
+    partial:    make the best of data that was cut short or damaged, instead of raising; `Codec.decode` also says what is missing.
     memory:     the most bytes that the program may take; None is a quarter of the machine's.
     Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's or a newer format's, MemoryLimitError for
-    what would take more memory, UsageError for a region that is not inside the picture.
+    what would take more memory, UsageError for a region that is not inside the picture and other arguments that make no sense.
+
+    >>> import torch
+    >>> from hpcm_codec import decode, encode
+    >>> data = encode(torch.rand(3, 64, 96), quality=50)  # C×H×W in [0, 1]
+    >>> decode(data).size, decode(data, output="torch").shape
+    ((96, 64), torch.Size([3, 64, 96]))
+    >>> decode(data, output="numpy", region=(10, 20, 30, 40)).shape
+    (40, 30, 3)
+    >>> decode(data[:-10], partial=True).mode  # a file that was cut short
+    'RGB'
     """
+    if output not in ("pil", "numpy", "torch"):
+        raise UsageError(f"there is no output {output!r}", advice="use pil, numpy or torch")
     header = parse_header(data, max_pixels)
-    width, height = (header.width, header.height) if region is None else region[2:]
-    held = 8 * width * height + 2 * len(data)  # the Pillow image, and room for transparency
+    area = header.grid[0].picture_pixels if region is None else region_in(*region, header.grid)
+    width, height = area.width, area.height
+    held = 8 * width * height + 2 * len(data)  # the result, and room for transparency
     check(
         f"decoding {width}×{height} pixels",
         decoding_bytes(width, height, held),
         memory,
         "allow more, or decode a region",
     )
-    codec = codec_for(data, model, device, max_pixels)
-    return picture_to_pil(codec.decode_strips(data, max_pixels, scale=scale, region=region))
+    codec = model if isinstance(model, Codec) else codec_for(data, model, device, max_pixels)
+    strips = codec.decode_strips(data, max_pixels, partial, scale, region)
+    if output == "pil":
+        return picture_to_pil(strips)
+    picture = strips.whole()
+    return array_of(picture) if output == "numpy" else tensor_of(picture)
 
 
 def as_picture(image: ImageLike) -> Picture:
@@ -90,16 +170,11 @@ def as_picture(image: ImageLike) -> Picture:
         return read_picture(image)
     if isinstance(image, Image.Image):
         return picture_from_pil(image)
-    if not isinstance(image, np.ndarray):
-        raise UsageError(f"an image is a path, a Pillow image or a numpy array, not {type(image).__name__}")
-    if image.dtype != np.uint8:
-        raise UsageError(f"an image array holds uint8 samples, not {image.dtype}")
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise UsageError(f"an image array is H×W×3, H×W×4, H×W×1 or H×W, not {'×'.join(map(str, image.shape))}")
-    alpha = np.ascontiguousarray(image[..., 3]) if image.shape[2] == 4 else None
-    return Picture(np.require(image[..., : min(3, image.shape[2])], requirements=["C", "W"]), alpha)
+    if isinstance(image, np.ndarray):
+        return picture_from_array(image)
+    if isinstance(image, Tensor):
+        return picture_from_tensor(image)
+    raise UsageError(f"an image is a path, a Pillow image, a numpy array or a torch tensor, not {type(image).__name__}")
 
 
 @cache

@@ -50,6 +50,13 @@ class Codec:
     device:  "cpu", "cuda", or "auto" for CUDA where there is one.
     profile: how files are encoded: "exact" (probabilities in integers: they decode on every machine), "float", or "auto" for exact
              where the checkpoint has it. Decoding follows the file.
+
+    >>> import numpy as np
+    >>> from hpcm_codec import Picture, decode, encode, load_codec
+    >>> codec = load_codec(device="cpu")
+    >>> data = codec.encode(Picture(np.zeros((20, 30, 3), np.uint8)), quality=30)
+    >>> codec.decode(data).pixels.shape, decode(data, codec).size
+    ((20, 30, 3), (30, 20))
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto", profile: str = "auto") -> None:
@@ -181,7 +188,8 @@ class Codec:
         """The picture of a .hpcm file.
 
         partial: make the best of a file that was cut short or damaged; notices say what is missing. What has not
-                 arrived of a tile's scales takes the values that the model predicts.
+                 arrived of a tile's scales takes the values that the model predicts; a chunk in which the file ends is
+                 read as far as it goes.
         scale:   "hyper", "s1", "s2" or "s3": the finest one to decode; the others take the values that the model predicts.
         Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format, UsageError for a scale
         that there is not.
@@ -277,7 +285,7 @@ class Codec:
         record: Callable[[NDArray[np.int32]], None] | None = None,
     ) -> Tensor:
         payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
-        port = DecoderPort(payloads, self._tables, self.device, record)
+        port = DecoderPort(payloads, self._tables, self.device, record, streams.begun)
         height, width = (side // LATENTS_PER_UNIT for side in (tile.latents.height, tile.latents.width))
         shape = (1, self.config.hyper_channels, height, width)
         decoded = self._walk(header, port, lambda levels, _: port.code_hyper(shape, levels))

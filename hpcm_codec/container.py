@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import binascii
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.errors import CorruptStreamError, UnsupportedError
+from hpcm_codec.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
+from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError
 from hpcm_codec.tiling import TileGrid
 
 MAGIC = b"HPC"
@@ -34,8 +35,6 @@ FORMAT_VERSION = 1
 FLAG_GREY, FLAG_EXTENSIONS, FLAG_FLOAT_PROFILE, FLAG_RESERVED = 0x10, 0x20, 0x40, 0x80
 LARGEST_QUALITY_CODE = 200  # quality 100 in half steps
 CHECKPOINT_ID_BYTES = 8
-LARGEST_NUMBER = 2**31 - 1  # of a varint: picture sides and payload lengths
-LONGEST_VARINT = 5
 CRC_BYTES = 4
 SMALLEST_TILE_ENTRY = 6  # four one-byte lengths and the symbol check
 DEFAULT_MAX_PIXELS = 2**28
@@ -46,7 +45,6 @@ EXTENSION_NAMES = {ALPHA: "alpha", ICC: "ICC profile", EXIF: "EXIF", XMP: "XMP"}
 SCALES = ("hyper", "s1", "s2", "s3")
 
 SYMBOL_CHECK_START = 0xFFFF
-DAMAGED = "get the file again from where it came from"
 CUT_ADVICE = "get the rest of the file, or decode what arrived with --partial"
 
 Bytes = bytes | bytearray | memoryview
@@ -84,7 +82,8 @@ class Header:
 class TileStreams:
     """One tile's entropy-coded payloads, coarse to fine, and the check (0 .. 65535) over all its decoded symbols.
 
-    A payload is None where a file read with `allow_truncated` did not bring it whole and sound.
+    A payload is None where a file read with `allow_truncated` did not bring it whole and sound. begun: what there is of the one
+    payload in which such a file ends, where that is the first of this tile's that is None; no check vouches for it.
     """
 
     hyper: bytes | None
@@ -92,6 +91,7 @@ class TileStreams:
     s2: bytes | None
     s3: bytes | None
     symbol_check: int
+    begun: bytes | None = None
 
     @property
     def payloads(self) -> tuple[bytes | None, ...]:
@@ -144,7 +144,7 @@ def write_stream(stream: HpcmStream) -> bytes:
     for kind, payload in sorted(stream.extensions.items()):
         if not 1 <= kind <= 255:
             raise ValueError(f"extension type {kind} is not in 1 .. 255")
-        framed = bytes([kind]) + _varint(len(payload)) + payload
+        framed = bytes([kind]) + varint_bytes(len(payload)) + payload
         parts += [framed, zlib.crc32(framed, seed).to_bytes(CRC_BYTES, "little")]
     if stream.extensions:
         parts.append(b"\0")
@@ -171,10 +171,10 @@ def _header_bytes(header: Header, tiles: tuple[TileStreams, ...], has_extensions
     )
     written = bytearray(MAGIC)
     written += bytes([FORMAT_VERSION | flags, header.quality_code])
-    written += header.checkpoint_id + _varint(header.width) + _varint(header.height)
+    written += header.checkpoint_id + varint_bytes(header.width) + varint_bytes(header.height)
     for tile in tiles:
         for payload in tile.payloads:
-            written += _varint(len(_present(payload)))
+            written += varint_bytes(len(_present(payload)))
         if not 0 <= tile.symbol_check <= 0xFFFF:
             raise ValueError(f"symbol check {tile.symbol_check} does not fit 16 bits")
         written += tile.symbol_check.to_bytes(2, "little")
@@ -185,18 +185,6 @@ def _present(payload: bytes | None) -> bytes:
     if payload is None:
         raise ValueError("a stream with missing chunks cannot be written")
     return payload
-
-
-def _varint(number: int) -> bytes:
-    """Unsigned LEB128: seven bits a byte, lowest first, the top bit set on all bytes but the last."""
-    if not 0 <= number <= LARGEST_NUMBER:
-        raise ValueError(f"{number} is not in 0 .. {LARGEST_NUMBER}")
-    written = bytearray()
-    while number > 0x7F:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading
@@ -218,19 +206,20 @@ def parse_stream(
     problems = contents.problems()
     if problems and not (allow_truncated and contents.confirmed):
         raise problems[0]
-    for kind, payload in contents.extensions.items():
-        if kind not in EXTENSION_NAMES and kind < FIRST_SKIPPABLE and payload is not None:
-            raise UnsupportedError(
-                f"needs an extension this build does not know (type {kind})", advice="update hpcm-codec"
-            )
+    contents.refuse_unknown()
     count = len(contents.head.symbol_checks)
     # those that were not looked for; all of them where broken extensions hide where the picture data starts
     absent: list[bytes | None] = [None] * (len(SCALES) * count - len(contents.payloads))
     payloads = contents.payloads + absent
     by_scale = (payloads[scale * count : (scale + 1) * count] for scale in range(len(SCALES)))
-    tiles = tuple(map(TileStreams, *by_scale, contents.head.symbol_checks))
-    extensions = {kind: payload for kind, payload in contents.extensions.items() if payload is not None}
-    return HpcmStream(contents.head.header, tiles, extensions, tuple(problem.reason for problem in problems))
+    tiles = list(map(TileStreams, *by_scale, contents.head.symbol_checks))
+    if contents.begun is not None:
+        scale_number, tile, payload = contents.begun
+        if None not in tiles[tile].payloads[:scale_number]:
+            tiles[tile] = replace(tiles[tile], begun=payload)
+    return HpcmStream(
+        contents.head.header, tuple(tiles), contents.sound_extensions, tuple(problem.reason for problem in problems)
+    )
 
 
 def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
@@ -242,6 +231,18 @@ def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     if contents.disproved:
         raise contents.problems()[0]
     return contents.head.header
+
+
+def parse_opening(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Header, dict[int, bytes]]:
+    """Header and extensions of a file of which (at least) everything up to its first chunk of picture data is there.
+
+    Raises as `parse_stream`; CutShortError when that much is not there.
+    """
+    contents = _examine(memoryview(data), max_pixels, stop_when_confirmed=True)
+    if contents.framing_error is not None or contents.damaged or not contents.confirmed:
+        raise contents.problems()[0]
+    contents.refuse_unknown()
+    return contents.head.header, contents.sound_extensions
 
 
 def describe_stream(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[ChunkInfo]:
@@ -271,6 +272,7 @@ class _Contents:
     chunks: list[ChunkInfo] = field(default_factory=list)
     extensions: dict[int, bytes | None] = field(default_factory=dict)
     payloads: list[bytes | None] = field(default_factory=list)  # scale-major, the order of the file
+    begun: tuple[int, int, bytes] | None = None  # scale, tile, and what there is of the payload in which the file ends
     missing: int = 0  # bytes, where the file is too short
     trailing: int = 0  # bytes after the end
     framing_error: CorruptStreamError | None = None  # the extensions could not be walked through
@@ -287,6 +289,18 @@ class _Contents:
         """Chunks arrived, and not one of them agrees with the header."""
         return bool(self.damaged) and not self.confirmed
 
+    @property
+    def sound_extensions(self) -> dict[int, bytes]:
+        return {kind: payload for kind, payload in self.extensions.items() if payload is not None}
+
+    def refuse_unknown(self) -> None:
+        """Raise UnsupportedError for a sound extension that must not be ignored, and that we do not know."""
+        for kind in self.sound_extensions:
+            if kind not in EXTENSION_NAMES and kind < FIRST_SKIPPABLE:
+                raise UnsupportedError(
+                    f"needs an extension this build does not know (type {kind})", advice="update hpcm-codec"
+                )
+
     def problems(self) -> list[CorruptStreamError]:
         """Everything that is wrong, worst first."""
         found: list[CorruptStreamError] = []
@@ -296,19 +310,15 @@ class _Contents:
             found.append(self.framing_error)
         if self.missing:
             found.append(
-                CorruptStreamError(
-                    f"cut short: {_bytes(self.missing)} missing", advice=CUT_ADVICE if self.confirmed else DAMAGED
+                CutShortError(
+                    f"cut short: {counted(self.missing)} missing", advice=CUT_ADVICE if self.confirmed else DAMAGED
                 )
             )
         for chunk in self.damaged:
             found.append(CorruptStreamError(f"damaged: the CRC-32 of {chunk.name} differs", advice=DAMAGED))
         if self.trailing:
-            found.append(CorruptStreamError(f"{_bytes(self.trailing)} too many after the end", advice=DAMAGED))
+            found.append(CorruptStreamError(f"{counted(self.trailing)} too many after the end", advice=DAMAGED))
         return found
-
-
-def _bytes(count: int) -> str:
-    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 def _examine(
@@ -321,7 +331,7 @@ def _examine(
     position = head.size
     try:
         if head.has_extensions:
-            position = _examine_extensions(_Reader(data, position), contents)
+            position = _examine_extensions(ByteReader(data, position), contents)
     except CorruptStreamError as error:
         contents.framing_error = error
         return contents
@@ -332,6 +342,8 @@ def _examine(
             payload, check = chunk[: lengths[scale]], chunk[lengths[scale] :]
             sound = len(check) == CRC_BYTES and zlib.crc32(payload, head.crc) == int.from_bytes(check, "little")
             contents.payloads.append(bytes(payload) if sound else None)
+            if 0 < len(chunk) < size:
+                contents.begun = scale, tile, bytes(payload)
             contents.chunks.append(ChunkInfo(f"{scale_name} of tile {tile}", position, size, sound))
             contents.confirmed |= sound
             position += size
@@ -342,7 +354,7 @@ def _examine(
     return contents
 
 
-def _examine_extensions(reader: _Reader, contents: _Contents) -> int:
+def _examine_extensions(reader: ByteReader, contents: _Contents) -> int:
     """Note every extension chunk in `contents`; returns where the picture data starts. Raises when the chain of chunks is broken."""
     previous = 0
     while True:
@@ -369,7 +381,7 @@ def _read_head(data: memoryview, max_pixels: int) -> _Head:
         raise CorruptStreamError("not a .hpcm file: it is empty")
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise CorruptStreamError("not a .hpcm file", advice="check that it was made by `hpcm encode`")
-    reader = _Reader(data, min(len(MAGIC), len(data)))
+    reader = ByteReader(data, min(len(MAGIC), len(data)))
     version_and_flags = reader.number(1, "the header")
     version, flags = version_and_flags & 0x0F, version_and_flags & 0xF0
     if version > FORMAT_VERSION:
@@ -414,39 +426,3 @@ def _read_head(data: memoryview, max_pixels: int) -> _Head:
         reader.position,
         zlib.crc32(data[: reader.position]),
     )
-
-
-class _Reader:
-    """A place in the data that moves forward and refuses to pass its end."""
-
-    def __init__(self, data: memoryview, position: int) -> None:
-        self.data = data
-        self.position = position
-
-    def require(self, count: int, part: str) -> None:
-        missing = self.position + count - len(self.data)
-        if missing > 0:
-            raise CorruptStreamError(f"cut short in {part}: at least {_bytes(missing)} missing", advice=DAMAGED)
-
-    def take(self, count: int, part: str) -> memoryview:
-        self.require(count, part)
-        self.position += count
-        return self.data[self.position - count : self.position]
-
-    def number(self, size: int, part: str) -> int:
-        return int.from_bytes(self.take(size, part), "little")
-
-    def varint(self, part: str) -> int:
-        number = 0
-        for place in range(LONGEST_VARINT):
-            byte = self.number(1, part)
-            number |= (byte & 0x7F) << (7 * place)
-            if byte < 0x80:
-                if byte == 0 and place > 0:
-                    raise CorruptStreamError(f"damaged: a number in {part} is not in its shortest form", advice=DAMAGED)
-                break
-        else:
-            raise CorruptStreamError(f"damaged: a number in {part} is too long", advice=DAMAGED)
-        if number > LARGEST_NUMBER:
-            raise CorruptStreamError(f"damaged: a number in {part} is above {LARGEST_NUMBER}", advice=DAMAGED)
-        return number

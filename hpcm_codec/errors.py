@@ -69,6 +69,10 @@ class CorruptStreamError(HpcmError):
     exit_status = 3
 
 
+class CutShortError(CorruptStreamError):
+    """The data ends before the stream does; more of it may help."""
+
+
 class UnsupportedError(HpcmError):
     """The data is sound but needs a newer format version, another checkpoint or model, or a chunk this build does not know."""
 

@@ -1,12 +1,20 @@
 """Pillow reads and writes .hpcm once this module is imported.
 
+>>> import io
 >>> import hpcm_codec.pillow
 >>> from PIL import Image
->>> Image.open("photo.hpcm").convert("L").save("grey.hpcm", quality=70)  # doctest: +SKIP
+>>> file = io.BytesIO()  # or a path that ends in .hpcm
+>>> Image.new("RGB", (60, 40), "teal").save(file, "HPCM", quality=70)
+>>> image = Image.open(file)
+>>> image.size, image.mode, image.info["quality"]  # nothing is decoded yet
+((60, 40), 'RGB', 70.0)
+>>> image.getpixel((30, 20))[0] < 40
+True
 
-`open` reads the file and checks its bytes, but runs no model: size, mode and metadata are known at once, pixels are
-decoded when they are first needed. `save` takes quality (0 to 100), model, icc_profile, exif and xmp. Damaged or foreign
-files raise HpcmError with the reason.
+`open` reads no further than the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp) are
+known at once, pixels are decoded when they are first needed; `verify` decodes them and checks every byte. `save` takes quality (0 to
+100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF says. Damaged or foreign files raise HpcmError with
+the reason, in `open` where it shows in what is read there.
 """
 
 from __future__ import annotations
@@ -17,12 +25,13 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 from hpcm_codec import container
-from hpcm_codec.errors import HpcmError
+from hpcm_codec.errors import CutShortError, HpcmError
 from hpcm_codec.images import EXIF_PREFIX, Picture, picture_from_pil, picture_to_pil
 
 FORMAT = "HPCM"
 EXTENSION = ".hpcm"
 MEDIA_TYPE = "image/x-hpcm"
+FIRST_READ = 1 << 14  # bytes; headers without large metadata or transparency are far smaller
 
 
 class HpcmImageFile(ImageFile.ImageFile):
@@ -33,12 +42,11 @@ class HpcmImageFile(ImageFile.ImageFile):
 
     def _open(self) -> None:
         assert self.fp is not None
-        self._data: bytes | None = self.fp.read()
+        self._decoded = False
         try:
-            stream = container.parse_stream(self._data)
+            header, extensions = _opening_of(self.fp)
         except HpcmError as error:
-            raise (error.in_file(os.fsdecode(self.filename)) if self.filename else error) from error.__cause__
-        header, extensions = stream.header, stream.extensions
+            raise self._named(error) from error.__cause__
         self._size = (header.width, header.height)
         self._mode = ("L" if header.grey else "RGB") + ("A" if container.ALPHA in extensions else "")
         exif = extensions.get(container.EXIF)
@@ -52,15 +60,19 @@ class HpcmImageFile(ImageFile.ImageFile):
         self.tile = []
 
     def load(self) -> Any:
-        """Decode the pixels, once."""
-        if self._data is not None:
+        """Decode the pixels, once. Raises HpcmError for what is damaged."""
+        if not self._decoded:
             from hpcm_codec.api import codec_for
 
-            data = self._data
-            decoded = picture_to_pil(codec_for(data).decode_strips(data))
-            self.im = decoded.im
-            self._data = None
-            if self._exclusive_fp and self.fp is not None:
+            assert self.fp is not None
+            self.fp.seek(0)
+            data = self.fp.read()
+            try:
+                self.im = picture_to_pil(codec_for(data).decode_strips(data)).im
+            except HpcmError as error:
+                raise self._named(error) from error.__cause__
+            self._decoded = True
+            if self._exclusive_fp:
                 self.fp.close()
             self.fp = None
         return super().load()
@@ -68,6 +80,23 @@ class HpcmImageFile(ImageFile.ImageFile):
     def verify(self) -> None:
         """Decode the whole file, symbol checks included; raises HpcmError when anything is wrong."""
         self.load()
+
+    def _named(self, error: HpcmError) -> HpcmError:
+        return error.in_file(os.fsdecode(self.filename)) if self.filename else error
+
+
+def _opening_of(file: IO[bytes]) -> tuple[container.Header, dict[int, bytes]]:
+    """Header and extensions; reads as much as they need, twice that at the most."""
+    data, wanted = b"", FIRST_READ
+    while True:
+        more = file.read(wanted - len(data))
+        data += more
+        try:
+            return container.parse_opening(data)
+        except CutShortError:
+            if len(data) < wanted:  # the file has ended
+                raise
+        wanted *= 2
 
 
 def _accept(prefix: bytes) -> bool:
@@ -80,17 +109,25 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     from hpcm_codec.codec import DEFAULT_QUALITY
 
     asked = image.encoderinfo
-    picture = picture_from_pil(image)
-    exif = asked.get("exif", picture.exif)
+    exif = asked.get("exif")
     if isinstance(exif, Image.Exif):
         exif = exif.tobytes()
+    # what is given for the file describes these pixels, their orientation included
+    picture = picture_from_pil(_with_exif(image, exif) if exif else image)
     metadata: dict[str, Any] = {
         "icc": asked.get("icc_profile", picture.icc) or None,
-        "exif": exif.removeprefix(EXIF_PREFIX) if exif else None,
+        "exif": picture.exif if exif or "exif" not in asked else None,
         "xmp": asked.get("xmp", picture.xmp) or None,
     }
     codec = kept_codec(asked.get("model", DEFAULT_MODEL))
     file.write(codec.encode(Picture(picture.pixels, picture.alpha, **metadata), asked.get("quality", DEFAULT_QUALITY)))
+
+
+def _with_exif(image: Image.Image, exif: bytes) -> Image.Image:
+    """The same picture with other EXIF."""
+    copy = image.copy()
+    copy.info = {**image.info, "exif": exif}
+    return copy
 
 
 Image.register_open(FORMAT, HpcmImageFile, _accept)

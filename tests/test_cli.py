@@ -328,7 +328,15 @@ def test_crops_that_make_no_sense_are_refused(crops: str, tmp_path: Path) -> Non
 
 
 def test_the_public_names_are_these_and_no_others() -> None:
-    assert sorted(hpcm_codec.__all__) == ["Codec", "HpcmError", "__version__", "decode", "encode", "load_codec"]
+    assert sorted(hpcm_codec.__all__) == [
+        "Codec",
+        "HpcmError",
+        "Picture",
+        "__version__",
+        "decode",
+        "encode",
+        "load_codec",
+    ]
     assert all(hasattr(hpcm_codec, name) for name in hpcm_codec.__all__)
     assert not hasattr(hpcm_codec, "no_such_name")
 
@@ -352,7 +360,9 @@ def test_encode_takes_grey_and_transparent_arrays() -> None:
     assert np.array_equal(decoded[..., 3], array[..., 0])
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8), 7])
+@pytest.mark.parametrize(
+    "image", [np.full((4, 4, 3), 2.0), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8), 7]
+)
 def test_encode_refuses_what_is_no_picture(image: object) -> None:
     with pytest.raises(UsageError, match="an image"):
         hpcm_codec.encode(image)  # type: ignore[arg-type]

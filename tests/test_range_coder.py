@@ -7,12 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcm_codec.entropy.distributions import SCALE_LEVELS, build_tables
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeDecoder, RangeEncoder
-from hpcm_codec.errors import HpcmError
+from hpcm_codec.entropy.distributions import SCALE_LEVELS, SymbolTables, build_tables
+from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeEncoder
+from hpcm_codec.entropy.range_decoder import RangeDecoder
+from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.ops import build
 
 TABLES = CoderTables(build_tables())
 
@@ -31,7 +34,7 @@ def test_any_integer_survives_under_any_table(pairs: list[tuple[int, int]]) -> N
     half = len(symbols) // 2
     encoder.encode(symbols[:half], indexes[:half])
     encoder.encode(symbols[half:], indexes[half:])
-    decoder = RangeDecoder(TABLES, encoder.finish(), most=len(symbols))
+    decoder = RangeDecoder(TABLES, encoder.finish())
     decoded = np.concatenate([decoder.decode(indexes[:half]), decoder.decode(indexes[half:])])
     assert np.array_equal(decoded, symbols)
 
@@ -98,10 +101,65 @@ def test_streams_are_what_the_document_says(count: int) -> None:
     assert decoder.state == 2**31 and decoder.words == []
 
 
-@pytest.mark.parametrize("stream", [b"", b"\0", b"\xff" * 16, bytes(range(256))])
-def test_damaged_streams_decode_to_something_without_leaving_their_memory(stream: bytes) -> None:
+def with_both(monkeypatch: pytest.MonkeyPatch, stream: bytes, indexes: np.ndarray) -> np.ndarray:
+    """The symbols of a stream, read in two runs by the compiled and by the interpreted decoder, which must agree."""
+    assert build.ensure_built("integer")
+    read = []
+    for setting in ("cpp", "torch"):
+        monkeypatch.setenv("HPCM_OPS", setting)
+        decoder = RangeDecoder(TABLES, stream)
+        half = len(indexes) // 2
+        read.append(np.concatenate([decoder.decode(indexes[:half]), decoder.decode(indexes[half:])]))
+    assert np.array_equal(*read)
+    return read[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_decoders_read_the_same_of_sound_and_of_damaged_streams(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(seed)
+    indexes = generator.integers(0, SCALE_LEVELS, 2000).astype(np.int32)
+    symbols = (generator.standard_t(1, 2000) * 5).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)
+    encoder = RangeEncoder(TABLES)
+    encoder.encode(symbols, indexes)
+    stream = encoder.finish()
+    assert np.array_equal(with_both(monkeypatch, stream, indexes), symbols)
+    damaged = bytearray(stream)
+    damaged[generator.integers(len(stream))] ^= 0x40
+    with_both(monkeypatch, bytes(damaged), indexes)
+    cut = with_both(monkeypatch, stream[: len(stream) // 2], indexes)
+    assert np.array_equal(cut[:500], symbols[:500])  # as far as it goes …
+    assert not cut[-500:].any()  # … and nothing after that
+    with_both(monkeypatch, generator.bytes(3000), indexes)
+
+
+@pytest.mark.parametrize("stream", [b"", b"\0", b"\xff" * 16, bytes(range(256)), bytes(4000)])
+def test_damaged_streams_decode_to_something_without_leaving_their_memory(
+    stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     indexes = np.arange(5000, dtype=np.int32) % SCALE_LEVELS
-    assert RangeDecoder(TABLES, stream, most=5000).decode(indexes).shape == (5000,)
+    assert with_both(monkeypatch, stream, indexes).shape == (5000,)
+
+
+@pytest.mark.parametrize("size", [1000, 100_000, 10_000_000])
+def test_an_escape_that_never_ends_neither_crashes_nor_takes_long(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # compressai's decoder reads fifteen times the stream's length beyond its end here, and crashes
+    symbols = with_both(monkeypatch, b"\xff" * size, np.zeros(5000, np.int32))
+    assert not symbols[100:].any()
+
+
+def test_an_index_without_a_table_never_reaches_the_compiled_decoder() -> None:
+    for index in (-1, SCALE_LEVELS):
+        with pytest.raises(ValueError, match="no table"):
+            RangeDecoder(TABLES, bytes(100)).decode(np.array([0, index], np.int32))
+
+
+@pytest.mark.parametrize("row", [[0, 65536], [0, 5, 5, 65536], [1, 5, 65536], [0, 5, 65535], []])
+def test_tables_that_are_none_are_refused(row: list[int]) -> None:
+    tables = SymbolTables(torch.tensor([[*row, 0]]), torch.tensor([len(row)]), torch.tensor([0]))
+    with pytest.raises(FileError, match="tables are damaged"):
+        CoderTables(tables)
 
 
 def test_the_coder_comes_without_the_compressai_package() -> None:

@@ -76,7 +76,8 @@ def stages_watched(codec: Codec, meter: Meter) -> Iterator[None]:
     """
     from hpcm_codec import container
     from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
-    from hpcm_codec.entropy.range_coder import RangeDecoder, RangeEncoder
+    from hpcm_codec.entropy.range_coder import RangeEncoder
+    from hpcm_codec.entropy.range_decoder import RangeDecoder
 
     decider: Any = codec.model if codec.profile == "float" else codec.exact
     places: list[tuple[Any, str, str]] = [

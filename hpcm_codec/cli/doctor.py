@@ -79,14 +79,15 @@ def _range_coder(problems: list[str]) -> str:
         import torch
 
         from hpcm_codec.entropy.distributions import SymbolTables
-        from hpcm_codec.entropy.range_coder import CoderTables, RangeDecoder, RangeEncoder
+        from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder
+        from hpcm_codec.entropy.range_decoder import RangeDecoder
 
         one_table = torch.tensor([[0, 2**14, 3 * 2**14, 2**16 - 1, 2**16]], dtype=torch.int32)
         tables = CoderTables(SymbolTables(one_table, torch.tensor([5]), torch.tensor([-1])))
         symbols = torch.tensor([0, 1, -1, 0, 5, 0, 0, 1], dtype=torch.int32).numpy()
         encoder = RangeEncoder(tables)
         encoder.encode(symbols, 0 * symbols)
-        decoded = RangeDecoder(tables, encoder.finish(), len(symbols)).decode(0 * symbols)
+        decoded = RangeDecoder(tables, encoder.finish()).decode(0 * symbols)
         if decoded.tolist() != symbols.tolist():
             raise HpcmError("it does not give back what it was given")
     except (HpcmError, ImportError, OSError) as error:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hpcm_codec.container import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.entropy.distributions import scale_index
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeDecoder, RangeEncoder
+from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeEncoder
+from hpcm_codec.entropy.range_decoder import WORD_BYTES, RangeDecoder
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
@@ -76,6 +77,7 @@ class DecoderPort:
     From the first stream that is None on, every latent takes its predicted mean: a coarser picture of what has arrived.
     `complete` says whether that was never needed; only then can the symbol check be tested.
 
+    begun:  the beginning of the first stream that is None, which is read as far as it goes; or None.
     record: given every run of symbols (int32) that is read, in coding order.
     """
 
@@ -85,8 +87,10 @@ class DecoderPort:
         tables: CoderTables,
         device: torch.device,
         record: Callable[[NDArray[np.int32]], None] | None = None,
+        begun: bytes | None = None,
     ) -> None:
         self._streams = streams
+        self._begun = begun
         self._stream: bytes | None = None
         self.complete = True
         self._tables = tables
@@ -112,16 +116,18 @@ class DecoderPort:
     def _open(self, name: str) -> None:
         self._decoder = None
         self._stream = self._streams[name]
-        # A finer scale is coded on top of the coarser ones: without those it cannot be read.
-        self.complete = self.complete and self._stream is not None
+        if self.complete and self._stream is None and self._begun is not None:
+            self._stream = self._begun[: len(self._begun) // WORD_BYTES * WORD_BYTES]
+        elif not self.complete:
+            # A finer scale is coded on top of the coarser ones: without those it cannot be read.
+            self._stream = None
+        self.complete = self.complete and self._streams[name] is not None
 
     def _read(self, levels: Tensor) -> Tensor:
-        if not self.complete:
+        if self._stream is None:
             return torch.zeros_like(levels, dtype=torch.int32)
-        assert self._stream is not None
         if self._decoder is None:
-            # No scale has more than 8 steps of this size.
-            self._decoder = RangeDecoder(self._tables, self._stream, most=schedule.GROUPS * levels.numel())
+            self._decoder = RangeDecoder(self._tables, self._stream)
         symbols = self._decoder.decode(_table_indexes(levels))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
         if self._record is not None:

@@ -1,7 +1,8 @@
-"""compressai's rANS range coder behind two small classes: symbols and tables, no networks.
+"""compressai's rANS range encoder and the tables of both halves of the coder: symbols and tables, no networks.
 
 `import compressai` takes seconds (it imports torchvision, pandas…); its coder is one extension module, which is loaded
 here by itself. Symbols outside a table are escaped and coded in full; it hangs on ones of 2^28, so none above 2^24 is written.
+What it writes is read by `range_decoder`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,17 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.entropy.distributions import SymbolTables
-from hpcm_codec.errors import HpcmError
+from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables
+from hpcm_codec.errors import FileError, HpcmError
 
 LARGEST_SYMBOL = 2**24  # of a residual; 8-bit pictures stay far below, and the coder's escape code far above
-# A damaged stream may ask for more than it holds; zeros after its end keep the coder inside the buffer. One symbol
-# takes at most 2 bytes, an escape 4 bits and eight 4-bit digits more.
-_SPARE_BYTES_PER_SYMBOL = 8
-_SPARE_BYTES = 64
 # The coder reserves 4 bytes per symbol for its output, too little for its 8-byte end state when there are only a few.
 _FEWEST_SYMBOLS = 8
 
@@ -44,13 +42,28 @@ def _ans() -> ModuleType:
 
 
 class CoderTables:
-    """Symbol tables in the form the coder takes: made once per checkpoint, used by every stream."""
+    """Symbol tables in the forms the coder takes: made once per checkpoint, used by every stream.
+
+    cumulative, sizes, offsets: as lists, a row for each table; packed, starts (where each row begins in it), packed_sizes and
+    packed_offsets: the same as arrays. Raises FileError for rows that are no tables.
+    """
 
     def __init__(self, tables: SymbolTables) -> None:
         sizes = tables.sizes.tolist()
         self.cumulative = [row[:size] for row, size in zip(tables.cumulative.tolist(), sizes, strict=True)]
         self.sizes = sizes
         self.offsets = tables.offsets.tolist()
+        if len(self.offsets) != len(sizes) or not all(_is_table(row) for row in self.cumulative):
+            raise FileError("the range coder's tables are damaged", advice="fetch the checkpoint again")
+        self.packed = np.concatenate([np.array(row, np.int32) for row in self.cumulative])
+        self.packed_sizes, self.packed_offsets = np.array(sizes, np.int32), np.array(self.offsets, np.int32)
+        self.starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+
+
+def _is_table(row: list[int]) -> bool:
+    """Whether a row has at least one symbol and the escape, and rises from 0 to 2^16."""
+    rises = all(low < high for low, high in pairwise(row))
+    return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and rises
 
 
 class RangeEncoder:
@@ -76,25 +89,3 @@ class RangeEncoder:
         if missing := max(0, _FEWEST_SYMBOLS - self._count):
             self.encode(np.zeros(missing, np.int32), np.zeros(missing, np.int32))
         return self._encoder.flush()
-
-
-class RangeDecoder:
-    """Reads back what a RangeEncoder wrote, in the same order and under the same indexes.
-
-    A stream that was not written so gives wrong symbols, never an error or a read past its end: the caller's symbol
-    check finds out.
-
-    stream: the coded bytes; most: how many symbols will be asked for in all, at most.
-    """
-
-    def __init__(self, tables: CoderTables, stream: bytes, most: int) -> None:
-        self._tables = tables
-        self._decoder = _ans().RansDecoder()
-        self._decoder.set_stream(stream + bytes(_SPARE_BYTES + _SPARE_BYTES_PER_SYMBOL * most))
-
-    def decode(self, indexes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The next symbols (1-D, int32), one for each table index."""
-        tables = self._tables
-        symbols = self._decoder.decode_stream(indexes.tolist(), tables.cumulative, tables.sizes, tables.offsets)
-        # Larger ones are never written: garbage of a damaged stream, which must not overflow what is computed with it.
-        return np.array(symbols, dtype=np.int64).clip(-LARGEST_SYMBOL, LARGEST_SYMBOL).astype(np.int32)

@@ -66,14 +66,17 @@ class Picture:
 
     @property
     def height(self) -> int:
+        """In pixels."""
         return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
+        """In pixels."""
         return int(self.pixels.shape[1])
 
     @property
     def grey(self) -> bool:
+        """Whether there is one component instead of three."""
         return bool(self.pixels.shape[2] == 1)
 
     def rows(self, top: int, bottom: int) -> Samples:

@@ -37,12 +37,12 @@ SOURCES: dict[str, str] = {"cpp": "biwkv4_cpu.cpp", "cuda": "biwkv4_cuda.cu", "i
 HEADERS: dict[str, tuple[str, ...]] = {
     "cpp": ("biwkv4.h",),
     "cuda": ("biwkv4.h",),
-    "integer": ("integer.h", "integer_mixing.h"),
+    "integer": ("integer.h", "integer_mixing.h", "range_decoder.h"),
 }
 WORK: dict[str, str] = {
     "cpp": "Bi-WKV4 operator in C++",
     "cuda": "Bi-WKV4 operator for the GPU",
-    "integer": "integer operators in C++",
+    "integer": "integer operators and range decoder in C++",
 }
 # -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
 CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")

@@ -1,0 +1,139 @@
+"""`hpcm_codec.encode` and `decode`: arrays and tensors in and out, and what is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hpcm_codec
+from conftest import small_photograph
+from hpcm_codec import Codec, Picture
+from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, MemoryLimitError, UsageError
+
+RGB = small_photograph(40, 30)
+ALPHA = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+CHANNELS = {
+    1: RGB[..., :1].copy(),
+    2: np.dstack([RGB[..., 0], ALPHA]),
+    3: RGB,
+    4: np.dstack([RGB, ALPHA]),
+}
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_the_same_picture_is_the_same_file_however_it_is_given(codec: Codec, channels: int) -> None:
+    array = CHANNELS[channels]
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    image = Image.fromarray(array[..., 0] if channels == 1 else array)
+    assert image.mode == MODES[channels]
+    given = [array, array / 255, (array / 255).astype(np.float32), tensor, tensor / 255, tensor.double() / 255, image]
+    if channels == 1:
+        given += [array[..., 0], array[..., 0] / 255]
+    files = [hpcm_codec.encode(one, 30, codec) for one in given]
+    assert len(set(files)) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_arrays_and_tensors_come_out_as_they_are_documented(codec: Codec, channels: int) -> None:
+    data = hpcm_codec.encode(CHANNELS[channels], 30, codec)
+    image = hpcm_codec.decode(data, codec)
+    array = hpcm_codec.decode(data, codec, output="numpy")
+    tensor = hpcm_codec.decode(data, codec, output="torch")
+    assert image.mode == MODES[channels] and image.size == (40, 30)
+    assert array.dtype == np.uint8 and array.shape == (30, 40, channels) and array.flags.writeable
+    assert tensor.dtype == torch.uint8 and tensor.shape == (channels, 30, 40) and tensor.is_contiguous()
+    assert np.array_equal(np.asarray(image).reshape(array.shape), array)
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), array)
+    if channels in (2, 4):
+        assert np.array_equal(array[..., -1], ALPHA)
+
+
+def test_tensors_that_are_no_plain_memory_are_taken_too(codec: Codec) -> None:
+    tensor = torch.from_numpy(RGB).permute(2, 0, 1).float() / 255
+    expected = hpcm_codec.encode(tensor, 30, codec)
+    assert hpcm_codec.encode(tensor.clone().requires_grad_(), 30, codec) == expected
+    assert hpcm_codec.encode(tensor.flip(1).flip(1), 30, codec) == expected
+    assert hpcm_codec.encode(np.flipud(np.flipud(RGB)), 30, codec) == expected
+    for narrow in (torch.float16, torch.bfloat16):  # which do not hold all 256 levels
+        assert hpcm_codec.decode(hpcm_codec.encode(tensor.to(narrow), 30, codec), codec).size == (40, 30)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_tensors_on_a_gpu_are_taken_too(codec: Codec) -> None:
+    tensor = torch.from_numpy(RGB).permute(2, 0, 1)
+    assert hpcm_codec.encode(tensor.cuda(), 30, codec) == hpcm_codec.encode(tensor, 30, codec)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.zeros((4, 5, 5), np.uint8), "an image array is H×W×C of 1 to 4 channels, not 4×5×5; put the channels last"),
+        (np.zeros((9, 5, 5), np.uint8), "not 9×5×5$"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "an image array is H×W×C or H×W, not 2×4×5×3"),
+        (np.zeros((0, 5, 3), np.uint8), "not 0×5×3"),
+        (np.zeros((), np.uint8), "not a single number"),
+        (np.zeros((4, 5, 3), np.int32), "an image array holds uint8 or floating point samples, not int32"),
+        (np.zeros((4, 5, 3), bool), "not bool"),
+        (np.full((4, 5, 3), np.nan), "an image array holds samples that are not numbers"),
+        (np.full((4, 5, 3), np.inf), "from 0 to 1, not from inf to inf"),
+        (np.full((4, 5, 3), 200.0), "from 0 to 1, not from 200 to 200; clamp them, or divide those of 0 to 255 by 255"),
+        (np.full((4, 5, 3), -1e-3), "from 0 to 1, not from -0.001"),
+        (torch.zeros(4, 5), "an image tensor is C×H×W, not 4×5$"),
+        (torch.zeros(1, 3, 4, 5), "not 1×3×4×5; encode the pictures of a batch one by one"),
+        (torch.zeros(7, 5, 3), "of 1 to 4 channels, not 7×5×3; put the channels first: tensor.permute"),
+        (torch.zeros(3, 0, 5), "not 3×0×5"),
+        (torch.zeros(3, 4, 5, dtype=torch.int64), "an image tensor holds uint8 or floating point samples, not int64"),
+        (torch.zeros(3, 4, 5, dtype=torch.complex64), "not complex64"),
+        (torch.full((3, 4, 5), float("nan")), "an image tensor holds samples that are not numbers"),
+        (torch.full((3, 4, 5), 1.5, dtype=torch.bfloat16), "from 0 to 1, not from 1.5 to 1.5"),
+        ([[1, 2], [3, 4]], "a path, a Pillow image, a numpy array or a torch tensor, not list"),
+        (None, "not NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(codec: Codec, image, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        hpcm_codec.encode(image, 30, codec)
+
+
+def test_a_loaded_codec_encodes_and_decodes_for_both_functions(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcm_codec.api.load_codec", lambda *_: pytest.fail("a model was loaded"))
+    hpcm_codec.api.kept_codec.cache_clear()
+    data = hpcm_codec.encode(RGB, 30, codec)
+    assert np.array_equal(hpcm_codec.decode(data, codec, output="numpy"), codec.decode(data).pixels)
+    assert data == codec.encode(Picture(RGB), 30)
+
+
+def test_a_cut_file_is_shown_on_demand_only(codec: Codec, stream: bytes) -> None:
+    cut = stream[:-20]
+    with pytest.raises(CorruptStreamError, match="cut short"):
+        hpcm_codec.decode(cut, codec)
+    shown = hpcm_codec.decode(cut, codec, partial=True, output="numpy")
+    assert np.array_equal(shown, codec.decode(cut, partial=True).pixels)
+
+
+def test_arguments_that_make_no_sense_are_refused_by_name(codec: Codec, stream: bytes, photograph) -> None:
+    for arguments, error, reason in (
+        ({"output": "jax"}, UsageError, "there is no output 'jax'; use pil, numpy or torch"),
+        ({"region": (0, 0, 0, 5)}, UsageError, "empty"),
+        ({"region": (0, 0, 500, 5)}, UsageError, "not inside"),
+        ({"scale": "s4"}, UsageError, "no scale 's4'"),
+        ({"max_pixels": 100}, CorruptStreamError, "above the limit of 100"),
+        ({"memory": 1000}, MemoryLimitError, "above the limit of 1000"),
+    ):
+        with pytest.raises(error, match=reason):
+            hpcm_codec.decode(stream, codec, **arguments)
+    with pytest.raises(UsageError, match="40×30 pixels is above the limit of 100"):
+        hpcm_codec.encode(RGB, 30, codec, max_pixels=100)
+    with pytest.raises(FileError, match="96×64 pixels, above the limit of 100"):
+        hpcm_codec.encode(photograph, 30, codec, max_pixels=100)
+
+
+def test_every_public_name_is_there() -> None:
+    for name in hpcm_codec.__all__:
+        assert getattr(hpcm_codec, name) is not None
+    assert issubclass(HpcmError, Exception)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hpcm_codec.nothing
