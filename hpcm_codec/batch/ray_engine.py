@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -42,20 +43,19 @@ class OnRay:
         self._jobs, self._threads = jobs, threads
 
     def __call__(self, perform: Performer, tasks: Iterable[Task]) -> Generator[Result, None, None]:
-        import ray
-
-        # Ray sends statistics about its use to its makers unless it is told not to
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         listed = list(tasks)
         if not listed:
             return
+        # Ray sends statistics about its use to its makers unless it is told not to
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray = _imported()
         started_here = not ray.is_initialized()
         try:
             if started_here:
                 _start_ray()
             yield from self._results(perform, listed)
         except ray.exceptions.RayError as error:
-            raise HpcmError(f"Ray has given up: {_first_line(error)}", advice="see `ray status`") from error
+            raise HpcmError(f"Ray has given up: {_in_short(error)}", advice="see `ray status`") from error
         finally:
             if started_here:
                 ray.shutdown()
@@ -119,6 +119,20 @@ def _under_the_names_of(job: Job, result: Result) -> Result:
     return replace(result, job=job, row=row)
 
 
+def _imported() -> Any:
+    """Ray with Ray Data. Raises UnsupportedError where it is installed but does not work."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        advice = "pip install -c constraints.txt 'hpcm-codec[ray]', which names versions that work together"
+        raise UnsupportedError(f"Ray Data cannot be loaded: {_in_short(error)}", advice=advice) from error
+    warnings.filterwarnings(
+        "ignore", message=".*use_push_based_shuffle"
+    )  # a setting of its own that Ray itself warns about
+    return ray
+
+
 def _start_ray() -> None:
     import ray
 
@@ -126,8 +140,9 @@ def _start_ray() -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, RuntimeError, ValueError) as error:
         advice = "check RAY_ADDRESS, or leave it unset to use this machine alone"
-        raise HpcmError(f"Ray cannot be started or reached: {_first_line(error)}", advice=advice) from error
+        raise HpcmError(f"Ray cannot be started or reached: {_in_short(error)}", advice=advice) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _in_short(error: Exception) -> str:
+    """The last line: of a traceback from another process, that is what went wrong."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
