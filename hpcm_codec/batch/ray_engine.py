@@ -48,6 +48,9 @@ class OnRay:
             return
         # Ray sends statistics about its use to its makers unless it is told not to
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault(
+            "RAY_BACKEND_LOG_LEVEL", "fatal"
+        )  # workers that die are its everyday business, and ours to tell
         ray = _imported()
         started_here = not ray.is_initialized()
         try:
@@ -127,9 +130,7 @@ def _imported() -> Any:
     except ImportError as error:
         advice = "pip install -c constraints.txt 'hpcm-codec[ray]', which names versions that work together"
         raise UnsupportedError(f"Ray Data cannot be loaded: {_in_short(error)}", advice=advice) from error
-    warnings.filterwarnings(
-        "ignore", message=".*use_push_based_shuffle"
-    )  # a setting of its own that Ray itself warns about
+    warnings.filterwarnings("ignore", message=r"`use_\w+` is deprecated")  # Ray, about settings of its own
     return ray
 
 
