@@ -8,7 +8,7 @@ Both go through the picture row of tiles by row of tiles, and hold no more of it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -95,11 +95,19 @@ class Codec:
         _check_quality(quality)
         return self.encode_analysed(picture, self.analyse(picture), quality)
 
-    @torch.inference_mode()
     def analyse(self, picture: PixelSource) -> Tensor:
         """The picture's latents before rounding, 1×M×h×w: the same for every quality."""
-        latents = self._new_latents(TileGrid(picture.width, picture.height))
-        for tile, analysed in self._analysed_tiles(picture):
+        return self.analyse_together([picture])
+
+    @torch.inference_mode()
+    def analyse_together(self, pictures: Sequence[PixelSource]) -> Tensor:
+        """The latents before rounding, B×M×h×w, of B pictures of one size, which a GPU does in less time than one by one.
+
+        On the CPU they are those of `analyse`, to the last bit. On a GPU the size of a batch may decide which kernel computes, and a last
+        bit may differ: then a symbol at the edge of rounding may too, and so may the file, but not whether it decodes.
+        """
+        latents = self._new_latents(TileGrid(pictures[0].width, pictures[0].height), len(pictures))
+        for tile, analysed in self._analysed_tiles(*pictures):
             latents[(..., *tile.latents.slices)] = analysed
         return latents
 
@@ -114,16 +122,19 @@ class Codec:
         """`encode_analysed` without keeping the decoded latents."""
         return self._encode_tiles(picture, _tiles_of(picture, analysed), quality, None)
 
-    def _analysed_tiles(self, picture: PixelSource) -> Iterator[tuple[Tile, Tensor]]:
-        """Every tile with its latents before rounding, 1×M×h×w."""
-        grid = TileGrid(picture.width, picture.height)
+    def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Tensor]]:
+        """Every tile of B pictures of one size with its latents before rounding, B×M×h×w."""
+        height = pictures[0].height
+        grid = TileGrid(pictures[0].width, height)
         for row in range(grid.rows):
             tiles = grid.row(row)
             area = tiles[0].with_halo(HALO_LATENTS).pixels
-            band = picture.rows(area.top, min(area.bottom, picture.height))
+            bands = [picture.rows(area.top, min(area.bottom, height)) for picture in pictures]
             for tile in tiles:
                 window = tile.with_halo(HALO_LATENTS)
-                yield tile, _inner(self.model.analyse(self._to_tensor(band, area.top, window)), window, tile)
+                pixels = [self._to_tensor(band, area.top, window) for band in bands]
+                batch = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+                yield tile, _inner(self.model.analyse(batch), window, tile)
 
     def _encode_tiles(
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Tensor]], quality: float, decoded: Tensor | None
@@ -364,8 +375,8 @@ class Codec:
     def _rate(self, header: Header) -> Tensor:
         return self.model.rate_at(quality_to_position(header.quality, self.config.rate_levels))
 
-    def _new_latents(self, grid: TileGrid) -> Tensor:
-        shape = (1, self.config.latent_channels, grid.latents.height, grid.latents.width)
+    def _new_latents(self, grid: TileGrid, pictures: int = 1) -> Tensor:
+        shape = (pictures, self.config.latent_channels, grid.latents.height, grid.latents.width)
         return torch.empty(shape, device=self.device).contiguous(memory_format=torch.channels_last)
 
     def _to_tensor(self, band: NDArray[np.uint8], top: int, window: Window) -> Tensor:

@@ -14,6 +14,11 @@ holiday.hpcm: not a .hpcm file; check that it was made by `hpcm encode` -> 3
 from __future__ import annotations
 
 import os
+import unicodedata
+from typing import Any
+
+DEBUG_VARIABLE = "HPCM_DEBUG"
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, half surrogates, line and paragraph separators
 
 
 class HpcmError(Exception):
@@ -33,7 +38,7 @@ class HpcmError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        text = self.reason if self.file is None else f"{self.file}: {self.reason}"
+        text = self.reason if self.file is None else f"{printable(self.file)}: {self.reason}"
         if self.advice is not None:
             text = f"{text}; {self.advice}"
         return " ".join(text.split())  # one line, whatever a library's message brought along
@@ -43,6 +48,17 @@ class HpcmError(Exception):
         if self.file is None:
             self.file = os.fspath(file)
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it gets from one process to another; an exception's usual way calls the constructor without the keywords."""
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(kind: type[HpcmError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> HpcmError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    vars(error).update(fields)
+    return error
 
 
 class UsageError(HpcmError):
@@ -83,3 +99,24 @@ class FileError(HpcmError):
     """A file is missing, unreadable, not an image, exists already, or cannot be written."""
 
     exit_status = 5
+
+
+def printable(path: str) -> str:
+    """A path as it goes into one line of text: line breaks, other control characters and what is no Unicode are escaped.
+
+    >>> printable("a\nb.png")
+    'a\\nb.png'
+    """
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in path)
+
+
+def bug(error: BaseException) -> HpcmError:
+    """The error that tells a user about an exception that nobody expected."""
+    text = " ".join(str(error).split())[:300]
+    advice = f"please report it, with what {DEBUG_VARIABLE}=1 shows"
+    return HpcmError(f"a bug: {type(error).__name__}: {text}", advice=advice)
+
+
+def debugging() -> bool:
+    """Whether errors are to be raised with their traceback instead of being told in a line."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")

@@ -1,20 +1,20 @@
 """Files that appear whole or not at all.
 
 `write_atomically` writes under a temporary name beside its target and moves the result into place in one step. Whoever looks at the
-target sees the old file, no file, or the complete new file; a full disk or Ctrl-C leaves nothing behind.
+target sees the old file, no file, or the complete new file; a full disk or Ctrl-C leaves nothing behind, a `kill -9` at most the
+temporary file, which `temporaries.remove_left_behind` finds.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from hpcm_codec.errors import FileError
+from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.temporaries import temporary_in
 
 Content = bytes | bytearray | memoryview | Callable[[BinaryIO], object]
 
@@ -43,6 +43,18 @@ def file_error(path: str | os.PathLike[str], error: OSError) -> FileError:
     return FileError(reason, file=path, advice=advice)
 
 
+def as_hpcm_error(error: BaseException) -> HpcmError | None:
+    """The error itself, or what an error of the system means to a user; None for a bug."""
+    if isinstance(error, HpcmError):
+        return error
+    if isinstance(error, OSError):
+        return file_error(error.filename or "stdout", error)
+    # torch raises a RuntimeError of its own on the GPU and a plain one on the CPU
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate" in str(error):
+        return HpcmError("not enough memory", advice="use a smaller picture, or another machine")
+    return None
+
+
 def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: bool = False) -> None:
     """Make `data` the content of the file `path`; permissions are those of any new file under the current umask.
 
@@ -63,17 +75,13 @@ def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: boo
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         if overwrite:
             target = target.resolve()  # the file a link points to is replaced, not the link
-        # not derived from the target's name, which may be as long as names can be
-        temporary = target.parent / f".hpcm-{secrets.token_hex(8)}.tmp"
-        try:
-            with open(temporary, "xb") as file:  # a plain open, so that the umask decides the permissions
-                _fill(file, data)
-                file.flush()
-                os.fsync(file.fileno())
+        with temporary_in(target.parent) as (temporary, file):
+            _fill(file, data)
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name == "nt":
+                file.close()  # Windows does not rename what is open
             _move(temporary, target, overwrite)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError):
             raise file_error(path, error) from error

@@ -7,11 +7,12 @@ context model, and for a fidelity one synthesis. Eight steps find the answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcm_codec.codec import Codec, Encoded
 from hpcm_codec.container import LARGEST_NUMBER, LARGEST_QUALITY_CODE, parse_header
@@ -84,9 +85,14 @@ def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reac
 
 
 def _fidelity(codec: Codec, picture: PixelSource, encoded: Encoded) -> float:
-    """PSNR of the decoded picture in dB, over all samples, from strips."""
+    header = parse_header(encoded.data, max_pixels=LARGEST_NUMBER**2)
+    return psnr_of_strips(picture, codec.reconstruct_strips(encoded.latents, header))
+
+
+def psnr_of_strips(picture: PixelSource, strips: Iterable[NDArray[np.uint8]]) -> float:
+    """PSNR in dB over all samples, of a decoded picture in strips (uint8 h×W×C) from top to bottom; infinite where nothing differs."""
     squares, top = 0.0, 0
-    for strip in codec.reconstruct_strips(encoded.latents, parse_header(encoded.data, max_pixels=LARGEST_NUMBER**2)):
+    for strip in strips:
         squares += float(np.square(picture.rows(top, top + len(strip)).astype(np.int32) - strip).sum(dtype=np.float64))
         top += len(strip)
     mean = squares / (picture.height * picture.width * (1 if picture.grey else 3))

@@ -16,7 +16,7 @@ from PIL import Image
 
 import hpcm_codec
 from conftest import small_photograph
-from hpcm_codec.cli import batch
+from hpcm_codec.batch.jobs import plan
 from hpcm_codec.cli.main import COMMANDS, main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import UsageError
@@ -217,7 +217,7 @@ def test_plan_finds_every_contradiction_before_anything_is_done(tmp_path: Path) 
     x, y, other = (str(tmp_path / name) for name in ("x.png", "y.png", "x.jpg"))
 
     def planned(inputs: list[str], output: str | None) -> list[tuple[str, str]]:
-        jobs = batch.plan(inputs, output, ".hpcm", lambda name: name.endswith((".png", ".jpg")), "pictures")
+        jobs = plan(inputs, output, ".hpcm", lambda name: name.endswith((".png", ".jpg")), "pictures")
         return [(job.source, job.target) for job in jobs]
 
     assert planned([x], None) == [(x, str(tmp_path / "x.hpcm"))]

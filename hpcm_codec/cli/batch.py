@@ -1,45 +1,44 @@
-"""Several pictures in one call: which file goes where, progress, a line per file, and going on after a failure.
-
-A command describes its inputs and outputs to `plan`, which finds every contradiction before anything is done, and then gives
-`run` a function that does one job.
-"""
+"""Several pictures in one call, for the user's eyes: the options, progress, a line per file, and what failed in the end."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcm_codec.cli.main import as_hpcm_error, say, silence_stdout
-from hpcm_codec.errors import FileError, HpcmError, UsageError
-from hpcm_codec.files import file_error, write_atomically
+from hpcm_codec.batch.jobs import Job, parse_shard
+from hpcm_codec.batch.streams import STDIO, shown
+from hpcm_codec.cli.main import say
+from hpcm_codec.errors import HpcmError, UsageError, printable
+from hpcm_codec.temporaries import remove_left_behind
 
-STDIO = "-"
+if TYPE_CHECKING:
+    from hpcm_codec.batch.engines import Engine
+    from hpcm_codec.batch.tasks import Result, Work
 
-
-@dataclass(frozen=True)
-class Job:
-    """One input and its output; either may be "-". creates_folders: the output's directory is ours to make."""
-
-    source: str
-    target: str
-    creates_folders: bool = False
+Command = Callable[..., Any]
 
 
-@dataclass
-class Outcome:
-    """What became of a job. summary: the human line without the names; facts: the fields of the JSON line."""
-
-    summary: str
-    facts: dict[str, Any]
-    notices: Sequence[str] = ()
+def many_files(command: Command) -> Command:
+    """--jobs, --resume, --shard and --manifest."""
+    for option in (
+        click.option(
+            "--manifest",
+            metavar="FILE.jsonl",
+            help="A line of JSON per input: SHA-256, bytes, bpp, seconds, status … With --resume it goes on.",
+        ),
+        click.option("--shard", metavar="I/N", help="Only part I of N, chosen by the inputs' names: for N machines."),
+        click.option("--resume", is_flag=True, help="Keep outputs that are finished, and do the rest."),
+        click.option("--jobs", type=click.IntRange(1, 256), metavar="N", help="Work in N processes.  [default: 1]"),
+    ):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True)
@@ -50,165 +49,127 @@ class Reporting:
     quiet: bool = False
 
 
-class BatchStopped(Exception):
-    """An error that is not one job's but everybody's."""
+@dataclass(frozen=True)
+class Batch:
+    """What `many_files` and `options.running` ask for. memory: bytes for all processes together; None is the default limit."""
 
-    def __init__(self, error: HpcmError) -> None:
-        super().__init__(str(error))
-        self.error = error
+    jobs: int | None = None
+    resume: bool = False
+    shard: str | None = None
+    manifest: str | None = None
+    force: bool = False
+    threads: int | None = None
+    engine: str = "processes"
 
+    def share_of(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs of this machine. Raises UsageError for options that make no sense with them."""
+        pipes = any(STDIO in (job.source, job.target) for job in jobs)
+        for option, given in (("--resume", self.resume), ("--manifest", self.manifest is not None)):
+            if given and pipes:
+                raise UsageError(f"{option} is for files, not for stdin and stdout")
+        if self.engine == "ray" and pipes:
+            raise UsageError("--engine ray is for files, not for stdin and stdout")
+        if self.manifest is not None and (self.manifest == STDIO or os.path.isdir(self.manifest)):
+            raise UsageError(f"--manifest takes a file, not {self.manifest}", advice="for stdout there is --json")
+        if self.manifest is not None:
+            path = os.path.realpath(self.manifest)
+            if any(path in (os.path.realpath(job.source), os.path.realpath(job.target)) for job in jobs):
+                raise UsageError(f"{printable(self.manifest)} is an input or an output", advice="name another manifest")
+        shard = None if self.shard is None else parse_shard(self.shard)
+        return [job for job in jobs if shard is None or shard.takes(job)]
 
-# ------------------------------------------------------------------------------------------------------------- the plan
+    def memory_of_each(self, memory: int | None) -> int | None:
+        """The part of a limit in bytes (None: the default one) that each process may use."""
+        from hpcm_codec.memory import SMALLEST_DEFAULT, default_limit
 
+        if self.engine == "ray" or self.jobs in (None, 1):
+            return memory  # workers of a cluster have machines of their own
+        assert self.jobs is not None
+        return memory // self.jobs if memory is not None else max(SMALLEST_DEFAULT, default_limit() // self.jobs)
 
-def plan(
-    inputs: Sequence[str], output: str | None, extension: str, wanted: Callable[[str], bool], what: str
-) -> list[Job]:
-    """The jobs that inputs (files, directories, "-") and an output (file, directory, "-", None: beside the input) ask for.
+    def engine_for(self, jobs: Sequence[Job]) -> Engine:
+        """Who does so many jobs. Raises UnsupportedError for an engine that is not installed."""
+        from hpcm_codec.batch.engines import InProcesses, in_this_process
 
-    extension: of output names made from input names. wanted: whether a file name found in a directory is meant.
-    what:      what is looked for in directories, for the error when there is none.
-    Raises UsageError where they contradict each other, two jobs have one output, or an output is an input; FileError for a directory
-    that holds nothing wanted.
-    """
-    if STDIO in inputs:
-        if len(inputs) > 1:
-            raise UsageError("- (stdin) cannot be one of several inputs")
-        if output is not None and _names_directory(output):
-            raise UsageError("a picture from stdin has no name of its own", advice="name the output file with -o")
-        return [Job(STDIO, output or STDIO)]
-    several = len(inputs) > 1 or os.path.isdir(inputs[0])
-    if several and output == STDIO:
-        raise UsageError("several pictures cannot all go to stdout", advice="use -o DIR/")
-    if several and output is not None and os.path.exists(output) and not os.path.isdir(output):
-        raise UsageError(f"several pictures cannot all become {output}", advice="use -o DIR/")
-    into = output if output is not None and (several or _names_directory(output)) else None
-    jobs = []
-    for given in inputs:
-        for source, relative in _files_of(given, wanted, what):
-            if into is not None:
-                target = os.path.join(into, _renamed(relative, extension))
-            else:
-                target = output if output is not None else _renamed(source, extension)
-            jobs.append(Job(source, target, creates_folders=into is not None))
-    _refuse_collisions(jobs)
-    return jobs
+        if self.engine == "ray":
+            from hpcm_codec.batch.ray_engine import OnRay
 
-
-def _names_directory(path: str) -> bool:
-    return path.endswith(("/", os.sep)) or os.path.isdir(path)
-
-
-def _renamed(path: str, extension: str) -> str:
-    return os.path.splitext(path)[0] + extension
+            return OnRay(self.jobs, self.threads)
+        processes = min(self.jobs or 1, len(jobs))
+        return in_this_process if processes < 2 else InProcesses(processes, self.threads)
 
 
-def _files_of(given: str, wanted: Callable[[str], bool], what: str) -> Iterator[tuple[str, str]]:
-    """(path, path relative to what was given) of a file, or of every wanted file below a directory, hidden ones left out."""
-    if not os.path.isdir(given):
-        yield given, os.path.basename(given)
-        return
-    found = False
-    for folder, subfolders, names in os.walk(given, onerror=_raise_file_error):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and wanted(name):
-                found = True
-                path = os.path.join(folder, name)
-                yield path, os.path.relpath(path, given)
-    if not found:
-        raise FileError(f"no {what} in this directory", file=given, advice="check the path")
+def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> int:
+    """Do this machine's share of the jobs, going on after failures; returns the exit status, that of the first input that failed."""
+    from hpcm_codec.batch.manifest import Manifest
+    from hpcm_codec.batch.tasks import BatchStopped, Performer, Rules, task_of
 
-
-def _raise_file_error(error: OSError) -> None:
-    raise file_error(error.filename, error) from error
-
-
-def _refuse_collisions(jobs: Sequence[Job]) -> None:
-    sources = {os.path.realpath(job.source): job.source for job in jobs}
-    targets: dict[str, str] = {}
-    for job in jobs:
-        if job.target == STDIO:
-            continue
-        key = os.path.realpath(job.target)
-        if key in sources:
-            raise UsageError(
-                f"{job.target} is an input, and would be overwritten", advice="name another output with -o"
-            )
-        if key in targets:
-            raise UsageError(
-                f"{targets[key]} and {job.source} would both become {job.target}", advice="rename one of them"
-            )
-        targets[key] = job.source
-
-
-# -------------------------------------------------------------------------------------------------------------- the work
-
-
-def run(jobs: Sequence[Job], work: Callable[[Job], Outcome], reporting: Reporting, force: bool) -> int:
-    """Do every job, going on after failures; returns the exit status, that of the first failure.
-
-    work:  does one job; a HpcmError is that job's failure, a BatchStopped ends the batch with the error inside it.
-    force: outputs may exist.
-    """
-    failures: list[tuple[Job, HpcmError]] = []
-    with _progress(len(jobs), reporting) as advance:
-        for job in jobs:
-            started = time.perf_counter()
+    if any(job.target == STDIO for job in jobs) and sys.stdout.isatty():
+        raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")
+    engine = batch.engine_for(jobs)
+    perform = Performer(work, Rules(batch.force, batch.resume, digests=batch.manifest is not None))
+    failures: list[tuple[int, Job, HpcmError]] = []
+    places = {job: place for place, job in enumerate(jobs)}
+    kept = 0
+    recording = (
+        nullcontext(None)
+        if batch.manifest is None
+        else Manifest(batch.manifest, resume=batch.resume, force=batch.force)
+    )
+    with recording as manifest:
+        if batch.resume:
+            _clear(jobs, batch.manifest, reporting)
+        tasks = (task_of(job, manifest.find(job.source, job.target) if manifest else None) for job in jobs)
+        with _progress(len(jobs), reporting) as advance, closing(engine(perform, tasks)) as results:
             try:
-                _prepare(job, force)
-                outcome = work(job)
-                _tell(job, outcome, time.perf_counter() - started, reporting)
+                for result in results:
+                    if manifest is not None:
+                        manifest.add(result)
+                    if result.error is not None:
+                        failures.append((places[result.job], result.job, result.error))
+                        _tell_failure(result.job, result.error, reporting)
+                    else:
+                        kept += result.kept
+                        _tell(result, reporting)
+                    advance()
             except BatchStopped as stopped:
                 raise stopped.error from stopped
-            except Exception as error:
-                if isinstance(error, BrokenPipeError) or (failure := as_hpcm_error(error)) is None:
-                    raise
-                failure = failure.in_file(shown(job.source, "stdin"))
-                failures.append((job, failure))
-                _tell_failure(job, failure, reporting)
-            advance()
+    if kept and not reporting.quiet:
+        say(f"hpcm: {kept} of {len(jobs)} were finished before")
+    if not jobs and not reporting.quiet:
+        say("hpcm: nothing to do in this shard")
     if failures and len(jobs) > 1:
-        say(f"hpcm: {len(failures)} of {len(jobs)} failed: {', '.join(job.source for job, _ in failures)}")
-    return failures[0][1].exit_status if failures else 0
+        failures.sort(key=lambda failure: failure[0])
+        names = ", ".join(printable(job.source) for _, job, _ in failures)
+        say(f"hpcm: {len(failures)} of {len(jobs)} failed: {names}")
+    return failures[0][2].exit_status if failures else 0
 
 
-@contextmanager
-def for_all_jobs() -> Iterator[None]:
-    """What fails in here (loading the model) would fail for every job: it ends the batch."""
-    try:
-        yield
-    except HpcmError as error:
-        raise BatchStopped(error) from error
+def _clear(jobs: Sequence[Job], manifest: str | None, reporting: Reporting) -> None:
+    """Remove the temporary files that an interrupted run has left where this one writes."""
+    folders = {os.path.dirname(job.target) or "." for job in jobs}
+    if manifest is not None:
+        folders.add(os.path.dirname(manifest) or ".")
+    removed = sum(remove_left_behind(folder) for folder in folders)
+    if removed and not reporting.quiet:
+        say(f"hpcm: removed {removed} temporary file{'s' * (removed > 1)} of a run that was interrupted")
 
 
-def _prepare(job: Job, force: bool) -> None:
-    """Find out that the output cannot be written before the work is done, not after."""
-    if job.target == STDIO:
-        if sys.stdout.isatty():
-            raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")
-        return
-    folder = os.path.dirname(job.target) or "."
-    try:
-        if job.creates_folders:
-            os.makedirs(folder, exist_ok=True)
-        os.stat(folder)
-    except OSError as error:
-        raise file_error(folder, error) from error
-    if not force and os.path.lexists(job.target) and (os.path.isfile(job.target) or os.path.islink(job.target)):
-        raise FileError("exists already", file=job.target, advice="choose another name, or overwrite it with -f")
-
-
-def _tell(job: Job, outcome: Outcome, seconds: float, reporting: Reporting) -> None:
+def _tell(result: Result, reporting: Reporting) -> None:
+    job, outcome = result.job, result.outcome
+    assert outcome is not None
     if reporting.json:
-        notices = {"notices": list(outcome.notices)} if outcome.notices else {}
-        facts = {"input": job.source, "output": job.target, **outcome.facts, "seconds": round(seconds, 4), **notices}
+        facts = {"input": job.source, "output": job.target, **outcome.facts, "seconds": round(result.seconds, 4)}
+        if result.kept:
+            facts["kept"] = True
+        if outcome.notices:
+            facts["notices"] = list(outcome.notices)
         click.echo(json.dumps(facts))
-    elif not reporting.quiet:
+    elif not reporting.quiet and not result.kept:
+        source = printable(shown(job.source, "stdin"))
         for notice in outcome.notices:
-            say(f"hpcm: {shown(job.source, 'stdin')}: {notice}")
-        names = f"{shown(job.source, 'stdin')} → {shown(job.target, 'stdout')}"
-        say(f"{names}: {outcome.summary}, {seconds:.2f} s")
+            say(f"hpcm: {source}: {notice}")
+        say(f"{source} → {printable(shown(job.target, 'stdout'))}: {outcome.summary}, {result.seconds:.2f} s")
 
 
 def _tell_failure(job: Job, failure: HpcmError, reporting: Reporting) -> None:
@@ -233,47 +194,3 @@ def _progress(count: int, reporting: Reporting) -> Iterator[Callable[[], object]
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("pictures", total=count)
         yield lambda: progress.advance(task)
-
-
-# ------------------------------------------------------------------------------------------------------- bytes in and out
-
-
-def shown(path: str, standard: str) -> str:
-    """A path for the user's eyes; `standard` for "-"."""
-    return standard if path == STDIO else path
-
-
-def read_input(path: str, begins: Callable[[bytes], None] | None = None) -> bytes:
-    """All bytes of a file or of stdin. begins: given the first bytes, raises when reading on makes no sense."""
-    try:
-        if path == STDIO:
-            return _read(sys.stdin.buffer, begins)
-        with open(path, "rb") as file:
-            return _read(file, begins)
-    except OSError as error:
-        raise file_error(shown(path, "stdin"), error) from error
-    except ValueError as error:
-        raise FileError("not a possible file name", file=repr(path), advice="check the path") from error
-
-
-def _read(file: BinaryIO, begins: Callable[[bytes], None] | None) -> bytes:
-    first = file.read(64)
-    if begins is not None:
-        begins(first)
-    return first + file.read()
-
-
-def write_output(job: Job, data: bytes, force: bool) -> None:
-    """The bytes as the job's output: whole or not at all, unless it is stdout."""
-    if job.target != STDIO:
-        write_atomically(job.target, data, overwrite=force)
-        return
-    try:
-        stdout = sys.stdout.buffer
-        stdout.write(data)
-        stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        silence_stdout()  # what is left in the buffer would fail again at the end
-        raise file_error("stdout", error) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcm_codec.cli import batch
+from hpcm_codec.batch import streams
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def command(file: str | None, model_name: str | None, json: bool) -> None:
 
 
 def _show_file(path: str, json: bool) -> None:
-    from hpcm_codec.cli.decode import refuse_other_kinds
+    from hpcm_codec.batch.decoding import refuse_other_kinds
 
-    name = batch.shown(path, "stdin")
+    name = streams.shown(path, "stdin")
     try:
-        data = batch.read_input(path, begins=refuse_other_kinds)
+        data = streams.read_input(path, begins=refuse_other_kinds)
         described, problem = describe_file(data)
     except HpcmError as error:
         raise error.in_file(name) from error

@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 
 import click
 
-from hpcm_codec.errors import HpcmError
+from hpcm_codec.batch.streams import silence_stdout
+from hpcm_codec.errors import bug, debugging
+from hpcm_codec.files import as_hpcm_error
 from hpcm_codec.version import __version__
 
 # name → its short help; the module is hpcm_codec.cli.NAME, the click command in it `command`
@@ -45,7 +47,6 @@ With several files, the status is that of the first failure.
 
 \b
 HPCM_DEBUG=1 shows the full traceback of an error."""
-DEBUG_VARIABLE = "HPCM_DEBUG"
 STATUS_OTHER = 1
 STATUS_BROKEN_PIPE = 128 + 13  # as a shell shows a program that SIGPIPE ended; nobody is left to tell more
 
@@ -138,14 +139,13 @@ def say(line: str) -> None:
 
 def _run(work: Any, received: _Signals) -> int:
     """Do the work; whatever it raises becomes at most one line on stderr and an exit status."""
-    debugging = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     try:
         status = work()
         return status if isinstance(status, int) else 0
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else STATUS_OTHER
     except BaseException as error:
-        if debugging:
+        if debugging():
             raise
         status, line = _verdict(error, received)
         if line:
@@ -170,32 +170,8 @@ def _verdict(error: BaseException, received: _Signals) -> tuple[int, str]:
         return error.exit_code, "; ".join(filter(None, [message, advice]))
     if isinstance(error, click.Abort):
         return STATUS_OTHER, "the input ended unexpectedly"
-    if (known := as_hpcm_error(error)) is not None:
-        return known.exit_status, str(known)
-    text = " ".join(str(error).split())[:300]
-    return STATUS_OTHER, f"a bug: {type(error).__name__}: {text}; please report it, with what {DEBUG_VARIABLE}=1 shows"
-
-
-def as_hpcm_error(error: BaseException) -> HpcmError | None:
-    """The error itself, or what an error of the system means to a user; None for a bug."""
-    if isinstance(error, HpcmError):
-        return error
-    if isinstance(error, OSError):
-        from hpcm_codec.files import file_error
-
-        return file_error(error.filename or "stdout", error)
-    # torch raises a RuntimeError of its own on the GPU and a plain one on the CPU
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate" in str(error):
-        return HpcmError("not enough memory", advice="use a smaller picture, or another machine")
-    return None
-
-
-def silence_stdout() -> None:
-    """Let what is left in stdout's buffer go nowhere, so that Python does not complain about it at its end."""
-    with suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    known = as_hpcm_error(error) or bug(error)
+    return known.exit_status, str(known)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

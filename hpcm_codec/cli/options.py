@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from hpcm_codec.cli.batch import STDIO
+from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.errors import FileError, UsageError
 from hpcm_codec.memory import parse_size
-
-if TYPE_CHECKING:
-    from hpcm_codec.codec import Codec
 
 Command = Callable[..., Any]
 
@@ -117,22 +114,3 @@ def set_threads(threads: int | None) -> None:
 
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-
-
-def load_codec(name: str | None, device: str, threads: int | None, profile: str = "auto") -> Codec:
-    """The codec of a model (None: the default one), loaded once."""
-    check_device(device)
-    from hpcm_codec.api import kept_codec
-    from hpcm_codec.checkpoints import DEFAULT_MODEL
-
-    set_threads(threads)
-    return kept_codec(name or DEFAULT_MODEL, device, profile)
-
-
-def load_codec_for(data: bytes, device: str, threads: int | None, limit: int) -> Codec:
-    """The codec that a file asks for, loaded once."""
-    check_device(device)
-    from hpcm_codec.api import codec_for
-
-    set_threads(threads)
-    return codec_for(data, None, device, limit)

@@ -6,11 +6,7 @@ what was measured before, so any number of processes gives the same figures; onl
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -21,6 +17,7 @@ from hpcm_codec.evaluation.codecs import CodecChoice, PictureCodec, encode_to_si
 from hpcm_codec.evaluation.runner import MismatchError, Row, measure
 from hpcm_codec.evaluation.worklog import WorkLog
 from hpcm_codec.images import Picture, read_picture
+from hpcm_codec.workers import Workers
 
 OnRow = Callable[[Row], None]
 
@@ -66,13 +63,13 @@ class Crew:
     def __init__(self, jobs: int = 1, threads: int | None = None) -> None:
         self.jobs = jobs
         self._threads = threads
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers: Workers[Task, Row] | None = None
 
     def measure(self, tasks: Sequence[Task], log: WorkLog, on_row: OnRow | None = None) -> list[Row]:
         """The tasks' rows, in their order; those in the log are taken from there, the others added to it.
 
         on_row: called with each row as it comes, in any order.
-        Raises what the first failing measurement raises, HpcmError when a process dies; rows made until then are in the log.
+        Raises what the first failing measurement raises, WorkerDiedError where processes die of one; rows made until then are in the log.
         """
         rows: dict[int, Row] = {}
 
@@ -93,29 +90,19 @@ class Crew:
 
     def close(self) -> None:
         """End the other processes at once."""
-        if self._pool is not None:
-            processes = list((self._pool._processes or {}).values())
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
-            self._pool = None
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def _made(self, tasks: Sequence[Task], missing: Sequence[int]) -> Iterator[tuple[int, Row]]:
         if self.jobs == 1 or len(missing) < 2:
             for number in missing:
                 yield number, perform(tasks[number])
             return
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
-            self._pool = ProcessPoolExecutor(self.jobs, context, _prepare_worker, (self._threads,))
-        futures: dict[Future[Row], int] = {self._pool.submit(perform, tasks[number]): number for number in missing}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise HpcmError(
-                "a process that measures has ended unexpectedly", advice="use fewer --jobs if memory is short"
-            ) from error
+        if self._workers is None:
+            self._workers = Workers(perform, self.jobs, self._threads)
+        for place, future in self._workers.results(tasks[number] for number in missing):
+            yield missing[place], future.result()
 
 
 @contextmanager
@@ -163,11 +150,3 @@ def _warm_up(codec: PictureCodec, choice: CodecChoice, picture: Picture, quality
     if choice not in _warm:
         codec.decode(codec.encode(picture, quality))
         _warm.add(choice)
-
-
-def _prepare_worker(threads: int | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to act on
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)

@@ -1,0 +1,150 @@
+"""Decoding one file of a batch: what is wrong with it told first, its picture written; and a finished picture examined."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hpcm_codec.batch.jobs import Job
+from hpcm_codec.batch.machine import Machine
+from hpcm_codec.batch.streams import STDIO, read_input, write_output
+from hpcm_codec.batch.tasks import Outcome
+from hpcm_codec.errors import HpcmError, UsageError
+
+if TYPE_CHECKING:
+    from hpcm_codec.container import HpcmStream
+    from hpcm_codec.images import StripPicture
+
+MEMORY_ADVICE = "raise it with --memory, choose PPM or TIFF, which are written in strips, or decode a --region"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How every file of a batch is decoded (a `tasks.Work`).
+
+    format:     a key of images.FORMATS in any case; None goes by the output's extension, PNG on stdout.
+    region:     x, y, width, height in pixels, or None. scale: one of container.SCALES.
+    partial:    show what there is of a damaged file.
+    model:      a checkpoint's name or path; None takes the one that the file names.
+    max_pixels: larger pictures are refused, None is the default limit.
+    """
+
+    format: str | None = None
+    region: tuple[int, int, int, int] | None = None
+    scale: str = "s3"
+    partial: bool = False
+    model: str | None = None
+    max_pixels: int | None = None
+    machine: Machine = field(default_factory=Machine)
+    measures: tuple[str, ...] = ()
+    lookahead: int = 1
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "command": "decode",
+            "format": self.format and self.format.lower(),
+            "region": self.region and list(self.region),
+            "scale": self.scale,
+            "partial": self.partial,
+            "model": self.model,
+        }
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Nothing."""
+
+    def __call__(self, job: Job, overwrite: bool) -> Outcome:
+        data = read_input(job.source, begins=refuse_other_kinds)
+        # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
+        stream = self._parsed(data)
+        self._check_memory(stream, len(data), job)
+        pixels = stream.header.width * stream.header.height
+        del stream  # the codec reads the file again
+        named = self.model is not None
+        codec = self.machine.codec(self.model) if named else self.machine.codec_for(data, self._limit)
+        picture = codec.decode_strips(data, self._limit, self.partial, self.scale, self.region)
+        notices = self._write(picture, job, overwrite)
+        return _outcome(picture.width, picture.height, len(data), pixels, (*picture.notices, *notices))
+
+    def inspect(self, job: Job) -> Outcome:
+        from hpcm_codec.images import format_for
+        from hpcm_codec.images.reading import identified, opened, pillow_errors_as_file_errors
+
+        data = read_input(job.source, begins=refuse_other_kinds)
+        header = self._parsed(data).header
+        size = (header.width, header.height) if self.region is None else self.region[2:]
+        with (
+            opened(job.target, job.target) as file,
+            pillow_errors_as_file_errors(job.target),
+            identified(file, job.target, self._limit) as (image, _),
+        ):
+            found, format = image.size, image.format
+        if found != size:
+            raise HpcmError(f"it is a picture of {found[0]}×{found[1]} pixels, not {size[0]}×{size[1]}")
+        if format != (wanted := (self.format or format_for(job.target)).upper()):
+            raise HpcmError(f"it is {format}, not {wanted}")
+        return _outcome(*size, len(data), header.width * header.height)
+
+    @property
+    def _limit(self) -> int:
+        from hpcm_codec.container import DEFAULT_MAX_PIXELS
+
+        return DEFAULT_MAX_PIXELS if self.max_pixels is None else self.max_pixels
+
+    def _parsed(self, data: bytes) -> HpcmStream:
+        from hpcm_codec.bands import region_in
+        from hpcm_codec.container import parse_stream
+
+        stream = parse_stream(data, max_pixels=self._limit, allow_truncated=self.partial, scale=self.scale)
+        if self.region is not None:
+            region_in(*self.region, stream.header.grid)
+        return stream
+
+    def _check_memory(self, stream: HpcmStream, file_bytes: int, job: Job) -> None:
+        """Raise MemoryLimitError when decoding and writing the picture would take more than the limit."""
+        from hpcm_codec.container import ALPHA, EXIF
+        from hpcm_codec.images import format_for, held_bytes
+        from hpcm_codec.memory import check, decoding_bytes
+
+        header, extensions = stream.header, stream.extensions
+        width, height = (header.width, header.height) if self.region is None else self.region[2:]
+        to_stdout = job.target == STDIO
+        format = self.format.upper() if self.format is not None else "PNG" if to_stdout else format_for(job.target)
+        held = held_bytes(
+            format, width, height, alpha=ALPHA in extensions, exif=EXIF in extensions, to_stdout=to_stdout
+        )
+        if ALPHA in extensions:  # the plane is a picture of its own, decoded whole
+            held += 3 * header.width * header.height
+        needed = decoding_bytes(width, height, held + 2 * file_bytes)
+        check(f"decoding {width}×{height} pixels to {format}", needed, self.machine.memory, MEMORY_ADVICE)
+
+    def _write(self, picture: StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:
+        """Write the picture where the job says; returns what was lost on the way."""
+        from hpcm_codec.images import write_picture
+
+        format = None if self.format is None else self.format.upper()
+        if job.target != STDIO:
+            return write_picture(picture, job.target, format, overwrite=overwrite)
+        buffer = io.BytesIO()
+        notices = write_picture(picture, buffer, format or "PNG")
+        write_output(job.target, buffer.getvalue(), overwrite)
+        return notices
+
+
+def _outcome(width: int, height: int, file_bytes: int, pixels: int, notices: Sequence[str] = ()) -> Outcome:
+    bpp = 8 * file_bytes / pixels  # of the whole picture, since the bytes are
+    return Outcome(
+        f"{width}×{height} from {file_bytes} bytes, {bpp:.3f} bpp",
+        {"width": width, "height": height, "input_bytes": file_bytes, "bpp": round(bpp, 5)},
+        notices,
+    )
+
+
+def refuse_other_kinds(first_bytes: bytes) -> None:
+    """Raise for a file that is no .hpcm file, before all of it is read."""
+    from hpcm_codec.container import MAGIC, parse_header
+
+    if not first_bytes.startswith(MAGIC):
+        parse_header(first_bytes)
+        raise UsageError("not a .hpcm file")  # never reached: such a header does not parse

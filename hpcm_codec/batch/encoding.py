@@ -1,0 +1,233 @@
+"""Encoding one picture of a batch: the picture opened, coded to what is aimed at, written; and a finished file examined."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hpcm_codec.batch.jobs import Job
+from hpcm_codec.batch.machine import Machine
+from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
+from hpcm_codec.batch.tasks import Outcome
+from hpcm_codec.errors import HpcmError
+
+if TYPE_CHECKING:
+    from hpcm_codec.batch.together import Analysed
+    from hpcm_codec.codec import Codec
+    from hpcm_codec.container import HpcmStream
+    from hpcm_codec.images import PixelSource
+
+DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
+MEMORY_ADVICE = "raise it with --memory, or give the picture as PPM or uncompressed TIFF, which are read in strips"
+PSNR_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a file is to be: of a quality (0 .. 100), or the best of at most `size` bytes or `bpp` bits a pixel, or the smallest of at
+    least `psnr` dB. One is given, or none for the default quality."""
+
+    quality: float | None = None
+    size: int | None = None
+    bpp: float | None = None
+    psnr: float | None = None
+
+    @property
+    def by_quality(self) -> bool:
+        return self.size is None and self.bpp is None and self.psnr is None
+
+    @property
+    def stored_quality(self) -> float:
+        """The quality aimed at, in the half steps that files know."""
+        return round(2 * (DEFAULT_QUALITY if self.quality is None else self.quality)) / 2
+
+    @property
+    def kept_latents(self) -> int:
+        """How often the encoder keeps the latents of the whole picture."""
+        return 2 if self.psnr is not None else 0 if self.by_quality else 1
+
+    def most_bytes(self, pixels: int) -> float | None:
+        """The file's limit in bytes; None without one."""
+        return self.bpp * pixels / 8 if self.bpp is not None else self.size
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How every picture of a batch is encoded (a `tasks.Work`).
+
+    model:        a checkpoint's name or path, None for the default. profile: "exact", "float" or "auto".
+    strip:        leave out EXIF and XMP. max_pixels: larger pictures are refused, None is the default limit.
+    measure_psnr: decode every file, and report its PSNR.
+    """
+
+    aim: Aim = Aim()
+    model: str | None = None
+    profile: str = "auto"
+    strip: bool = False
+    max_pixels: int | None = None
+    measure_psnr: bool = False
+    machine: Machine = field(default_factory=Machine)
+    _analysed: dict[str, Analysed] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("psnr",) if self.measure_psnr else ()
+
+    @property
+    def lookahead(self) -> int:
+        from hpcm_codec.batch.together import LOOKAHEAD
+
+        return LOOKAHEAD if self.aim.by_quality and self.machine.on_gpu else 1
+
+    def settings(self) -> dict[str, Any]:
+        codec = self._codec()
+        limits = {"size": self.aim.size, "bpp": self.aim.bpp, "psnr": self.aim.psnr}
+        return {
+            "command": "encode",
+            "quality": self.aim.stored_quality if self.aim.by_quality else None,
+            **{f"target_{name}": value for name, value in limits.items() if value is not None},
+            "strip": self.strip,
+            "model": codec.identity.hex(),
+            "profile": codec.profile,
+        }
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Analyse pictures of equal size at once. What cannot be opened is left for its own turn."""
+        from hpcm_codec.batch.together import analyse_together
+
+        self._analysed.clear()
+        self._analysed.update(analyse_together(self._codec(), [job.source for job in jobs], self.opened))
+
+    def __call__(self, job: Job, overwrite: bool) -> Outcome:
+        if (analysed := self._analysed.pop(job.source, None)) is not None:
+            codec = self._codec()
+            data = codec.bytes_of_analysed(analysed.picture, analysed.latents, self.aim.stored_quality)
+            write_output(job.target, data, overwrite)
+            return self._outcome(codec, analysed.picture, analysed.input_bytes, data, self.aim.stored_quality)
+        with self.opened(job.source) as (picture, input_bytes):
+            codec = self._codec()
+            data, quality, reached = self._encoded(codec, picture)
+            write_output(job.target, data, overwrite)
+            return self._outcome(codec, picture, input_bytes, data, quality, reached)
+
+    def inspect(self, job: Job) -> Outcome:
+        from hpcm_codec.container import parse_stream
+
+        codec = self._codec()
+        data = read_input(job.target)
+        stream = parse_stream(data, max_pixels=self._limit)
+        header = stream.header
+        with self.opened(job.source) as (picture, input_bytes):
+            for differs, reason in (
+                (header.checkpoint_id != codec.identity, f"it is of another model, {header.checkpoint_id.hex()}"),
+                (header.float_profile != (codec.profile == "float"), "it is of the other profile"),
+                (
+                    (header.width, header.height) != (picture.width, picture.height),
+                    f"it is of a picture of {header.width}×{header.height} pixels",
+                ),
+                (_metadata_of(stream) != (picture.exif, picture.xmp), "it has other metadata"),
+                (
+                    self.aim.by_quality and header.quality != self.aim.stored_quality,
+                    f"it is of quality {header.quality:g}, not {self.aim.stored_quality:g}",
+                ),
+                (
+                    len(data) > (self.aim.most_bytes(picture.width * picture.height) or len(data)),
+                    "it is larger than asked for",
+                ),
+            ):
+                if differs:
+                    raise HpcmError(reason)
+            reached = None
+            if self.aim.psnr is not None and (reached := self._psnr(codec, picture, data)) < self.aim.psnr:
+                raise HpcmError(f"it has {reached:.2f} dB, fewer than asked for")
+            return self._outcome(codec, picture, input_bytes, data, header.quality, reached)
+
+    @contextmanager
+    def opened(self, source: str) -> Iterator[tuple[PixelSource, int]]:
+        """The picture as it is to be encoded, and how many bytes its file has. Raises FileError, MemoryLimitError."""
+        from hpcm_codec.images import open_picture
+        from hpcm_codec.memory import check, encoding_bytes
+
+        # what cannot be read twice is kept in memory
+        data = None if source != STDIO and os.path.isfile(source) else read_input(source)
+
+        def afford(width: int, height: int, held: int) -> None:
+            needed = encoding_bytes(width, height, held + len(data or b""), self.aim.kept_latents)
+            check(f"encoding {width}×{height} pixels", needed, self.machine.memory, MEMORY_ADVICE)
+
+        name = shown(source, "stdin")
+        content = source if data is None else io.BytesIO(data)
+        with open_picture(content, name=name, max_pixels=self._limit, afford=afford) as picture:
+            if self.strip:
+                picture.exif = picture.xmp = None
+            yield picture, max(1, os.path.getsize(source) if data is None else len(data))
+
+    @property
+    def _limit(self) -> int:
+        from hpcm_codec.container import DEFAULT_MAX_PIXELS
+
+        return DEFAULT_MAX_PIXELS if self.max_pixels is None else self.max_pixels
+
+    def _codec(self) -> Codec:
+        return self.machine.codec(self.model, self.profile)
+
+    def _encoded(self, codec: Codec, picture: PixelSource) -> tuple[bytes, float, float | None]:
+        """The file's bytes, the quality it has, and its PSNR in dB where that was aimed at."""
+        if self.aim.by_quality:
+            return codec.encode(picture, self.aim.stored_quality), self.aim.stored_quality, None
+        from hpcm_codec.targets import Target, encode_to_target
+
+        if self.aim.psnr is not None:
+            target = Target("psnr", self.aim.psnr)
+        else:
+            target = Target("bytes", self.aim.most_bytes(picture.width * picture.height) or 0)
+        reached = encode_to_target(codec, picture, target)
+        return reached.data, reached.quality, reached.psnr
+
+    def _psnr(self, codec: Codec, picture: PixelSource, data: bytes) -> float:
+        from hpcm_codec.targets import psnr_of_strips
+
+        return psnr_of_strips(picture, codec.decode_strips(data, self._limit).strips)
+
+    def _outcome(
+        self,
+        codec: Codec,
+        picture: PixelSource,
+        input_bytes: int,
+        data: bytes,
+        quality: float,
+        psnr: float | None = None,
+    ) -> Outcome:
+        if psnr is None and self.measure_psnr:
+            psnr = self._psnr(codec, picture, data)
+        rate, ratio = 8 * len(data) / (picture.width * picture.height), len(data) / input_bytes
+        found = {} if psnr is None else {"psnr": round(psnr, PSNR_DIGITS)}
+        told = found if self.aim.by_quality else {"quality": quality, **found}
+        return Outcome(
+            f"{picture.width}×{picture.height}, {len(data)} bytes, {rate:.3f} bpp, {100 * ratio:.1f}% of the input"
+            + "".join(f", {key} {value:g}" for key, value in told.items()),
+            {
+                "width": picture.width,
+                "height": picture.height,
+                "quality": quality,
+                **found,
+                "bytes": len(data),
+                "input_bytes": input_bytes,
+                "bpp": round(rate, 5),
+                "ratio": round(ratio, 5),
+                "model": codec.identity.hex(),
+                "profile": codec.profile,
+            },
+            picture.notices,
+        )
+
+
+def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None]:
+    """EXIF and XMP."""
+    from hpcm_codec.container import EXIF, XMP
+
+    return stream.extensions.get(EXIF), stream.extensions.get(XMP)

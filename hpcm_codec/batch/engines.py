@@ -1,0 +1,50 @@
+"""Who does the tasks of a batch: this process, or several on this machine. `ray_engine` is the third."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Protocol
+
+from hpcm_codec.batch.tasks import Performer, Result, Task, failed
+from hpcm_codec.workers import WorkerDiedError, Workers
+
+
+class Engine(Protocol):
+    """Does tasks, and gives each one's result once, as they get finished. Raises what `Performer` raises."""
+
+    def __call__(self, perform: Performer, tasks: Iterable[Task]) -> Generator[Result, None, None]: ...
+
+
+def in_this_process(perform: Performer, tasks: Iterable[Task]) -> Generator[Result, None, None]:
+    """One task after the other, in their order."""
+    waiting, lookahead = iter(tasks), perform.work.lookahead
+    while window := list(islice(waiting, lookahead)):
+        if len(window) > 1:
+            perform.prepare(window)
+        for task in window:
+            yield perform(task)
+
+
+class InProcesses:
+    """`jobs` processes with a model each. threads: of each; None divides this machine's (see `Workers`)."""
+
+    def __init__(self, jobs: int, threads: int | None = None) -> None:
+        self._jobs, self._threads = jobs, threads
+
+    def __call__(self, perform: Performer, tasks: Iterable[Task]) -> Generator[Result, None, None]:
+        handed_out: dict[int, Task] = {}
+
+        def remembered() -> Iterator[Task]:
+            for place, task in enumerate(tasks):
+                handed_out[place] = task
+                yield task
+
+        with Workers(perform, self._jobs, self._threads) as workers, closing(workers.results(remembered())) as results:
+            for place, future in results:
+                job = handed_out.pop(place).job
+                try:
+                    yield future.result()
+                except WorkerDiedError as error:
+                    yield failed(job, error, 0.0)

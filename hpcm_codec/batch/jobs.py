@@ -1,0 +1,140 @@
+"""Which file becomes which: inputs and an output, as a user names them, made into a list of jobs, or into one machine's share of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hpcm_codec.batch.streams import STDIO
+from hpcm_codec.errors import FileError, UsageError, printable
+from hpcm_codec.files import file_error
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and its output; either may be "-".
+
+    creates_folders: the output's directory is ours to make.
+    relative:        the input's path below the directory that was given, with / between its parts; for a named file its last part.
+    """
+
+    source: str
+    target: str
+    creates_folders: bool = False
+    relative: str = ""
+
+
+def plan(
+    inputs: Sequence[str], output: str | None, extension: str, wanted: Callable[[str], bool], what: str
+) -> list[Job]:
+    """The jobs that inputs (files, directories, "-") and an output (file, directory, "-", None: beside the input) ask for.
+
+    extension: of output names made from input names. wanted: whether a file name found in a directory is meant.
+    what:      what is looked for in directories, for the error when there is none.
+    Raises UsageError where they contradict each other, two jobs have one output, or an output is an input; FileError for a directory
+    that holds nothing wanted.
+    """
+    if STDIO in inputs:
+        if len(inputs) > 1:
+            raise UsageError("- (stdin) cannot be one of several inputs")
+        if output is not None and _names_directory(output):
+            raise UsageError("a picture from stdin has no name of its own", advice="name the output file with -o")
+        return [Job(STDIO, output or STDIO, relative=STDIO)]
+    several = len(inputs) > 1 or os.path.isdir(inputs[0])
+    if several and output == STDIO:
+        raise UsageError("several pictures cannot all go to stdout", advice="use -o DIR/")
+    if several and output is not None and os.path.exists(output) and not os.path.isdir(output):
+        raise UsageError(f"several pictures cannot all become {printable(output)}", advice="use -o DIR/")
+    into = output if output is not None and (several or _names_directory(output)) else None
+    jobs = []
+    for given in inputs:
+        for source, relative in _files_of(given, wanted, what):
+            if into is not None:
+                target = os.path.join(into, _renamed(relative, extension))
+            else:
+                target = output if output is not None else _renamed(source, extension)
+            jobs.append(Job(source, target, into is not None, relative.replace(os.sep, "/")))
+    _refuse_collisions(jobs)
+    return jobs
+
+
+def _names_directory(path: str) -> bool:
+    return path.endswith(("/", os.sep)) or os.path.isdir(path)
+
+
+def _renamed(path: str, extension: str) -> str:
+    return os.path.splitext(path)[0] + extension
+
+
+def _files_of(given: str, wanted: Callable[[str], bool], what: str) -> Iterator[tuple[str, str]]:
+    """(path, path relative to what was given) of a file, or of every wanted file below a directory, hidden ones left out."""
+    if not os.path.isdir(given):
+        yield given, os.path.basename(given)
+        return
+    found = False
+    for folder, subfolders, names in os.walk(given, onerror=_raise_file_error):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and wanted(name):
+                found = True
+                path = os.path.join(folder, name)
+                yield path, os.path.relpath(path, given)
+    if not found:
+        raise FileError(f"no {what} in this directory", file=given, advice="check the path")
+
+
+def _raise_file_error(error: OSError) -> None:
+    raise file_error(error.filename, error) from error
+
+
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
+    sources = {os.path.realpath(job.source): job.source for job in jobs}
+    targets: dict[str, str] = {}
+    for job in jobs:
+        if job.target == STDIO:
+            continue
+        key = os.path.realpath(job.target)
+        if key in sources:
+            raise UsageError(
+                f"{printable(job.target)} is an input, and would be overwritten", advice="name another output with -o"
+            )
+        if key in targets:
+            raise UsageError(
+                " ".join(
+                    (printable(targets[key]), "and", printable(job.source), "would both become", printable(job.target))
+                ),
+                advice="rename one of them",
+            )
+        targets[key] = job.source
+
+
+# ---------------------------------------------------------------------------------------------------------------- shards
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` (1 .. `count`) of a batch."""
+
+    number: int
+    count: int
+
+    def takes(self, job: Job) -> bool:
+        """Whether a job is of this part: decided by the input's relative path alone, so that every machine decides alike, wherever
+        the directory lies there and whatever else is in it."""
+        digest = hashlib.sha256(job.relative.encode(errors="surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
+
+
+def parse_shard(text: str) -> Shard:
+    """The shard of "2/3"; raises UsageError.
+
+    >>> parse_shard("2/3")
+    Shard(number=2, count=3)
+    """
+    match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard takes i/n with i from 1 to n, such as 2/3, not {text!r}")
+    return Shard(int(match[1]), int(match[2]))

@@ -1,0 +1,53 @@
+"""On what a batch's models run, and the models of this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hpcm_codec.batch.tasks import for_all_jobs
+
+if TYPE_CHECKING:
+    from hpcm_codec.codec import Codec
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device: "auto", "cpu", "cuda", "cuda:N"; threads: of torch, None leaves them alone; memory: bytes a process may take, None is the
+    default limit (`memory.default_limit`)."""
+
+    device: str = "auto"
+    threads: int | None = None
+    memory: int | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether models run on CUDA here."""
+        if self.device != "auto":
+            return self.device.startswith("cuda")
+        import torch
+
+        return torch.cuda.is_available()
+
+    def codec(self, model: str | None, profile: str = "auto") -> Codec:
+        """The codec of a model (None: the default one), loaded once. Raises BatchStopped."""
+        from hpcm_codec.api import kept_codec
+        from hpcm_codec.checkpoints import DEFAULT_MODEL
+
+        self._set_threads()
+        with for_all_jobs():
+            return kept_codec(model or DEFAULT_MODEL, self.device, profile)
+
+    def codec_for(self, data: bytes, max_pixels: int) -> Codec:
+        """The codec that a file asks for, loaded once. Raises HpcmError where there is none."""
+        from hpcm_codec.api import codec_for
+
+        self._set_threads()
+        return codec_for(data, None, self.device, max_pixels)
+
+    def _set_threads(self) -> None:
+        if self.threads is not None:
+            import torch
+
+            if torch.get_num_threads() != self.threads:
+                torch.set_num_threads(self.threads)

@@ -1,0 +1,262 @@
+"""One job with all that surrounds the work on it: an output that exists already, errors that are only this job's, times and digests.
+
+What proves that an output is finished (`--resume`): files are only ever moved into place whole, so the question is whether it was made
+of this input and in this way.
+
+- Where the manifest has a row for the job, the row decides: the SHA-256 of the input and of the output and all settings, the model's
+  identity among them, must be the same.
+- Without a row (no manifest was kept, or the process was killed between moving the file into place and writing the row) the output
+  itself is examined: an encoded file must be whole in every checksum, of the model, profile and quality that are asked for and of the
+  input's width and height; a decoded picture must be of the right size and format; and neither may be older than its input. That the
+  pixels are the input's is then taken from its name.
+
+An output that cannot be proven is never replaced without `-f`: the job fails and says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hpcm_codec.batch.jobs import Job
+from hpcm_codec.batch.streams import STDIO, shown
+from hpcm_codec.errors import FileError, HpcmError, bug, debugging
+from hpcm_codec.files import as_hpcm_error, file_error
+
+DONE, KEPT, FAILED = "done", "kept", "failed"
+OVERWRITE_ADVICE = "overwrite it with -f, or choose another name"
+_READ_BYTES = 1 << 20
+
+if TYPE_CHECKING:
+    from hpcm_codec.batch.machine import Machine
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job. summary: the human line without the names; facts: the fields of the JSON line."""
+
+    summary: str
+    facts: dict[str, Any]
+    notices: Sequence[str] = ()
+
+
+class Work(Protocol):
+    """What is done to one job. It can be pickled, so that other processes do it too; each loads its own model when it first needs one.
+
+    machine:   on what it runs.
+    measures:  facts that are asked for besides the usual ones, for which a finished output may have to be measured.
+    lookahead: how many jobs `prepare` wants to see at once; 1: there is nothing to prepare.
+    """
+
+    @property
+    def machine(self) -> Machine: ...
+
+    @property
+    def measures(self) -> tuple[str, ...]: ...
+
+    @property
+    def lookahead(self) -> int: ...
+
+    def settings(self) -> dict[str, Any]:
+        """All that the output depends on besides the input, for JSON. Raises BatchStopped when the model cannot be loaded."""
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Do for the next jobs together what takes less time together. Raises nothing: what is wrong with one shows when it is done."""
+
+    def __call__(self, job: Job, overwrite: bool) -> Outcome:
+        """Do the job. Raises HpcmError, and BatchStopped for what would fail for every job."""
+
+    def inspect(self, job: Job) -> Outcome:
+        """What there is to say about the output of a job that was done before; raises HpcmError unless it can be taken for it."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """force: outputs may exist and are replaced; resume: those that are finished are kept; digests: SHA-256 of inputs and outputs."""
+
+    force: bool = False
+    resume: bool = False
+    digests: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job as it is handed out. row: the manifest's about it, from an earlier run; existed: whether there was an output before."""
+
+    job: Job
+    row: Mapping[str, Any] | None = None
+    existed: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a task: an outcome or an error, and its row for the manifest (None where the manifest has it already)."""
+
+    job: Job
+    seconds: float
+    outcome: Outcome | None = None
+    error: HpcmError | None = None
+    kept: bool = False
+    row: dict[str, Any] | None = None
+
+
+class BatchStopped(Exception):
+    """An error that is not one job's but everybody's."""
+
+    def __init__(self, error: HpcmError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def for_all_jobs() -> Iterator[None]:
+    """What fails in here (loading the model) would fail for every job: it ends the batch."""
+    try:
+        yield
+    except HpcmError as error:
+        raise BatchStopped(error) from error
+
+
+def task_of(job: Job, row: Mapping[str, Any] | None = None) -> Task:
+    """The task of a job that nobody has begun."""
+    return Task(job, row, _is_file(job.target))
+
+
+@dataclass(frozen=True)
+class Performer:
+    """Does tasks, in any process."""
+
+    work: Work
+    rules: Rules = field(default_factory=Rules)
+
+    def __call__(self, task: Task) -> Result:
+        """Do a task. Raises BatchStopped, BrokenPipeError, and bugs where they are to be seen; any other error is in the result."""
+        job, digests = task.job, dict[str, Any]()
+        started = time.perf_counter()
+        try:
+            if self.rules.digests:
+                digests["sha256"] = sha256_of(job.source)
+            _make_folder(job)
+            kept = self._kept(task, digests)
+            outcome = kept or self.work(job, self.rules.force)
+            if self.rules.digests and "output_sha256" not in digests:
+                digests["output_sha256"] = sha256_of(job.target)
+        except (BatchStopped, BrokenPipeError):
+            raise
+        except Exception as error:
+            failure = as_hpcm_error(error)
+            if failure is None:
+                if debugging():
+                    raise
+                failure = bug(error)
+            return failed(job, failure, time.perf_counter() - started, digests)
+        seconds = time.perf_counter() - started
+        row = None
+        if self.rules.digests and not (kept and kept.facts == _facts_of(task.row)):
+            status = KEPT if kept and task.existed else DONE
+            facts = {"bytes": os.path.getsize(job.target), **outcome.facts, **digests, "settings": self.work.settings()}
+            row = row_of(job, status, seconds, facts)
+        return Result(job, seconds, outcome, kept=kept is not None and task.existed, row=row)
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Let the work see those of the next tasks that are certain to be done."""
+        self.work.prepare(
+            [task.job for task in tasks if not task.existed or (self.rules.force and not self.rules.resume)]
+        )
+
+    def _kept(self, task: Task, digests: dict[str, Any]) -> Outcome | None:
+        """The outcome of an output that is there and stays; None when there is work to do. Raises FileError for one that must not be."""
+        target, resume = task.job.target, self.rules.resume
+        if not _is_file(target):
+            return None
+        # one that has turned up since was written by a process that then died
+        if not resume and task.existed:
+            if self.rules.force:
+                return None
+            raise FileError("exists already", file=target, advice="choose another name, or overwrite it with -f")
+        try:
+            return self._proven(task, digests)
+        except HpcmError as error:
+            if self.rules.force:
+                digests.pop("output_sha256", None)
+                return None
+            reason = f"exists already, and is not known to be finished: {error.reason}"
+            raise FileError(reason, file=target, advice=OVERWRITE_ADVICE) from error
+
+    def _proven(self, task: Task, digests: dict[str, Any]) -> Outcome:
+        row = task.row
+        if row is not None and row.get("status") in (DONE, KEPT):
+            if row.get("sha256") != digests.get("sha256"):
+                raise HpcmError("its input has changed since")
+            if row.get("settings") != self.work.settings():
+                raise HpcmError("it was made with other settings or another model")
+            digests["output_sha256"] = sha256_of(task.job.target)
+            if row.get("output_sha256") != digests["output_sha256"]:
+                raise HpcmError("it is not the file that was written then")
+            if all(row.get(name) is not None for name in self.work.measures):
+                return Outcome("finished before", _facts_of(row))
+        elif os.stat(task.job.target).st_mtime_ns < os.stat(task.job.source).st_mtime_ns:
+            raise HpcmError("it is older than its input")
+        return self.work.inspect(task.job)
+
+
+def failed(job: Job, error: HpcmError, seconds: float, digests: Mapping[str, Any] | None = None) -> Result:
+    """The result of a job that did not succeed."""
+    error = error.in_file(shown(job.source, "stdin"))
+    facts = {**(digests or {}), "error": str(error), "exit_status": error.exit_status}
+    return Result(job, seconds, error=error, row=row_of(job, FAILED, seconds, facts))
+
+
+_COMMON = ("sha256", "output_sha256", "bytes", "bpp", "psnr")
+_ABOUT_THE_RUN = ("path", "output", "status", "seconds", "error", "exit_status", "settings", "sha256", "output_sha256")
+
+
+def row_of(job: Job, status: str, seconds: float, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's row: every row has the common fields, null where nothing is known. An infinite PSNR is "infinite", JSON has no other."""
+    row = {"path": job.source, "output": job.target, "status": status, **dict.fromkeys(_COMMON), "error": None, **facts}
+    row["seconds"] = round(seconds, 4)
+    return {
+        name: "infinite" if isinstance(value, float) and math.isinf(value) else value for name, value in row.items()
+    }
+
+
+def _facts_of(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a row says about the picture, as its outcome said it."""
+    facts = {name: value for name, value in (row or {}).items() if name not in _ABOUT_THE_RUN and value is not None}
+    return {name: math.inf if value == "infinite" else value for name, value in facts.items()}
+
+
+def sha256_of(path: str) -> str:
+    """SHA-256 of a file, hexadecimal. Raises FileError."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+    except OSError as error:
+        raise file_error(path, error) from error
+    return digest.hexdigest()
+
+
+def _is_file(path: str) -> bool:
+    """Whether something is there whose content could be lost; a directory cannot be, and a device has none."""
+    return path != STDIO and (os.path.isfile(path) or os.path.islink(path))
+
+
+def _make_folder(job: Job) -> None:
+    """Find out that the output cannot be written before the work is done, not after."""
+    if job.target == STDIO:
+        return
+    folder = os.path.dirname(job.target) or "."
+    try:
+        if job.creates_folders:
+            os.makedirs(folder, exist_ok=True)
+        os.stat(folder)
+    except OSError as error:
+        raise file_error(folder, error) from error
