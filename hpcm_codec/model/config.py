@@ -129,9 +129,11 @@ PRESETS: dict[str, ModelConfig] = {
         ModelConfig(name="phase1-slim", cells=_rwkv_at_s3(width=256, hidden_rate=3.0, residual=True)),
         ModelConfig(
             name="phase1-lite",
-            latent_channels=256,
+            latent_channels=320,
             hyper_channels=96,
             transform="patch",
+            patch_kernel=16,
+            patch_blocks=8,
             cells=(
                 CellConfig(window=4, **_LITE_CELL),
                 CellConfig(window=8, **_LITE_CELL),
