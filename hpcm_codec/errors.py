@@ -104,8 +104,8 @@ class FileError(HpcmError):
 def printable(path: str) -> str:
     """A path as it goes into one line of text: line breaks, other control characters and what is no Unicode are escaped.
 
-    >>> printable("a\nb.png")
-    'a\\nb.png'
+    >>> print(printable("a" + chr(10) + "b.png"))
+    a\\nb.png
     """
     return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in path)
 
