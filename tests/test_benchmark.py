@@ -24,6 +24,7 @@ from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.images import Picture, write_picture
 from hpcm_codec.model.complexity import complexity_by_part
 from hpcm_codec.model.config import CellConfig, preset
+from hpcm_codec.tiling import HALO_LATENTS
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
@@ -165,7 +166,7 @@ def test_work_covers_tiles_with_their_halos_and_grows_with_the_picture() -> None
     config = preset("phase1-lite")
     one, four = (work_by_stage(config, side, side, "exact", 10, 20) for side in (1024, 2048))
     assert four["s3 step 1"].operations == 4 * one["s3 step 1"].operations
-    halo = (1024 + 64) ** 2 / 1024**2  # each of the four tiles sees 4 latents of 16 pixels on two sides
+    halo = (1024 + 16 * HALO_LATENTS) ** 2 / 1024**2  # each of the four tiles sees its neighbours' latents on two sides
     assert four["analysis"].operations == pytest.approx(4 * halo * one["analysis"].operations, rel=1e-3)
     assert four["container"].bytes == 20 and one["read"].bytes == 20 + 3 * 1024**2
 

@@ -33,8 +33,8 @@ def test_the_lite_model_keeps_to_its_budget() -> None:
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_cost_per_pixel_does_not_depend_on_the_pictures_size(name: str) -> None:
     small, large = (total(complexity_by_part(preset(name), edge)) for edge in (256, 512))
-    # but for a little that is done once for each picture
-    assert large.kmac_per_pixel == pytest.approx(small.kmac_per_pixel, rel=1e-4)
+    # but for a little that is done once for each picture, and the patches beyond its border
+    assert large.kmac_per_pixel == pytest.approx(small.kmac_per_pixel, rel=2e-3)
 
 
 def test_no_parameter_is_forgotten() -> None:

@@ -146,7 +146,7 @@ def test_encoding_asks_for_each_row_of_tiles_once_with_its_halo(
     watched = Watched(tall.pixels, icc=tall.icc, xmp=tall.xmp)
     watched.asked = []
     assert codec.encode(watched, 50) == tall_stream
-    assert watched.asked == [(0, 768), (640, 1472), (1344, 2100)]
+    assert watched.asked == [(0, 800), (608, 1504), (1312, 2100)]
     assert codec.encode_with_latents(tall, 50).data == tall_stream
 
 
@@ -243,7 +243,7 @@ def test_encoding_that_does_not_fit_is_refused_before_any_work(
     Image.new("RGB", (5000, 4000)).save(tmp_path / "large.png")
     Image.new("RGB", (5000, 4000)).save(tmp_path / "large.ppm")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("work was done"))
-    monkeypatch.setattr("hpcm_codec.cli.options.load_codec", lambda *rest: pytest.fail("work was done"))
+    monkeypatch.setattr("hpcm_codec.batch.machine.Machine.codec", lambda *rest: pytest.fail("work was done"))
     for name, options in (
         ("large.png", ["--memory", "600MB"]),
         ("large.ppm", ["--memory", "600MB"]),
@@ -268,13 +268,13 @@ def test_decoding_that_does_not_fit_is_refused_before_any_work(
     tile = container.TileStreams(b"", b"", b"", b"", 0)
     data = container.write_stream(container.HpcmStream(header, (tile,) * len(grid), {}))
     (tmp_path / "large.hpcm").write_bytes(data)
-    monkeypatch.setattr("hpcm_codec.cli.options.load_codec_for", lambda *rest: pytest.fail("work was done"))
+    monkeypatch.setattr("hpcm_codec.batch.machine.Machine.codec_for", lambda *rest: pytest.fail("work was done"))
     done = hpcm("decode", tmp_path / "large.hpcm", "--memory", "900MB")
     assert done.exit_code == 1 and "decoding 9000×8000 pixels to PNG takes about" in done.stderr
     with pytest.raises(MemoryLimitError):
         hpcm_codec.decode(data, device="cpu", memory=900_000_000)
     monkeypatch.setattr(
-        "hpcm_codec.cli.options.load_codec_for", lambda *rest: (_ for _ in ()).throw(HpcmError("work!"))
+        "hpcm_codec.batch.machine.Machine.codec_for", lambda *rest: (_ for _ in ()).throw(HpcmError("work!"))
     )
     for options in (["-o", tmp_path / "large.ppm"], ["--region", "8000,0,500,500"]):  # these fit
         assert "work!" in hpcm("decode", tmp_path / "large.hpcm", "--memory", "1.2GB", *options).stderr

@@ -55,9 +55,9 @@ def counting(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("region", "tiles"),
     [
         ((100, 200, 300, 150), [0]),  # inside a tile
-        ((700, 600, 1, 1), [3]),
-        ((500, 0, 12, 20), [0]),  # 64 pixels from the border, and 63
-        ((501, 0, 12, 20), [0, 1]),
+        ((700, 620, 1, 1), [3]),
+        ((468, 0, 12, 20), [0]),  # 96 pixels from the border, and 95
+        ((469, 0, 12, 20), [0, 1]),
         ((540, 460, 90, 100), [0, 1, 2, 3]),  # over the corner of four
         ((0, 505, 1130, 20), [0, 1, 2, 3]),
         ((1129, 1039, 1, 1), [3]),
@@ -153,9 +153,9 @@ def test_windows_are_made_of_few_tiles_held_at_a_time(size: tuple[int, int]) -> 
 
 
 def test_a_region_sees_its_halo_and_nothing_beyond_the_picture() -> None:
-    grid = TileGrid(200, 100)
-    assert latents_seen(Rectangle(0, 0, 1, 1), grid) == Rectangle(0, 0, 5, 5)
-    assert latents_seen(Rectangle(80, 100, 97, 200), grid) == Rectangle(1, 2, 8, 16)
+    grid = TileGrid(400, 300)
+    assert latents_seen(Rectangle(0, 0, 1, 1), grid) == Rectangle(0, 0, 7, 7)
+    assert latents_seen(Rectangle(160, 200, 177, 400), grid) == Rectangle(4, 6, 18, 28)
 
 
 # ------------------------------------------------------------------------------------------------------------------ scales
