@@ -441,3 +441,38 @@ def test_errors_keep_everything_on_their_way_between_processes() -> None:
     ):
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == str(error) and vars(copy) == vars(error)
+
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_a_folder_that_cannot_be_looked_into_fails_alone(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (album / "locked").mkdir()
+    scan = os.scandir
+
+    def refusing(path: str) -> Any:
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    (album / "broken.png").unlink()
+    done = hpcm("encode", album, "-o", tmp_path / "out", "--manifest", tmp_path / "m.jsonl")
+    assert done.exit_code == 5
+    assert "locked: permission denied; make the folder readable, or leave it out" in done.stderr
+    rows = rows_of(tmp_path / "m.jsonl")
+    assert [path for path, row in rows.items() if row["status"] == "failed"] == [str(album / "locked")]
+    assert len(list((tmp_path / "out").rglob("*.hpcm"))) == len(NAMES) == len(rows) - 1
+    monkeypatch.undo()
+    (album / "locked" / "d.png").write_bytes((album / "a.png").read_bytes())
+    again = hpcm("encode", album, "-o", tmp_path / "out", "--manifest", tmp_path / "m.jsonl", "--resume")
+    assert again.exit_code == 0 and (tmp_path / "out" / "locked" / "d.hpcm").exists()
+
+
+def test_pictures_that_differ_in_their_extension_both_become_files(album: Path, tmp_path: Path) -> None:
+    (album / "broken.png").unlink()
+    Image.open(album / "a.png").save(album / "a.jpg")
+    assert hpcm("encode", album, "-o", tmp_path / "out").exit_code == 0
+    assert {"a.png.hpcm", "a.jpg.hpcm", "b b.hpcm"} <= {path.name for path in (tmp_path / "out").iterdir()}

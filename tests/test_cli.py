@@ -225,10 +225,12 @@ def test_plan_finds_every_contradiction_before_anything_is_done(tmp_path: Path) 
     assert planned([x], f"{tmp_path}/") == [(x, str(tmp_path / "x.hpcm"))]
     assert planned(["-"], None) == [("-", "-")]
     assert planned([x, y], "new")[1] == (y, os.path.join("new", "y.hpcm"))
+    # what differs in its extension only keeps it, wherever it comes from
+    assert planned([x, other], None) == [(x, f"{x}.hpcm"), (other, f"{other}.hpcm")]
+    found = planned([str(tmp_path)], "new/")
+    assert [target for _, target in found] == [os.path.join("new", n) for n in ("x.jpg.hpcm", "x.png.hpcm", "y.hpcm")]
     for inputs, output, reason in (
-        ([x, other], None, "would both become"),
-        ([x, other], "new/", "would both become"),
-        ([str(tmp_path)], "new/", "would both become"),
+        ([x, x], "new/", "would both become"),
         ([x], x, "would be overwritten"),
         ([x, y], "-", "to stdout"),
         ([x, "-"], None, "stdin"),

@@ -100,7 +100,9 @@ class Encoding:
         from hpcm_codec.batch.together import analyse_together
 
         self._analysed.clear()
-        self._analysed.update(analyse_together(self._codec(), [job.source for job in jobs], self.opened))
+        self._analysed.update(
+            analyse_together(self._codec(), [job.source for job in jobs if not job.unreadable], self.opened)
+        )
 
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
         if (analysed := self._analysed.pop(job.source, None)) is not None:

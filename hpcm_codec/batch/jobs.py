@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.errors import FileError, UsageError, printable
@@ -19,12 +20,14 @@ class Job:
 
     creates_folders: the output's directory is ours to make.
     relative:        the input's path below the directory that was given, with / between its parts; for a named file its last part.
+    unreadable:      why a folder could not be looked into, which is then a job of its own that fails; empty for a file.
     """
 
     source: str
     target: str
     creates_folders: bool = False
     relative: str = ""
+    unreadable: str = ""
 
 
 def plan(
@@ -34,8 +37,9 @@ def plan(
 
     extension: of output names made from input names. wanted: whether a file name found in a directory is meant.
     what:      what is looked for in directories, for the error when there is none.
-    Raises UsageError where they contradict each other, two jobs have one output, or an output is an input; FileError for a directory
-    that holds nothing wanted.
+    Inputs that differ in their extension only (x.png, x.jpg) keep it in their outputs' names: x.png.hpcm, x.jpg.hpcm.
+    Raises UsageError where inputs and output contradict each other, two jobs have one output, or an output is an input; FileError for a
+    directory that holds nothing wanted.
     """
     if STDIO in inputs:
         if len(inputs) > 1:
@@ -51,14 +55,25 @@ def plan(
     into = output if output is not None and (several or _names_directory(output)) else None
     jobs = []
     for given in inputs:
-        for source, relative in _files_of(given, wanted, what):
-            if into is not None:
-                target = os.path.join(into, _renamed(relative, extension))
-            else:
-                target = output if output is not None else _renamed(source, extension)
-            jobs.append(Job(source, target, into is not None, relative.replace(os.sep, "/")))
+        for source, relative, unreadable in _files_of(given, wanted, what):
+            named_after = source if into is None else os.path.join(into, relative)
+            target = output if output is not None and into is None else _renamed(named_after, extension)
+            jobs.append(Job(source, target, into is not None, relative.replace(os.sep, "/"), unreadable))
+    if several:
+        jobs = _told_apart(jobs, extension)
     _refuse_collisions(jobs)
     return jobs
+
+
+def _told_apart(jobs: Sequence[Job], extension: str) -> list[Job]:
+    """The jobs, those with equal outputs renamed to keep their inputs' extensions."""
+    times = Counter(job.target for job in jobs)
+
+    def renamed(job: Job) -> Job:
+        kept = os.path.splitext(job.source)[1]
+        return replace(job, target=job.target.removesuffix(extension) + kept + extension)
+
+    return [renamed(job) if times[job.target] > 1 else job for job in jobs]
 
 
 def _names_directory(path: str) -> bool:
@@ -69,25 +84,27 @@ def _renamed(path: str, extension: str) -> str:
     return os.path.splitext(path)[0] + extension
 
 
-def _files_of(given: str, wanted: Callable[[str], bool], what: str) -> Iterator[tuple[str, str]]:
-    """(path, path relative to what was given) of a file, or of every wanted file below a directory, hidden ones left out."""
+def _files_of(given: str, wanted: Callable[[str], bool], what: str) -> Iterator[tuple[str, str, str]]:
+    """(path, path relative to what was given, "") of a file, or of every wanted file below a directory, hidden ones left out.
+
+    For a directory that cannot be looked into, the last is the reason.
+    """
     if not os.path.isdir(given):
-        yield given, os.path.basename(given)
+        yield given, os.path.basename(given), ""
         return
     found = False
-    for folder, subfolders, names in os.walk(given, onerror=_raise_file_error):
+    unreadable: list[OSError] = []
+    for folder, subfolders, names in os.walk(given, onerror=unreadable.append):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and wanted(name):
                 found = True
                 path = os.path.join(folder, name)
-                yield path, os.path.relpath(path, given)
-    if not found:
+                yield path, os.path.relpath(path, given), ""
+    for error in unreadable:
+        yield error.filename, os.path.relpath(error.filename, given), file_error(error.filename, error).reason
+    if not found and not unreadable:
         raise FileError(f"no {what} in this directory", file=given, advice="check the path")
-
-
-def _raise_file_error(error: OSError) -> None:
-    raise file_error(error.filename, error) from error
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:

@@ -140,6 +140,8 @@ class Performer:
         job, digests = task.job, dict[str, Any]()
         started = time.perf_counter()
         try:
+            if job.unreadable:
+                raise FileError(job.unreadable, file=job.source, advice="make the folder readable, or leave it out")
             if self.rules.digests:
                 digests["sha256"] = sha256_of(job.source)
             _make_folder(job)
