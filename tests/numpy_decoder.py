@@ -195,13 +195,32 @@ def neighbourhoods(x: Ints, size: int) -> Ints:
     return np.stack(parts, axis=-1)
 
 
+def unpacked(stored: NDArray[np.uint8], exponents: NDArray[np.int8], bits: int) -> NDArray[np.float64]:
+    """Rows of integers of so many bits, as packed in a checkpoint: low bytes first, then planes of one, two or four bits."""
+    length = stored.shape[1] * 8 // bits
+    integers, at, done = stored[:, :length].astype(np.int64), length, 8
+    for width in {9: (1,), 10: (2,), 11: (2, 1), 12: (4,)}[bits]:
+        plane = stored[:, at : (at := at + length * width // 8)].astype(np.int64)
+        digits = [plane >> shift & (2**width - 1) for shift in range(0, 8, width)]
+        integers += np.concatenate(digits, axis=1) << done
+        done += width
+    signed = np.where(integers >= 2 ** (bits - 1), integers - 2**bits, integers)
+    return np.ldexp(signed.astype(np.float64), exponents.astype(np.int64)[:, None])
+
+
 class Model:
     """A checkpoint as numbers: tensors by name, the units of activations, the stored functions, and what one quality makes of the rates."""
 
     def __init__(self, path: Path, quality_code: int) -> None:
         with safe_open(path, framework="np") as file:
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            self.config: dict[str, Any] = json.loads(file.metadata()["config"])
+            metadata = file.metadata()
+        self.config: dict[str, Any] = json.loads(metadata["config"])
+        if "packed" in metadata:
+            packing = json.loads(metadata["packed"])
+            for name, shape in packing["shapes"].items():
+                stored, exponents = self.tensors[f"packed.{name}"], self.tensors[f"exponents.{name}"]
+                self.tensors[name] = unpacked(stored, exponents, packing["bits"]).reshape(shape)
         self.quality_code = quality_code
         self.channels = int(self.config["latent_channels"])
         self.exponential = self.tensors["exact.tables.exponential"].astype(np.int64)
