@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,12 @@ def two_threads() -> None:
     import torch
 
     torch.set_num_threads(2)
+
+
+def pytest_runtest_teardown() -> None:
+    """Undo the number of threads that a test has set."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
