@@ -6,7 +6,6 @@ context model, and for a fidelity one synthesis. Eight steps find the answer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from hpcm_codec.codec import Codec, Encoded
 from hpcm_codec.container import LARGEST_NUMBER, LARGEST_QUALITY_CODE, parse_header
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.evaluation.metrics import PEAK
+from hpcm_codec.evaluation.metrics import psnr_of_error
 from hpcm_codec.images import PixelSource
 
 
@@ -95,8 +94,7 @@ def psnr_of_strips(picture: PixelSource, strips: Iterable[NDArray[np.uint8]]) ->
     for strip in strips:
         squares += float(np.square(picture.rows(top, top + len(strip)).astype(np.int32) - strip).sum(dtype=np.float64))
         top += len(strip)
-    mean = squares / (picture.height * picture.width * (1 if picture.grey else 3))
-    return math.inf if mean == 0 else 10 * math.log10(PEAK**2 / mean)
+    return psnr_of_error(squares / (picture.height * picture.width * (1 if picture.grey else 3)))
 
 
 def _last_that(holds: Callable[[int], bool]) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,24 @@ def two_threads() -> None:
     import torch
 
     torch.set_num_threads(2)
+
+
+def load_tool(root: Path, name: str) -> ModuleType:
+    """A program of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, root / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """One torch thread for a test: on cores that others use too, waiting for a second one takes most of the time."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def pytest_runtest_teardown() -> None:

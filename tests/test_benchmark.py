@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +30,6 @@ if TYPE_CHECKING:
 
 # the lattice of a 256×128 picture is whole windows, or one smaller one, at every scale: nothing is padded
 WIDTH, HEIGHT = 256, 128
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One torch thread for a while: on cores that others use too, waiting for a second one takes most of the time."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

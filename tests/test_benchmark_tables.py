@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from conftest import load_tool
+
 
 @pytest.fixture(scope="module")
 def tool(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_tables", root / "tools" / "benchmark_tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_tables"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(root, "benchmark_tables")
 
 
 def test_the_document_says_what_the_results_say(tool: ModuleType) -> None:

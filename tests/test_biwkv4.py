@@ -49,13 +49,7 @@ def long_case(length: int, flat: bool) -> tuple[Arguments, Tensor]:
     return arguments, dense(*arguments)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine are most of these tests' time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["torch", "cpp", "cuda"])

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,17 +43,6 @@ def folder(tmp_path: Path) -> Path:
     for number, size in enumerate([(48, 40), (33, 64)]):
         Image.fromarray(photograph(*size, seed=number)).save(pictures / f"p{number}.png")
     return pictures
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One torch thread for a while: on cores that others use too, waiting for a second one takes most of the time."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class PlainCodec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,7 @@ ANCHORS = Path(__file__).resolve().parents[2] / "shared" / "anchors" / "kodak" /
 KODAK = Path(__file__).resolve().parents[2] / "shared" / "data" / "kodak"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One torch thread for a while: on cores that others use too, waiting for a second one takes most of the time."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def smooth_picture(height: int, width: int) -> Samples:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from conftest import load_tool
 from hpcm_codec.evaluation.reference import find_reference
 from hpcm_codec.evaluation.sections import with_section
 
@@ -19,12 +18,7 @@ README = "# Title\n\nbefore\n\n<!-- results -->\nold\n<!-- /results -->\n\nafter
 
 @pytest.fixture(scope="module")
 def tool(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_results", root / "tools" / "readme_results.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["readme_results"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(root, "readme_results")
 
 
 def results_like(reference: str, factor: float) -> dict[str, Any]:

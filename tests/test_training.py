@@ -140,12 +140,17 @@ def test_steps_with_gradients_that_are_not_finite_are_skipped_and_counted(
     assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
 
 
-def test_a_widened_model_computes_what_the_narrow_one_did() -> None:
+def trained_small() -> HPCM:
+    """A small model whose weights are not the initial ones, in which some branches are silent."""
     torch.manual_seed(5)
-    narrow = HPCM(SMALL).eval()
-    for parameter in narrow.parameters():
+    model = HPCM(SMALL).eval()
+    for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    x = torch.rand(2, 3, 128, 128)
+    return model
+
+
+def test_a_widened_model_computes_what_the_narrow_one_did() -> None:
+    narrow, x = trained_small(), torch.rand(2, 3, 128, 128)
     wide = grow(narrow, dataclasses.replace(SMALL, latent_channels=32, name="wider"), x)
     old = _old_channels(16, 32)
     with torch.no_grad():
@@ -156,11 +161,7 @@ def test_a_widened_model_computes_what_the_narrow_one_did() -> None:
 
 
 def test_a_grown_model_computes_what_the_small_one_did() -> None:
-    torch.manual_seed(5)
-    small = HPCM(SMALL).eval()
-    for parameter in small.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    x = torch.rand(2, 3, 128, 64)
+    small, x = trained_small(), torch.rand(2, 3, 128, 64)
     grown = grow(small, dataclasses.replace(SMALL, patch_kernel=16, patch_blocks=6, name="larger"), x)
     assert grown.g_a[0].weight.shape[-2:] == grown.g_s[-1].weight.shape[-2:] == (16, 16)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Write the tables of docs/benchmarks.md anew from the results of `hpcm bench`, after measuring them where that is asked for.
 
-    python tools/benchmark_tables.py --measure     # all of COMMANDS below, about ten minutes; then the tables
+    python tools/benchmark_tables.py --measure     # all of COMMANDS below, a few minutes; then the tables
     python tools/benchmark_tables.py               # the tables alone
 
 What stands between `<!-- stages -->` and `<!-- /stages -->`, and the other sections of that kind, is made of the JSON files in
@@ -18,7 +18,7 @@ from typing import Any
 
 from hpcm_codec.benchmark.tables import as_markdown
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.evaluation.sections import with_section
+from hpcm_codec.evaluation.sections import with_sections
 from hpcm_codec.files import file_error, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,18 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.measure and not options.check:
             for section in sections:
                 measure(section, options.results)
-        try:
-            document = options.document.read_text(encoding="utf-8")
-        except OSError as error:
-            raise file_error(options.document, error) from error
-        updated = document
-        for section in sections:
-            updated = with_section(updated, section, section_text(section, options.results))
-        if options.check:
-            if updated != document:
-                raise FileError("is not what the results say", file=options.document, advice="run this without --check")
-            return 0
-        write_atomically(options.document, updated.encode(), overwrite=True)
+        texts = {section: section_text(section, options.results) for section in sections}
+        updated = with_sections(options.document, texts, check=options.check)
+        if not options.check:
+            write_atomically(options.document, updated.encode(), overwrite=True)
     except HpcmError as error:
         print(f"benchmark_tables: {error}", file=sys.stderr)
         return error.exit_status

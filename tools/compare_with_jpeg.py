@@ -86,6 +86,25 @@ def draw(panels: list[Panel], crop: tuple[int, int, int, int], zoom: int) -> Ima
     return sheet
 
 
+def write_sheet(panels: list[Panel], crop: tuple[int, int, int, int], zoom: int, output: str, force: bool) -> None:
+    """Draw the crops into a PNG file; raises FileError when it exists and must not be replaced, or cannot be written."""
+    buffer = io.BytesIO()
+    draw(panels, crop, zoom).save(buffer, "PNG", optimize=True)
+    write_atomically(output, buffer.getvalue(), overwrite=force)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that the tools for such pictures have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image")
+    parser.add_argument("-q", "--quality", type=float, default=50.0, help="of the .hpcm file, 0 to 100")
+    parser.add_argument("-o", "--output", required=True, help="the PNG file to make")
+    parser.add_argument("--crop", metavar="X,Y,W,H", help="the part that is shown (default: 256×256 from the middle)")
+    parser.add_argument("--model", default="phase1-lite")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite the output")
+    return parser
+
+
 def parse_crop(text: str | None, picture: Picture) -> tuple[int, int, int, int]:
     """(x, y, width, height) of "X,Y,W,H", or the middle of the picture; UsageError when it does not lie inside."""
     if text is None:
@@ -102,22 +121,14 @@ def parse_crop(text: str | None, picture: Picture) -> tuple[int, int, int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image")
-    parser.add_argument("-q", "--quality", type=float, default=50.0, help="of the .hpcm file, 0 to 100")
-    parser.add_argument("-o", "--output", required=True, help="the PNG file to make")
-    parser.add_argument("--crop", metavar="X,Y,W,H", help="the part that is shown (default: 256×256 from the middle)")
+    parser = parser_of(__doc__)
     parser.add_argument("--zoom", type=int, choices=range(1, 9), default=1, help="enlarge the crops this many times")
-    parser.add_argument("--model", default="phase1-lite")
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite the output")
     options = parser.parse_args(arguments)
     try:
         picture = Picture(read_picture(options.image).pixels)
         crop = parse_crop(options.crop, picture)
         panels = make_panels(picture, options.quality, options.model)
-        buffer = io.BytesIO()
-        draw(panels, crop, options.zoom).save(buffer, "PNG", optimize=True)
-        write_atomically(options.output, buffer.getvalue(), overwrite=options.force)
+        write_sheet(panels, crop, options.zoom, options.output, options.force)
     except HpcmError as error:
         print(f"compare_with_jpeg: {error}", file=sys.stderr)
         return error.exit_status

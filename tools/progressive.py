@@ -7,15 +7,12 @@ The file is cut and decoded as `hpcm decode --partial` does; metadata is left ou
 
 from __future__ import annotations
 
-import argparse
-import io
 import sys
 
-from compare_with_jpeg import Panel, draw, parse_crop
+from compare_with_jpeg import Panel, parse_crop, parser_of, write_sheet
 
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.metrics import psnr
-from hpcm_codec.files import write_atomically
 from hpcm_codec.images import Picture, read_picture
 
 
@@ -47,23 +44,15 @@ def parse_shares(text: str) -> list[float]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image")
-    parser.add_argument("-q", "--quality", type=float, default=50.0, help="of the .hpcm file, 0 to 100")
-    parser.add_argument("-o", "--output", required=True, help="the PNG file to make")
-    parser.add_argument("--crop", metavar="X,Y,W,H", help="the part that is shown (default: 256×256 from the middle)")
+    parser = parser_of(__doc__)
     parser.add_argument("--shares", metavar="P,P,P", default="5,20,100", help="percentages of the file (5,20,100)")
-    parser.add_argument("--model", default="phase1-lite")
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite the output")
     options = parser.parse_args(arguments)
     try:
         shares = parse_shares(options.shares)
         picture = Picture(read_picture(options.image).pixels)
         crop = parse_crop(options.crop, picture)
         panels = make_panels(picture, options.quality, options.model, shares)
-        buffer = io.BytesIO()
-        draw(panels, crop, zoom=1).save(buffer, "PNG", optimize=True)
-        write_atomically(options.output, buffer.getvalue(), overwrite=options.force)
+        write_sheet(panels, crop, 1, options.output, options.force)
     except HpcmError as error:
         print(f"progressive: {error}", file=sys.stderr)
         return error.exit_status

@@ -22,8 +22,8 @@ from hpcm_codec.evaluation import bjontegaard
 from hpcm_codec.evaluation.machine import machine_in_words
 from hpcm_codec.evaluation.plot import check_plot, draw_curves
 from hpcm_codec.evaluation.reference import find_reference
-from hpcm_codec.evaluation.sections import with_section
-from hpcm_codec.files import file_error, write_atomically
+from hpcm_codec.evaluation.sections import with_sections
+from hpcm_codec.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "kodak-phase1-lite.json"
@@ -153,17 +153,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise FileError(
                 f"has no {', '.join(missing)}", file=options.results, advice="make it with `hpcm eval --json`"
             )
-        try:
-            readme = options.readme.read_text(encoding="utf-8")
-        except OSError as error:
-            raise file_error(options.readme, error) from error
         shown = options.plot.resolve()
         folder = options.readme.resolve().parent
         text = section(results, (shown.relative_to(folder) if shown.is_relative_to(folder) else shown).as_posix())
-        updated = with_section(readme, SECTION, text)
+        updated = with_sections(options.readme, {SECTION: text}, check=options.check)
         if options.check:
-            if updated != readme:
-                raise FileError("is not what the results say", file=options.readme, advice="run this without --check")
             return 0
         check_plot(str(options.plot))
         dataset = str(results.get("dataset", "kodak"))

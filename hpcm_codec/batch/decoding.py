@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hpcm_codec.batch.jobs import Job
-from hpcm_codec.batch.machine import Machine
+from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, write_output
 from hpcm_codec.batch.tasks import Outcome
 from hpcm_codec.errors import HpcmError, UsageError
@@ -62,8 +62,8 @@ class Decoding:
         pixels = stream.header.width * stream.header.height
         del stream  # the codec reads the file again
         named = self.model is not None
-        codec = self.machine.codec(self.model) if named else self.machine.codec_for(data, self._limit)
-        picture = codec.decode_strips(data, self._limit, self.partial, self.scale, self.region)
+        codec = self.machine.codec(self.model) if named else self.machine.codec_for(data, pixel_limit(self.max_pixels))
+        picture = codec.decode_strips(data, pixel_limit(self.max_pixels), self.partial, self.scale, self.region)
         notices = self._write(picture, job, overwrite)
         return _outcome(picture.width, picture.height, len(data), pixels, (*picture.notices, *notices))
 
@@ -77,7 +77,7 @@ class Decoding:
         with (
             opened(job.target, job.target) as file,
             pillow_errors_as_file_errors(job.target),
-            identified(file, job.target, self._limit) as (image, _),
+            identified(file, job.target, pixel_limit(self.max_pixels)) as (image, _),
         ):
             found, format = image.size, image.format
         if found != size:
@@ -86,17 +86,13 @@ class Decoding:
             raise HpcmError(f"it is {format}, not {wanted}")
         return _outcome(*size, len(data), header.width * header.height)
 
-    @property
-    def _limit(self) -> int:
-        from hpcm_codec.container import DEFAULT_MAX_PIXELS
-
-        return DEFAULT_MAX_PIXELS if self.max_pixels is None else self.max_pixels
-
     def _parsed(self, data: bytes) -> HpcmStream:
         from hpcm_codec.bands import region_in
         from hpcm_codec.container import parse_stream
 
-        stream = parse_stream(data, max_pixels=self._limit, allow_truncated=self.partial, scale=self.scale)
+        stream = parse_stream(
+            data, max_pixels=pixel_limit(self.max_pixels), allow_truncated=self.partial, scale=self.scale
+        )
         if self.region is not None:
             region_in(*self.region, stream.header.grid)
         return stream

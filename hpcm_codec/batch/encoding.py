@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hpcm_codec.batch.jobs import Job
-from hpcm_codec.batch.machine import Machine
+from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
 from hpcm_codec.batch.tasks import Outcome
 from hpcm_codec.errors import HpcmError
@@ -121,7 +121,7 @@ class Encoding:
 
         codec = self._codec()
         data = read_input(job.target)
-        stream = parse_stream(data, max_pixels=self._limit)
+        stream = parse_stream(data, max_pixels=pixel_limit(self.max_pixels))
         header = stream.header
         with self.opened(job.source) as (picture, input_bytes):
             for differs, reason in (
@@ -163,16 +163,10 @@ class Encoding:
 
         name = shown(source, "stdin")
         content = source if data is None else io.BytesIO(data)
-        with open_picture(content, name=name, max_pixels=self._limit, afford=afford) as picture:
+        with open_picture(content, name=name, max_pixels=pixel_limit(self.max_pixels), afford=afford) as picture:
             if self.strip:
                 picture.exif = picture.xmp = None
             yield picture, max(1, os.path.getsize(source) if data is None else len(data))
-
-    @property
-    def _limit(self) -> int:
-        from hpcm_codec.container import DEFAULT_MAX_PIXELS
-
-        return DEFAULT_MAX_PIXELS if self.max_pixels is None else self.max_pixels
 
     def _codec(self) -> Codec:
         return self.machine.codec(self.model, self.profile)
@@ -193,7 +187,7 @@ class Encoding:
     def _psnr(self, codec: Codec, picture: PixelSource, data: bytes) -> float:
         from hpcm_codec.targets import psnr_of_strips
 
-        return psnr_of_strips(picture, codec.decode_strips(data, self._limit).strips)
+        return psnr_of_strips(picture, codec.decode_strips(data, pixel_limit(self.max_pixels)).strips)
 
     def _outcome(
         self,

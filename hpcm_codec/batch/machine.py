@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpcm_codec.batch.tasks import for_all_jobs
+from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
@@ -34,7 +35,7 @@ class Machine:
         from hpcm_codec.api import kept_codec
         from hpcm_codec.checkpoints import DEFAULT_MODEL
 
-        self._set_threads()
+        set_threads(self.threads)
         with for_all_jobs():
             return kept_codec(model or DEFAULT_MODEL, self.device, profile)
 
@@ -42,12 +43,12 @@ class Machine:
         """The codec that a file asks for, loaded once. Raises HpcmError where there is none."""
         from hpcm_codec.api import codec_for
 
-        self._set_threads()
+        set_threads(self.threads)
         return codec_for(data, None, self.device, max_pixels)
 
-    def _set_threads(self) -> None:
-        if self.threads is not None:
-            import torch
 
-            if torch.get_num_threads() != self.threads:
-                torch.set_num_threads(self.threads)
+def pixel_limit(max_pixels: int | None) -> int:
+    """The number of pixels above which pictures are refused; None is the default limit."""
+    from hpcm_codec.container import DEFAULT_MAX_PIXELS
+
+    return DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels

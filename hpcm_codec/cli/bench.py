@@ -11,6 +11,7 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
+from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.benchmark.measure import Settings
@@ -115,7 +116,7 @@ def _results(
     from hpcm_codec.evaluation.machine import describe_machine, load_average
 
     load_before = round(load_average(), 2)  # our own runs must not count
-    options.set_threads(threads)
+    set_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     models = models or (DEFAULT_MODEL,)

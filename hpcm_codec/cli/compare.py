@@ -10,6 +10,7 @@ import click
 from hpcm_codec.cli import options
 from hpcm_codec.cli.encode import DEFAULT_QUALITY
 from hpcm_codec.memory import parse_size
+from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.evaluation.versions import Aim
@@ -70,7 +71,7 @@ def command(
     wanted = parse_kinds(kinds)
     options.refuse_existing(output, force)
     options.check_device(device)
-    options.set_threads(threads)
+    set_threads(threads)
     pictures = [read_picture(image, max_pixels=max_pixels or DEFAULT_MAX_PIXELS) for image in images]
     subjects = find_subjects(wanted, model, device, profile, lambda line: click.echo(line, err=True))
     sliders = []

@@ -13,6 +13,7 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
+from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.evaluation.datasets import DataSet
@@ -145,7 +146,7 @@ def command(
     if anchors and chosen is not None and len(chosen) < bjontegaard.FEWEST_POINTS:
         raise UsageError(f"a BD-rate needs {bjontegaard.FEWEST_POINTS} qualities or more, not {len(chosen)}")
     options.check_device(device)
-    options.set_threads(threads)
+    set_threads(threads)
     anchor_curves = [load_anchor(anchor, dataset, metric) for anchor in anchors]
     for anchor in anchors:
         if (of := dataset_of(anchor, dataset)) not in (None, dataset):

@@ -105,12 +105,3 @@ def check_device(device: str) -> None:
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {device!r}")
-
-
-def set_threads(threads: int | None) -> None:
-    """Let torch use that many threads; None leaves it alone."""
-    if threads is not None:
-        import torch
-
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.cli.train_run import run
+from hpcm_codec.threads import set_threads
 
 MIB = 1 << 20
 
@@ -102,7 +103,7 @@ def score(weights: tuple[str, ...], data: Path, json: bool, device: str, threads
     from hpcm_codec.training.scoring import middles
     from hpcm_codec.training.scoring import score as score_of
 
-    options.set_threads(threads)
+    set_threads(threads)
     pictures = middles(data)
     for name in weights:
         model = load_weights(name).build_model().to(torch_device(device))

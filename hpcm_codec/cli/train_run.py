@@ -16,6 +16,7 @@ import click
 from hpcm_codec.cli import options
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import FileError, UnsupportedError, UsageError
+from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.training.loop import Trainer
@@ -97,7 +98,7 @@ def run(
     from hpcm_codec.training.settings import TrainSettings
 
     config = preset(preset_name)
-    options.set_threads(threads)
+    set_threads(threads)
     # All options left are settings of the same name; those not given keep their defaults.
     settings = TrainSettings(crops=phases, **{name: value for name, value in values.items() if value is not None})
     first = int(os.environ.get("RANK", 0)) == 0

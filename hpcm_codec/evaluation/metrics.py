@@ -42,7 +42,11 @@ def psnr(original: Samples, decoded: Samples) -> float:
     original, decoded: uint8 H×W×C. Raises ValueError when shapes or types differ from that or from each other.
     """
     _check(original, decoded)
-    error = float(np.square(original.astype(np.int32) - decoded).mean(dtype=np.float64))
+    return psnr_of_error(float(np.square(original.astype(np.int32) - decoded).mean(dtype=np.float64)))
+
+
+def psnr_of_error(error: float) -> float:
+    """PSNR in dB of a mean squared error of 8-bit samples; infinite for 0."""
     return math.inf if error == 0 else 10 * math.log10(PEAK**2 / error)
 
 

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
-from hpcm_codec.errors import UsageError
+from collections.abc import Mapping
+from pathlib import Path
+
+from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.files import file_error
+
+
+def with_sections(path: Path, sections: Mapping[str, str], *, check: bool) -> str:
+    """A document with texts between the markers of their names.
+
+    check: raise FileError when that is not what the document is already. Also raises FileError when it cannot be read, UsageError when it
+    lacks markers.
+    """
+    try:
+        document = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise file_error(path, error) from error
+    updated = document
+    for name, text in sections.items():
+        updated = with_section(updated, name, text)
+    if check and updated != document:
+        raise FileError("is not what the results say", file=path, advice="run this without --check")
+    return updated
 
 
 def with_section(document: str, name: str, text: str) -> str:
