@@ -79,7 +79,7 @@ class Checkpoint:
 
     def build_model(self) -> HPCM:
         """The network with these weights, in evaluation mode, float32, on the CPU."""
-        model = HPCM(self.config)
+        model = HPCM(self.config, initialise=False)  # 0.15 s less than drawing 14 million numbers that nobody looks at
         model.load_state_dict({name: value.float() for name, value in self.weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
 
@@ -100,7 +100,7 @@ def identity_of(tensors: dict[str, Tensor]) -> bytes:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()[:8]
 
 

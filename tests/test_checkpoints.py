@@ -75,6 +75,15 @@ def test_the_shipped_default_is_a_lite_model() -> None:
     assert checkpoint.build_model().config.rate_levels == 8
 
 
+def test_building_a_model_draws_no_random_numbers(saved: Path) -> None:
+    checkpoint = load_checkpoint(str(saved))
+    before = torch.get_rng_state()
+    built = checkpoint.build_model().state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert built.keys() == checkpoint.weights.keys()
+    assert all(torch.equal(value, checkpoint.weights[name]) for name, value in built.items())
+
+
 def test_exported_weights_are_smaller_and_sound(saved: Path, tmp_path: Path) -> None:
     target = tmp_path / "half.safetensors"
     result = CliRunner().invoke(command, ["export", str(saved), "-o", str(target)])

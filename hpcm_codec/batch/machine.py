@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,12 +28,14 @@ class Machine:
         """Whether models run on CUDA here."""
         if self.device != "auto":
             return self.device.startswith("cuda")
+        _import_torch()
         import torch
 
         return torch.cuda.is_available()
 
     def codec(self, model: str | None, profile: str = "auto") -> Codec:
         """The codec of a model (None: the default one), loaded once. Raises BatchStopped."""
+        _import_torch()
         from hpcm_codec.api import kept_codec
         from hpcm_codec.checkpoints import DEFAULT_MODEL
 
@@ -41,10 +45,25 @@ class Machine:
 
     def codec_for(self, data: bytes, max_pixels: int) -> Codec:
         """The codec that a file asks for, loaded once. Raises HpcmError where there is none."""
+        _import_torch()
         from hpcm_codec.api import codec_for
 
         set_threads(self.threads)
         return codec_for(data, None, self.device, max_pixels)
+
+
+def _import_torch() -> None:
+    """Import torch without looking for garbage meanwhile, nor ever after among its objects: 0.2 s in which nothing would be found."""
+    if "torch" in sys.modules:
+        return
+    looking = gc.isenabled()
+    gc.disable()
+    try:
+        import torch  # noqa: F401 - so that it is there
+    finally:
+        if looking:
+            gc.enable()
+    gc.freeze()
 
 
 def pixel_limit(max_pixels: int | None) -> int:

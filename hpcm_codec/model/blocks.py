@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 LEAKY_SLOPE = 0.01  # negative slope of HPCM's activations
+
+
+class WithoutInitialValues(TorchFunctionMode):
+    """Inside `with` it leaves out what `torch.nn.init` does: parameters keep whatever their memory holds.
+
+    The meta device would do without the memory too, but some operators on it import torch's compiler, which takes a second.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 class RateFactor(nn.Module):

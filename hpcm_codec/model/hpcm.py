@@ -5,6 +5,7 @@ Source: HPCM (Li, Zhang, Li, Liu, ICCV 2025, arXiv 2507.19125); which variant it
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded, lower_bounded_likelihood
 from hpcm_codec.model import schedule, transforms
-from hpcm_codec.model.blocks import RateFactor
+from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel, SymbolPort
 from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
@@ -84,22 +85,25 @@ class HPCM(nn.Module):
     """The codec's network. Images are B×3×H×W in [0, 1], H and W multiples of 64; latents B×M×H/16×W/16.
 
     `rate` arguments are level weights B×L (see `rate.level_weights`); a fixed-rate model has L = 1.
+
+    initialise: False leaves the values to chance and the random numbers alone, for weights that are about to be loaded.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, initialise: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.g_a = transforms.analysis_transform(config)
-        self.g_s = transforms.synthesis_transform(config)
-        self.h_a = transforms.hyper_analysis_transform(config)
-        self.h_s = transforms.hyper_synthesis_transform(config)
-        self.context = ContextModel(config)
+        with nullcontext() if initialise else WithoutInitialValues():
+            self.g_a = transforms.analysis_transform(config)
+            self.g_s = transforms.synthesis_transform(config)
+            self.h_a = transforms.hyper_analysis_transform(config)
+            self.h_s = transforms.hyper_synthesis_transform(config)
+            self.context = ContextModel(config)
         self.hyper_mean = RateFactor(config.rate_levels, config.hyper_channels, initial=0.0)
         self.hyper_scale = RateFactor(
             config.rate_levels, config.hyper_channels, initial=0.0 if config.scale_domain == "log" else 1.0
         )
         self.rate_control = RateControl(config) if config.rate_levels > 1 else None
-        if config.transform == "patch":
+        if config.transform == "patch" and initialise:
             transforms.initialise_as_block_transform(self.g_a, self.g_s, coefficient_unit(config.lambdas))
 
     def rate_at(self, position: Tensor | float, batch: int = 1) -> Tensor:
