@@ -39,49 +39,53 @@ _COEFFICIENT_BYTES = 2  # of a progressive JPEG, all are held
 
 @cache
 def libvips() -> Any:
-    """The module pyvips, ready for use; None where it, or its library, is not installed."""
+    """The module pyvips, ready for use; None where it, or its library, is not installed or too old."""
     try:
         import pyvips
-    except (ImportError, OSError):
+
+        pyvips.cache_set_max(0)
+        pyvips.concurrency_set(1)  # rows are decoded in the thread that asks for them
+    except (ImportError, OSError, AttributeError):
         return None
-    pyvips.cache_set_max(0)
-    pyvips.concurrency_set(1)  # rows are decoded in the thread that asks for them
     return pyvips
 
 
 def held_bytes(image: Image.Image, raw_mode: str) -> int | None:
-    """Bytes that reading a file by libvips takes; None for a file that is not to be read so.
+    """Bytes that reading a file by libvips takes; None for a file that cannot be read so, or takes Pillow less.
 
     image: as Pillow has identified it. raw_mode: as `reading.raw_mode_of` tells.
     """
     if raw_mode != image.mode or raw_mode not in _RAW_MODES.get(image.format or "", ()):
         return None
+    if image.info.get("interlace") or getattr(image, "is_animated", False):
+        return None
     row_bytes = image.width * len(image.mode)
     needed = LIBRARY_BYTES + LIBRARY_ROWS * row_bytes
-    if image.format == "PNG":
-        return None if image.info.get("interlace") or getattr(image, "is_animated", False) else needed
-    if image.format == "JPEG":
-        return needed + (_COEFFICIENT_BYTES * row_bytes * image.height if image.info.get("progressive") else 0)
-    return _tiff_bytes(image, needed)
+    if image.format == "TIFF":
+        pieces = _tiff_bytes(image)
+        if pieces is None:
+            return None
+        needed += pieces
+    if needed >= 4 * image.width * image.height:  # bytes of Pillow's image
+        return None
+    return needed + (_COEFFICIENT_BYTES * row_bytes * image.height if image.info.get("progressive") else 0)
 
 
-def _tiff_bytes(image: Image.Image, needed: int) -> int | None:
-    """The same for a TIFF, of which whole strips, or rows of whole tiles, are decoded at once."""
+def _tiff_bytes(image: Image.Image) -> int | None:
+    """Bytes of a strip, or of a row of tiles, of a TIFF, which are decoded at once; None where not all of them can be."""
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
     if image.info.get("compression") not in _TIFF_COMPRESSIONS or tags.get(tiff.PLANAR_CONFIGURATION, 1) != 1:
         return None
     try:
         if tiff.TILEOFFSETS in tags:
             width, rows, packed = tags[tiff.TILEWIDTH], tags[tiff.TILELENGTH], tags[tiff.TILEBYTECOUNTS]
-            pieces = -(-image.width // width)
-            width *= pieces
+            across = -(-image.width // width)
         else:
-            width, pieces, packed = image.width, 1, tags[tiff.STRIPBYTECOUNTS]
+            width, across, packed = image.width, 1, tags[tiff.STRIPBYTECOUNTS]
             rows = min(image.height, tags.get(tiff.ROWSPERSTRIP, image.height))
-        needed += width * rows * len(image.mode) + pieces * max(packed)
+        return int(across * (width * rows * len(image.mode) + max(packed)))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a broken layout
         return None
-    return needed if needed < 4 * image.width * image.height else None  # 4 is what Pillow takes
 
 
 class Rows:
