@@ -205,7 +205,7 @@ def test_where_libvips_is_missing_pillow_reads_and_a_refusal_names_the_extra(mon
     def refuse(width: int, height: int, held: int) -> None:
         memory.check("reading", held + 1, held, "raise the limit")
 
-    advice = r"raise the limit, or install the extra hpcm-codec\[large\]"
+    advice = r"raise the limit, or pip install 'hpcm-codec\[large\]'"
     with pytest.raises(HpcmError, match=advice), open_picture(data, afford=refuse):
         pass
 

@@ -8,6 +8,7 @@ each. That they agree is tested; the standard leaves a decoder some freedom.)
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,7 +20,7 @@ from PIL import TiffImagePlugin as tiff
 
 from hpcm_codec.images.picture import Samples
 
-ADVICE = "install the extra hpcm-codec[large], which reads such a file in strips"
+ADVICE = "pip install 'hpcm-codec[large]', which reads it in strips"
 # Pillow reads past data that is damaged but not missing in a JPEG, and so do we
 _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "PNG": ("pngload_source", {"fail_on": "error"}),
@@ -40,11 +41,13 @@ _COEFFICIENT_BYTES = 2  # of a progressive JPEG, all are held
 @cache
 def libvips() -> Any:
     """The module pyvips, ready for use; None where it, or its library, is not installed or too old."""
+    in_use = "pyvips" in sys.modules  # by a program whose settings they then are
     try:
         import pyvips
 
-        pyvips.cache_set_max(0)
-        pyvips.concurrency_set(1)  # rows are decoded in the thread that asks for them
+        if not in_use:
+            pyvips.cache_set_max(0)
+            pyvips.concurrency_set(1)  # rows are decoded in the thread that asks for them
     except (ImportError, OSError, AttributeError):
         return None
     return pyvips
