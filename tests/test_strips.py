@@ -291,6 +291,6 @@ def test_a_png_is_on_its_way_before_the_last_strip_is_decoded(tmp_path: Path, no
 
 def test_large_pngs_are_estimated_to_hold_their_transparency_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcm_codec.images.picture.LARGE_PIXELS", 2**24)
-    assert held_bytes("PNG", 32768, 32768, alpha=False, exif=True) == 0
-    assert held_bytes("PNG", 32768, 32768, alpha=True, exif=True) == 2**30
+    work = held_bytes("PNG", 32768, 32768, alpha=False, exif=True)
+    assert work < 60e6 and held_bytes("PNG", 32768, 32768, alpha=True, exif=True) == work + 2**30
     assert held_bytes("PNG", 4096, 4096, alpha=False, exif=False) > 4 * 2**24

@@ -21,7 +21,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 METADATA_CHUNKS = (b"iCCP", b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS")  # all that our reader looks at
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 IDAT_BYTES = 2**16  # a chunk of compressed pixels has at least these, but for the last
-WORK_BYTES = 2**20  # rows that are filtered at once; the work on them takes some 20 times this
+WORK_BYTES = 2**20  # rows that are filtered at once
+HELD_BYTES = 50 * WORK_BYTES  # by the work on them, rounded up
 
 
 def one_pixel_of(file: BinaryIO) -> bytes:

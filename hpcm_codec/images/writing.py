@@ -16,7 +16,7 @@ from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.files import file_error, write_atomically
 from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture, is_large
 from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
-from hpcm_codec.images.png import png_in_strips
+from hpcm_codec.images.png import HELD_BYTES, png_in_strips
 
 JPEG_SEGMENT = 65533  # bytes of metadata a JPEG segment holds
 WRITERS_HOLD = {"JPEG": 6, "WEBP": 28}  # bytes a pixel, rounded up from 39 MP written by Pillow 13
@@ -96,8 +96,8 @@ def held_bytes(format: str, width: int, height: int, *, alpha: bool, exif: bool,
     """Bytes of the picture that `write_picture` holds at once while it writes strips in a format (a key of FORMATS)."""
     pixels = width * height
     in_strips = _goes_in_strips(format, width, height, alpha=alpha, exif=exif)
-    # Pillow's image has 4 bytes a pixel
-    held = 0 if in_strips else pixels * (4 + WRITERS_HOLD.get(format, 1))
+    strips = HELD_BYTES if format == "PNG" else 0
+    held = strips if in_strips else pixels * (4 + WRITERS_HOLD.get(format, 1))  # Pillow's image has 4
     return held + pixels * ((1 if alpha else 0) + (4 if to_stdout else 0))
 
 
