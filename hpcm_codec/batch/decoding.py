@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpcm_codec.container import HpcmStream
     from hpcm_codec.images import StripPicture
 
-MEMORY_ADVICE = "raise it with --memory, choose PPM or TIFF, which are written in strips, or decode a --region"
+MEMORY_ADVICE = "raise it with --memory, choose PNG, PPM or TIFF, which are written in strips, or decode a --region"
 
 
 @dataclass(frozen=True)

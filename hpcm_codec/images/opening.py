@@ -1,15 +1,17 @@
 """Image files as rows of pixels that are read when they are asked for.
 
-Where the samples lie in the file as they are (PPM, uncompressed TIFF and BMP of 8-bit grey or RGB), rows are read from there. Other
-files are decoded by Pillow, whose image is then the only copy of the pixels; and what has to be converted as a whole (other modes, a
-picture that lies on its side) is read as `read_picture` reads it. What each way holds in memory is told before it is taken.
+Where the samples lie in the file as they are (PPM, uncompressed TIFF and BMP of 8-bit grey or RGB), rows are read from there. Of large
+PNG, JPEG and TIFF files libvips decodes rows, where it is installed. Other files are decoded by Pillow, whose image is then the only copy
+of the pixels; and what has to be converted as a whole (other modes, a picture that lies on its side) is read as `read_picture` reads
+it. What each way holds in memory is told before it is taken.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -17,8 +19,11 @@ import numpy as np
 from PIL import Image
 
 from hpcm_codec.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.errors import MemoryLimitError
+from hpcm_codec.images import libvips
 from hpcm_codec.images.metadata import exif_of
-from hpcm_codec.images.picture import ORIENTATION, PARSER_ERRORS, PixelSource, Samples
+from hpcm_codec.images.picture import ORIENTATION, PARSER_ERRORS, PixelSource, Samples, is_large
+from hpcm_codec.images.png import one_pixel_of
 from hpcm_codec.images.reading import (
     identified,
     opened,
@@ -86,29 +91,52 @@ def _opened(image: Image.Image, file: BinaryIO, name: str, max_pixels: int, affo
         picture.notices = (*notices, *(notice for notice in picture.notices if notice not in notices))
         return picture
 
+    def with_rows(rows: Callable[[int, int], Samples], alpha: Samples | None, told: Image.Image) -> PixelSource:
+        """told: the image that knows the metadata."""
+        icc = told.info.get("icc_profile") or None
+        _, exif = exif_of(told)
+        grey = image.mode[0] == "L"
+        return _OpenPicture(image.width, image.height, grey, rows, name, alpha, icc, exif, xmp_of(told), tuple(notices))
+
     known = image.format != "PNG" or "exif" in image.info  # PNG's EXIF may come after the pixels
     if not _plain(image, raw_mode) or (known and _turned(image)):
         return as_a_whole()
-    rows: Callable[[int, int], Samples]
-    alpha = None
     if pieces := _raw_pieces(image, file, raw_mode):
         afford(image.width, image.height, 0)
-        rows = _RawRows(file, image.width, *_RAW_MODES[raw_mode], pieces).read
-    else:
-        has_alpha = image.mode.endswith("A")
-        afford(image.width, image.height, pixels * (_PILLOW + own + (_ALPHA if has_alpha else 0)))
-        image.load()
-        if not _plain(image, raw_mode) or _turned(image):
-            return as_a_whole()
-        if deep:
-            notices.append("16 bits per sample reduced to 8")
-        if has_alpha:
-            alpha = np.array(image.getchannel("A"))
-        rows = _HeldRows(image).read
-    icc = image.info.get("icc_profile") or None
-    _, exif = exif_of(image)
-    grey = image.mode[0] == "L"
-    return _OpenPicture(image.width, image.height, grey, rows, name, alpha, icc, exif, xmp_of(image), tuple(notices))
+        return with_rows(_RawRows(file, image.width, *_RAW_MODES[raw_mode], pieces).read, None, image)
+    has_alpha = image.mode.endswith("A")
+    of_alpha = pixels * (_ALPHA if has_alpha else 0)
+    in_strips = libvips.held_bytes(image, raw_mode) if is_large(image.width, image.height) else None
+    if in_strips is not None and libvips.libvips() is not None:
+        afford(image.width, image.height, in_strips + of_alpha)
+        with suppress(OSError):  # what libvips cannot begin is left to Pillow
+            told = _with_all_metadata(image, file)
+            if _plain(told, raw_mode) and not _turned(told):
+                decoder = libvips.Rows(image, file)
+                alpha = decoder.alpha() if has_alpha else None
+                colours = -1 if has_alpha else None
+                return with_rows(lambda top, bottom: decoder.read(top, bottom)[..., :colours], alpha, told)
+    try:
+        afford(image.width, image.height, pixels * (_PILLOW + own) + of_alpha)
+    except MemoryLimitError as error:
+        if in_strips is not None and libvips.libvips() is None:
+            error.advice = f"{error.advice}, or {libvips.ADVICE}"
+        raise
+    image.load()
+    if not _plain(image, raw_mode) or _turned(image):
+        return as_a_whole()
+    if deep:
+        notices.append("16 bits per sample reduced to 8")
+    return with_rows(_HeldRows(image).read, np.array(image.getchannel("A")) if has_alpha else None, image)
+
+
+def _with_all_metadata(image: Image.Image, file: BinaryIO) -> Image.Image:
+    """An image that has all metadata of the file, those behind a PNG's pixels too, while the pixels are not read."""
+    if image.format != "PNG":
+        return image
+    small = Image.open(io.BytesIO(one_pixel_of(file)), formats=["PNG"])
+    small.load()
+    return small
 
 
 def _plain(image: Image.Image, raw_mode: str) -> bool:
@@ -116,7 +144,7 @@ def _plain(image: Image.Image, raw_mode: str) -> bool:
     return (
         image.format in _PLAIN_FORMATS
         and image.mode in ("L", "RGB", "RGBA", "LA")
-        and not raw_mode.startswith("LA")  # Pillow spreads 16-bit LA to RGBA
+        and not raw_mode.startswith("LA;")  # Pillow spreads 16-bit LA to RGBA
         and "transparency" not in image.info
     )
 

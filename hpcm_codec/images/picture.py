@@ -17,12 +17,20 @@ Samples = NDArray[np.uint8]
 
 ORIENTATION = int(ExifTags.Base.Orientation)
 STRIP_ROWS = 1024
+LARGE_PIXELS = (
+    2**24
+)  # above this, PNG, JPEG and compressed TIFF are not held as Pillow's image (64 MiB) where that can be avoided
 EXIF_PREFIX = b"Exif\0\0"  # JPEG's framing of EXIF, not part of `Picture.exif`
 # what Pillow's parsers of secondary parts raise on broken ones
 PARSER_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError, struct.error, zlib.error),
 )
+
+
+def is_large(width: int, height: int) -> bool:
+    """Whether a picture is worth the detours by which it is not held as a whole."""
+    return width * height > LARGE_PIXELS
 
 
 class PixelSource(Protocol):

@@ -14,8 +14,9 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.files import file_error, write_atomically
-from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture
+from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture, is_large
 from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
+from hpcm_codec.images.png import HELD_BYTES, png_in_strips
 
 JPEG_SEGMENT = 65533  # bytes of metadata a JPEG segment holds
 WRITERS_HOLD = {"JPEG": 6, "WEBP": 28}  # bytes a pixel, rounded up from 39 MP written by Pillow 13
@@ -73,7 +74,6 @@ def picture_to_pil(picture: Picture | StripPicture) -> Image.Image:
 
 def _image_of(picture: Picture | StripPicture, alpha: Samples | None) -> Image.Image:
     """The pixels alone, strip by strip, so that beside the image no second copy is made."""
-    mode = ("L" if picture.grey else "RGB") + ("" if alpha is None else "A")
     whole: Image.Image | None = None
     top = 0
     for strip in picture.strips:
@@ -81,25 +81,31 @@ def _image_of(picture: Picture | StripPicture, alpha: Samples | None) -> Image.I
         part = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
         if part.height == picture.height:
             return part
-        whole = whole or Image.new(mode, (picture.width, picture.height))
+        whole = whole or Image.new(_mode_of(picture, alpha), (picture.width, picture.height))
         whole.paste(part, (0, top))
         top += len(strip)
     assert whole is not None  # a picture has at least one row
     return whole
 
 
+def _mode_of(picture: Picture | StripPicture, alpha: Samples | None) -> str:
+    return ("L" if picture.grey else "RGB") + ("" if alpha is None else "A")
+
+
 def held_bytes(format: str, width: int, height: int, *, alpha: bool, exif: bool, to_stdout: bool = False) -> int:
     """Bytes of the picture that `write_picture` holds at once while it writes strips in a format (a key of FORMATS)."""
     pixels = width * height
     in_strips = _goes_in_strips(format, width, height, alpha=alpha, exif=exif)
-    # Pillow's image has 4 bytes a pixel
-    held = 0 if in_strips else pixels * (4 + WRITERS_HOLD.get(format, 1))
+    strips = HELD_BYTES if format == "PNG" else 0
+    held = strips if in_strips else pixels * (4 + WRITERS_HOLD.get(format, 1))  # Pillow's image has 4
     return held + pixels * ((1 if alpha else 0) + (4 if to_stdout else 0))
 
 
 def _goes_in_strips(format: str, width: int, height: int, *, alpha: bool, exif: bool) -> bool:
-    """Whether the rows can go to the file as they come. The directory of a TIFF's EXIF is left to Pillow."""
-    return format == "PPM" or (format == "TIFF" and not alpha and not exif and 3 * width * height < LARGEST_TIFF)
+    """Whether the rows can go to the file as they come. The directory of a TIFF's EXIF is left to Pillow, and so are small PNGs."""
+    if format == "TIFF":
+        return not alpha and not exif and 3 * width * height < LARGEST_TIFF
+    return format == "PPM" or (format == "PNG" and is_large(width, height))
 
 
 def write_picture(
@@ -111,8 +117,8 @@ def write_picture(
 ) -> tuple[str, ...]:
     """Write a picture to a path (whole or not at all) or a binary file, losslessly but for JPEG (quality 95, 4:4:4).
 
-    picture:   its strips are taken; PPM, and TIFF without EXIF and transparency, go to the file as they come, for all other formats a
-               Pillow image is filled.
+    picture:   its strips are taken; PPM, PNG of more than LARGE_PIXELS, and TIFF without EXIF and transparency go to the file as they
+               come, for all others a Pillow image is filled.
     format:    a key of FORMATS; for a path, None means by its extension.
     overwrite: replace an existing file.
     Returns notices: metadata the format cannot hold. Raises FileError when the format cannot hold the pixels (transparency in JPEG,
@@ -127,8 +133,11 @@ def write_picture(
         metadata, notices = _metadata_for(picture, format)
         write: Callable[[BinaryIO], object]
         if _goes_in_strips(format, picture.width, picture.height, alpha=alpha is not None, exif="exif" in metadata):
-            start = ppm_start if format == "PPM" else tiff_start
-            write = _in_strips(picture, *start(picture.width, picture.height, picture.grey, metadata))
+            if format == "PNG":
+                write = png_in_strips(picture, alpha, _one_pixel(picture, alpha, format, metadata, notices))
+            else:
+                start = ppm_start if format == "PPM" else tiff_start
+                write = _in_strips(picture, *start(picture.width, picture.height, picture.grey, metadata))
         else:
             image = _image_of(picture, alpha)
             if not FORMATS[format].grey and picture.grey:
@@ -156,6 +165,15 @@ def _in_strips(picture: Picture | StripPicture, start: bytes, end: bytes) -> Cal
         file.write(end)
 
     return write
+
+
+def _one_pixel(
+    picture: Picture | StripPicture, alpha: Samples | None, format: str, metadata: dict[str, Any], notices: list[str]
+) -> bytes:
+    """A file of one black pixel with the picture's mode and metadata, as Pillow writes it."""
+    file = io.BytesIO()
+    _by_pillow(Image.new(_mode_of(picture, alpha), (1, 1)), format, metadata, notices)(file)
+    return file.getvalue()
 
 
 def _by_pillow(
