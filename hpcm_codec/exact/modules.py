@@ -93,9 +93,9 @@ class Block:
         assert block.factor is not None
         self.factor = integer_factor(block.factor.level_values, name)
 
-    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
         hidden = self.expand(integer.depthwise(x, self.spatial), leaky=True)
-        return self.project(hidden, factor=interpolated(self.factor, quality_code).to(torch.int16), added=x)
+        return self.project(hidden, factor=interpolated(self.factor, position).to(torch.int16), added=x)
 
 
 class Double:
@@ -127,9 +127,9 @@ class HyperSynthesis:
                 self.steps.append(Block(units, cast(ResidualBlock, layer), stream, f"h_s.{index}"))
             fraction = stream
 
-    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
         for step in self.steps:
-            x = step(x) if isinstance(step, Double) else step(x, quality_code)
+            x = step(x) if isinstance(step, Double) else step(x, position)
         return x
 
 
@@ -146,13 +146,13 @@ class IntegerPrior:
         ]
         self.head = Linear(prior.head, self.stream, context, f"{name}.head")
 
-    def __call__(self, adapted: Tensor, gain: Tensor, context: Tensor, quality_code: int) -> Tensor:
+    def __call__(self, adapted: Tensor, gain: Tensor, context: Tensor, position: Tensor) -> Tensor:
         x = adapted
         for block in self.before:
-            x = block(x, quality_code)
+            x = block(x, position)
         x = integer.scale(x, gain)
         for block in self.after:
-            x = block(x, quality_code)
+            x = block(x, position)
         return self.head(x, added=context)
 
 
@@ -268,7 +268,10 @@ class IntegerSpatialMix(_Mix):
             growth, fading, own = (
                 power_of_two(e, self.tables).to(torch.int32) for e in (exponent[:-1], -exponent, itself)
             )
-            found = self._factors[tokens] = PositionFactors(growth, fading, own)
+            found = PositionFactors(growth, fading, own)
+            # what a capture makes is not there before its graph runs
+            if not (self._decay.is_cuda and torch.cuda.is_current_stream_capturing()):
+                self._factors[tokens] = found
         return found
 
     def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
