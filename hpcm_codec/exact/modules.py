@@ -200,7 +200,8 @@ class IntegerAttentionCell:
         self.scores = integer.AttentionScale(round(2**15 / math.sqrt(per_head)), unit + 15 - ARGUMENT_FRACTION)
 
     def __call__(self, params: Tensor, context: Tensor) -> Tensor:
-        query, key, value = self.query(params), self.key(context), self.value(context)
+        query = self.query(params)
+        key, value = integer.together(context, (self.key.weights, self.value.weights))
         attended = integer.window_attention(
             query, key, value, self.heads, self.window, self.scores, self.tables.exponential
         )
@@ -227,9 +228,9 @@ class _Mix:
         self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, self.shifted, f"{name}.shift")
         self.receptance = Linear(mix.receptance, self.shifted, self.argument, f"{name}.receptance")
 
-    def gated(self, shifted: Tensor, value: Tensor) -> Tensor:
+    def gated(self, receptance: Tensor, value: Tensor) -> Tensor:
         """σ(receptance) · value."""
-        return integer.gate(self.receptance(shifted), value, self.tables.sigmoid)
+        return integer.gate(receptance, value, self.tables.sigmoid)
 
 
 class IntegerSpatialMix(_Mix):
@@ -277,10 +278,10 @@ class IntegerSpatialMix(_Mix):
     def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
         height, width, _ = normalised.shape
         shifted = integer.depthwise(normalised, self.shift)
-        mixed = integer.bi_wkv(
-            self.key(shifted), self.value(shifted), self.factors(height * width), self.tables.exponential
-        )
-        return self.output(self.gated(shifted, mixed), added=z)
+        layers = self.key.weights, self.value.weights, self.receptance.weights
+        key, value, receptance = integer.together(shifted, layers)
+        mixed = integer.bi_wkv(key, value, self.factors(height * width), self.tables.exponential)
+        return self.output(self.gated(receptance, mixed), added=z)
 
 
 class IntegerChannelMix(_Mix):
@@ -303,8 +304,9 @@ class IntegerChannelMix(_Mix):
 
     def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
         shifted = integer.depthwise(normalised, self.shift)
-        value = self.value(integer.squared_relu(self.key(shifted), SQUARE_SHIFT))
-        return saturate(z.int() + self.gated(shifted, value))
+        key, receptance = integer.together(shifted, (self.key.weights, self.receptance.weights))
+        value = self.value(integer.squared_relu(key, SQUARE_SHIFT))
+        return saturate(z.int() + self.gated(receptance, value))
 
 
 class IntegerRWKVCell:
