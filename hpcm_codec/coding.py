@@ -13,7 +13,7 @@ from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.ports import CodingPort
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.exact.network import ExactNetwork
-from hpcm_codec.graphs import Walk, graphs_for
+from hpcm_codec.graphs import CHECKED_USES, PLAIN_USES, Walk, graphs_for
 from hpcm_codec.model.hpcm import HPCM
 
 # The context model always runs on this many threads: matrix products sum in another order under another number of
@@ -27,6 +27,11 @@ class TileCoder:
     def __init__(self, model: HPCM, exact: ExactNetwork | None, device: torch.device) -> None:
         self._model, self._exact = model, exact
         self.graphs = graphs_for(device)
+
+    @property
+    def warm_up_uses(self) -> int:
+        """After how many tiles of a size the next one shows how fast this is."""
+        return 1 if self.graphs is None else PLAIN_USES + CHECKED_USES
 
     def decoded_latents(
         self, header: Header, rate: Tensor, port: CodingPort, code_hyper: Callable[[Tensor, Tensor], Tensor]
