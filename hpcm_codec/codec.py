@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,8 @@ from torch import Tensor
 from hpcm_codec import container
 from hpcm_codec.bands import Neighbourhood, latents_seen, region_in
 from hpcm_codec.checkpoints import DEFAULT_MODEL, Checkpoint, load_checkpoint
+from hpcm_codec.coding import TileCoder
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
-from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
@@ -31,9 +30,6 @@ from hpcm_codec.tiling import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_UNIT, R
 
 DEFAULT_QUALITY = 50.0
 FINEST_SCALE = container.SCALES[-1]
-# The context model always runs on this many threads: matrix products sum in another order under another number of
-# threads, and one last bit is enough to lose the range decoder. Transforms use as many threads as torch is set to.
-CONTEXT_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,7 @@ class Codec:
         self.profile = ("float" if exact is None else "exact") if profile == "auto" else profile
         self.model = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.coder = TileCoder(self.model, self.exact, self.device)
         self._tables = CoderTables(checkpoint.tables)
 
     # -- image → bytes ------------------------------------------------------------------------------------------
@@ -160,36 +157,17 @@ class Codec:
         rate = self._rate(header)
         port = EncoderPort(latents * self._latent_gain(header, rate), self._tables)
         hyper = self.model.hyper_latents(latents, rate)
-        decoded = self._walk(header, port, lambda levels, mean: port.code_hyper(hyper, levels, mean))
+        decoded = self.coder.decoded_latents(
+            header, rate, port, lambda levels, mean: port.code_hyper(hyper, levels, mean)
+        )
         return TileStreams(**port.streams(), symbol_check=port.symbol_check), decoded
 
     def _latent_gain(self, header: Header, rate: Tensor) -> Tensor | float:
         """Quantisation steps per unit of latent, 1×M×1×1, in the file's profile."""
         if self.exact is not None and not header.float_profile:
-            return self.exact.latent_gain(header.quality_code)
+            return self.exact.latent_gain(self.exact.position(header.quality_code))
         log_gain = self.model.latent_log_gain(rate)
         return 1.0 if log_gain is None else log_gain.exp()
-
-    def _walk(
-        self, header: Header, port: EncoderPort | DecoderPort, code_hyper: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """The walk over a tile's symbols, encoder's or decoder's, in the file's profile; returns the decoded latents 1×M×h×w.
-
-        code_hyper: exchanges table indexes and means (1×N×1×1) for the hyper-latents' symbols.
-        """
-        if not header.float_profile:
-            if self.exact is None:
-                raise UnsupportedError(
-                    "made in the exact profile, which this model's checkpoint lacks",
-                    advice="decode with the checkpoint it was made with",
-                )
-            levels, mean = self.exact.hyper_distribution(header.quality_code)
-            return self.exact.code_latents(code_hyper(levels, mean), header.quality_code, port)
-        with _context_threads():
-            rate = self._rate(header)
-            scale, mean = self.model.hyper_distribution(rate)
-            hyper = code_hyper(scale_index(scale), mean).to(mean.dtype) + mean
-            return self.model.code_latents(hyper, rate, port)
 
     # -- bytes → image ------------------------------------------------------------------------------------------
 
@@ -299,7 +277,9 @@ class Codec:
         port = DecoderPort(payloads, self._tables, self.device, record, streams.begun)
         height, width = (side // LATENTS_PER_UNIT for side in (tile.latents.height, tile.latents.width))
         shape = (1, self.config.hyper_channels, height, width)
-        decoded = self._walk(header, port, lambda levels, _: port.code_hyper(shape, levels))
+        decoded = self.coder.decoded_latents(
+            header, self._rate(header), port, lambda levels, _: port.code_hyper(shape, levels)
+        )
         if port.complete and port.symbol_check != streams.symbol_check:
             reason = f"tile {tile.index} does not decode to what its encoder coded"
             if header.float_profile:
@@ -400,17 +380,6 @@ def _tiles_of(picture: PixelSource, latents: Tensor) -> Iterator[tuple[Tile, Ten
     """Every tile of a picture with its part of the latents."""
     for tile in TileGrid(picture.width, picture.height):
         yield tile, latents[(..., *tile.latents.slices)]
-
-
-@contextmanager
-def _context_threads() -> Iterator[None]:
-    """What is computed in here is computed on CONTEXT_THREADS threads, whatever torch is set to."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(CONTEXT_THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _inner(latents: Tensor, window: Window, tile: Tile) -> Tensor:

@@ -27,6 +27,7 @@ from hpcm_codec.exact.layers import (
     integer_linear,
     integer_norm,
     interpolated,
+    level_position,
     times_power_of_two,
 )
 from hpcm_codec.exact.network import level_of
@@ -125,7 +126,13 @@ def test_stored_functions_are_what_they_say() -> None:
 
 def test_levels_are_interpolated_in_integers() -> None:
     levels = torch.tensor([[0], [100], [-300]])
-    assert [int(interpolated(levels, code)) for code in (0, 50, 100, 150, 200)] == [0, 50, 100, -100, -300]
+    assert [int(interpolated(levels, level_position(code, 3))) for code in (0, 50, 100, 150, 200)] == [
+        0,
+        50,
+        100,
+        -100,
+        -300,
+    ]
 
 
 def test_the_table_index_is_the_nearest_level() -> None:

@@ -82,6 +82,15 @@ def linear_weights(inputs: int, outputs: int, random: torch.Generator, *, full: 
     return LinearWeights(weight, whole((outputs,), 1 << 24, random, torch.int32), shift)
 
 
+def test_layers_taken_together_give_what_each_gives_alone(random: torch.Generator) -> None:
+    x = activations((5, 7, 33), "random", random)
+    layers = [linear_weights(33, outputs, random) for outputs in (17, 48, 1)]
+    alone = [integer_reference.linear(x, weights) for weights in layers]
+    for implementation in (integer_reference, integer):
+        found = implementation.together(x, layers)
+        assert all(torch.equal(one, expected) for one, expected in zip(found, alone, strict=True))
+
+
 @pytest.mark.parametrize(
     ("height", "width", "inputs", "outputs"),
     [

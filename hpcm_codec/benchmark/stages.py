@@ -75,6 +75,7 @@ def stages_watched(codec: Codec, meter: Meter) -> Iterator[None]:
     Not for several threads: it wraps functions that all codecs share.
     """
     from hpcm_codec import container
+    from hpcm_codec.entropy import ports
     from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
     from hpcm_codec.entropy.range_coder import RangeEncoder
     from hpcm_codec.entropy.range_decoder import RangeDecoder
@@ -97,6 +98,10 @@ def stages_watched(codec: Codec, meter: Meter) -> Iterator[None]:
     ]
     with ExitStack() as undo:
         undo.enter_context(steps_watched(meter))
+        # one after the other and as plain code, or nothing could be told apart
+        undo.enter_context(replaced(ports, "in_background", lambda device: False))
+        if codec.coder.graphs is not None:
+            undo.enter_context(replaced(codec.coder.graphs, "enabled", False))
         for owner, attribute, stage in places:
             undo.enter_context(replaced(owner, attribute, meter.wrap(getattr(owner, attribute), stage)))
         yield

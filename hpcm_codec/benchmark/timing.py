@@ -108,9 +108,10 @@ def time_stages(codec: Codec, way: Callable[[Meter, str], None], wait: Callable[
 
 
 def time_way(codec: Codec, way: Callable[[Meter, str], None], runs: int) -> Timing:
-    """Time a way: once to warm up, `runs` times for the totals, and as often again for the stages."""
+    """Time a way: to warm up once, or until graphs are replayed; `runs` times for the totals, and as often again for the stages."""
     wait = waiter(str(codec.device))
-    time_undisturbed(way, wait)
+    for _ in range(codec.coder.warm_up_uses):
+        time_undisturbed(way, wait)
     alone, whole = zip(*(time_undisturbed(way, wait) for _ in range(runs)), strict=True)
     samples = [time_stages(codec, way, wait) for _ in range(runs)]
     stages = {stage: statistics.median(sample[stage] for sample in samples) for stage in STAGES}

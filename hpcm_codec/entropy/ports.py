@@ -1,12 +1,15 @@
 """The encoder's and the decoder's ends of the entropy coder, as `ContextModel.code_latents` sees them.
 
 Both cost one pass over the steps; the third port, the estimator's, is `model.hpcm.EstimatorPort`. They turn scales
-into table indexes and residuals into symbols, and keep the tile's symbol check over everything they code.
+into table indexes and residuals into symbols, and keep the tile's symbol check over everything they code. Within a step they wait for a
+GPU at one place: where the decoder needs the table indexes. The encoder never does: a thread of its own takes the symbols as they come.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from hpcm_codec.container import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.entropy.distributions import scale_index
+from hpcm_codec.entropy.handover import CodedStep, to_device, to_host
 from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeEncoder
 from hpcm_codec.entropy.range_decoder import WORD_BYTES, RangeDecoder
 from hpcm_codec.errors import HpcmError
@@ -22,14 +26,34 @@ from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
 
 
-def _table_indexes(levels: Tensor) -> NDArray[np.int32]:
-    return levels.to(torch.int32).flatten().cpu().numpy()
+class CodingPort(ABC):
+    """A port that exchanges table indexes for symbols: what the walk in integers asks for; the one in floating point is brought to it."""
+
+    @abstractmethod
+    def begin(self, scale: Scale) -> None:
+        """Called before the first step of each scale, coarse to fine."""
+
+    @abstractmethod
+    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
+        """Code a step's latents and return their symbols, int32, shaped as `levels`.
+
+        levels: int32 n or 1×n, table indexes; mean: as many floats, in quantisation steps, which only an encoder needs.
+        """
+
+    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+        """As `model.context.SymbolPort` says."""
+        return self.exchange_levels(step, scale_index(scale), mean).to(mean.dtype) + mean
 
 
-class EncoderPort:
+def in_background(device: torch.device) -> bool:
+    """Whether an encoder's symbols are range-coded in a thread: beside a GPU; on the CPU the cores have enough to do."""
+    return device.type == "cuda"
+
+
+class EncoderPort(CodingPort):
     """Quantises the true latents of one tile and codes them, one stream per scale.
 
-    latents: 1×M×h×w, in quantisation steps.
+    latents: 1×M×h×w, in quantisation steps. A latent that cannot be coded raises HpcmError, at the latest in `streams`.
     """
 
     def __init__(self, latents: Tensor, tables: CoderTables) -> None:
@@ -37,6 +61,8 @@ class EncoderPort:
         self._tables = tables
         self._encoders: dict[str, RangeEncoder] = {}
         self._scale_name = "hyper"
+        self._thread = ThreadPoolExecutor(1, "range coder") if in_background(latents.device) else None
+        self._coded: list[Future[None]] = []
         self.symbol_check = SYMBOL_CHECK_START
 
     def code_hyper(self, hyper: Tensor, levels: Tensor, mean: Tensor) -> Tensor:
@@ -46,32 +72,39 @@ class EncoderPort:
     def begin(self, scale: Scale) -> None:
         self._scale_name = scale.name
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        return self.exchange_levels(step, scale_index(scale), mean).to(mean.dtype) + mean
-
     def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
         residual = step.take(self._planes[self._scale_name]) - mean.reshape(1, -1)
         return self._code(residual, levels).reshape(mean.shape)
 
     def _code(self, residual: Tensor, levels: Tensor) -> Tensor:
-        if not bool((residual.abs() <= LARGEST_SYMBOL).all()):
+        step = CodedStep(residual, levels)
+        if self._thread is None:
+            self._range_code(self._scale_name, step)
+        else:
+            self._coded.append(self._thread.submit(self._range_code, self._scale_name, step))
+        return step.symbols
+
+    def _range_code(self, scale_name: str, step: CodedStep) -> None:
+        symbols, levels = step.wait()
+        if symbols.size and max(-int(symbols.min()), int(symbols.max())) > LARGEST_SYMBOL:
             raise HpcmError(
                 "a latent is too large to be coded, or not a number", advice="the model does not fit this picture"
             )
-        rounded = residual.round().to(torch.int32)
-        symbols = rounded.flatten().cpu().numpy()
-        if self._scale_name not in self._encoders:
-            self._encoders[self._scale_name] = RangeEncoder(self._tables)
-        self._encoders[self._scale_name].encode(symbols, _table_indexes(levels))
+        if scale_name not in self._encoders:
+            self._encoders[scale_name] = RangeEncoder(self._tables)
+        self._encoders[scale_name].encode(symbols, levels)
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
-        return rounded
 
     def streams(self) -> dict[str, bytes]:
-        """The finished streams: hyper, s1, s2, s3."""
+        """The finished streams: hyper, s1, s2, s3. Only then `symbol_check` is of all symbols."""
+        for coded in self._coded:
+            coded.result()
+        if self._thread is not None:
+            self._thread.shutdown()
         return {name: encoder.finish() for name, encoder in self._encoders.items()}
 
 
-class DecoderPort:
+class DecoderPort(CodingPort):
     """Reads one tile's symbols from its four streams (hyper, s1, s2, s3).
 
     From the first stream that is None on, every latent takes its predicted mean: a coarser picture of what has arrived.
@@ -107,9 +140,6 @@ class DecoderPort:
     def begin(self, scale: Scale) -> None:
         self._open(scale.name)
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        return self.exchange_levels(step, scale_index(scale), mean).to(mean.dtype) + mean
-
     def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
         return self._read(levels)
 
@@ -128,8 +158,8 @@ class DecoderPort:
             return torch.zeros_like(levels, dtype=torch.int32)
         if self._decoder is None:
             self._decoder = RangeDecoder(self._tables, self._stream)
-        symbols = self._decoder.decode(_table_indexes(levels))
+        symbols = self._decoder.decode(to_host(levels))
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
         if self._record is not None:
             self._record(symbols)
-        return torch.from_numpy(symbols).to(self._device).reshape(levels.shape)
+        return to_device(symbols, self._device).reshape(levels.shape)

@@ -74,7 +74,7 @@ class RangeEncoder:
         self._encoder = _ans().BufferedRansEncoder()
         self._count = 0
 
-    def encode(self, symbols: NDArray[np.int32], indexes: NDArray[np.int32]) -> None:
+    def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
         """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes."""
         if symbols.size and int(np.abs(symbols.astype(np.int64)).max()) > LARGEST_SYMBOL:
             raise HpcmError("a latent is too large to be coded", advice="the model does not fit this picture")

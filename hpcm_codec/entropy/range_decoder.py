@@ -36,8 +36,8 @@ class RangeDecoder:
         self._sound = len(self._words) >= self._position
         self._state = int.from_bytes(padded[: 2 * WORD_BYTES], "little")
 
-    def decode(self, indexes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The next symbols (1-D, int32, magnitudes up to 2^24), one for each table index (int32)."""
+    def decode(self, indexes: NDArray[np.integer]) -> NDArray[np.int32]:
+        """The next symbols (1-D, int32, magnitudes up to 2^24), one for each table index."""
         symbols = np.zeros(len(indexes), np.int32)
         if self._sound and len(indexes):
             if not 0 <= int(indexes.min()) <= int(indexes.max()) < len(self._tables.sizes):

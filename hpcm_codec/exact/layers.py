@@ -8,6 +8,8 @@ exact in floating point (scaling by powers of two, rounding to integers, sums in
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -25,11 +27,17 @@ _REACH = 126
 _POWERS = torch.tensor([2.0**exponent for exponent in range(-_REACH, _REACH + 1)], dtype=torch.float64)
 
 
+@lru_cache(maxsize=8)
+def _powers_on(device: torch.device) -> Tensor:
+    """A copy for each device: a host's tensor would have to be waited for at every use."""
+    return _POWERS.to(device)
+
+
 def power_factors(exponent: Tensor | int, like: Tensor) -> Tensor:
     """2^exponent, exactly, in the type and on the device of `like`; exponent: int or integers, within ±126."""
     if isinstance(exponent, int):
-        return torch.tensor(2.0**exponent, dtype=like.dtype, device=like.device)
-    return _POWERS.to(exponent.device)[exponent + _REACH].to(like.device, like.dtype)
+        return torch.full((), 2.0**exponent, dtype=like.dtype, device=like.device)
+    return _powers_on(exponent.device)[exponent + _REACH].to(like.device, like.dtype)
 
 
 def times_power_of_two(x: Tensor, exponent: Tensor | int) -> Tensor:
@@ -108,9 +116,16 @@ def integer_factor(values: Tensor, name: str) -> Tensor:
     return integer.to(torch.int32)
 
 
-def interpolated(levels: Tensor, quality_code: int) -> Tensor:
-    """Integer level values L×C at a quality code 0 … 200: floor((a·(200 − r) + b·r + 100) / 200), int64 C."""
-    last = levels.shape[0] - 1
-    level, rest = divmod(quality_code * last, 200)
-    a, b = levels[level].long(), levels[min(level + 1, last)].long()
-    return torch.div(a * (200 - rest) + b * rest + 100, 200, rounding_mode="floor")
+def level_position(quality_code: int, levels: int) -> Tensor:
+    """Where a quality code 0 … 200 lies among L levels, int64 2×2: the numbers of the levels around it, and their weights in 200ths.
+
+    A tensor, so that what is computed with it is the same work for every quality.
+    """
+    level, rest = divmod(quality_code * (levels - 1), 200)
+    return torch.tensor([[level, min(level + 1, levels - 1)], [200 - rest, rest]])
+
+
+def interpolated(levels: Tensor, position: Tensor) -> Tensor:
+    """Integer level values L×C at a `level_position`: floor((a·(200 − r) + b·r + 100) / 200), int64 C."""
+    around = levels[position[0]].long() * position[1, :, None]
+    return torch.div(around.sum(dim=0) + 100, 200, rounding_mode="floor")

@@ -93,9 +93,9 @@ class Block:
         assert block.factor is not None
         self.factor = integer_factor(block.factor.level_values, name)
 
-    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
         hidden = self.expand(integer.depthwise(x, self.spatial), leaky=True)
-        return self.project(hidden, factor=interpolated(self.factor, quality_code).to(torch.int16), added=x)
+        return self.project(hidden, factor=interpolated(self.factor, position).to(torch.int16), added=x)
 
 
 class Double:
@@ -127,9 +127,9 @@ class HyperSynthesis:
                 self.steps.append(Block(units, cast(ResidualBlock, layer), stream, f"h_s.{index}"))
             fraction = stream
 
-    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
+    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
         for step in self.steps:
-            x = step(x) if isinstance(step, Double) else step(x, quality_code)
+            x = step(x) if isinstance(step, Double) else step(x, position)
         return x
 
 
@@ -146,13 +146,13 @@ class IntegerPrior:
         ]
         self.head = Linear(prior.head, self.stream, context, f"{name}.head")
 
-    def __call__(self, adapted: Tensor, gain: Tensor, context: Tensor, quality_code: int) -> Tensor:
+    def __call__(self, adapted: Tensor, gain: Tensor, context: Tensor, position: Tensor) -> Tensor:
         x = adapted
         for block in self.before:
-            x = block(x, quality_code)
+            x = block(x, position)
         x = integer.scale(x, gain)
         for block in self.after:
-            x = block(x, quality_code)
+            x = block(x, position)
         return self.head(x, added=context)
 
 
@@ -200,7 +200,8 @@ class IntegerAttentionCell:
         self.scores = integer.AttentionScale(round(2**15 / math.sqrt(per_head)), unit + 15 - ARGUMENT_FRACTION)
 
     def __call__(self, params: Tensor, context: Tensor) -> Tensor:
-        query, key, value = self.query(params), self.key(context), self.value(context)
+        query = self.query(params)
+        key, value = integer.together(context, (self.key.weights, self.value.weights))
         attended = integer.window_attention(
             query, key, value, self.heads, self.window, self.scores, self.tables.exponential
         )
@@ -227,9 +228,9 @@ class _Mix:
         self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, self.shifted, f"{name}.shift")
         self.receptance = Linear(mix.receptance, self.shifted, self.argument, f"{name}.receptance")
 
-    def gated(self, shifted: Tensor, value: Tensor) -> Tensor:
+    def gated(self, receptance: Tensor, value: Tensor) -> Tensor:
         """σ(receptance) · value."""
-        return integer.gate(self.receptance(shifted), value, self.tables.sigmoid)
+        return integer.gate(receptance, value, self.tables.sigmoid)
 
 
 class IntegerSpatialMix(_Mix):
@@ -268,16 +269,19 @@ class IntegerSpatialMix(_Mix):
             growth, fading, own = (
                 power_of_two(e, self.tables).to(torch.int32) for e in (exponent[:-1], -exponent, itself)
             )
-            found = self._factors[tokens] = PositionFactors(growth, fading, own)
+            found = PositionFactors(growth, fading, own)
+            # what a capture makes is not there before its graph runs
+            if not (self._decay.is_cuda and torch.cuda.is_current_stream_capturing()):
+                self._factors[tokens] = found
         return found
 
     def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
         height, width, _ = normalised.shape
         shifted = integer.depthwise(normalised, self.shift)
-        mixed = integer.bi_wkv(
-            self.key(shifted), self.value(shifted), self.factors(height * width), self.tables.exponential
-        )
-        return self.output(self.gated(shifted, mixed), added=z)
+        layers = self.key.weights, self.value.weights, self.receptance.weights
+        key, value, receptance = integer.together(shifted, layers)
+        mixed = integer.bi_wkv(key, value, self.factors(height * width), self.tables.exponential)
+        return self.output(self.gated(receptance, mixed), added=z)
 
 
 class IntegerChannelMix(_Mix):
@@ -300,8 +304,9 @@ class IntegerChannelMix(_Mix):
 
     def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
         shifted = integer.depthwise(normalised, self.shift)
-        value = self.value(integer.squared_relu(self.key(shifted), SQUARE_SHIFT))
-        return saturate(z.int() + self.gated(shifted, value))
+        key, receptance = integer.together(shifted, (self.key.weights, self.receptance.weights))
+        value = self.value(integer.squared_relu(key, SQUARE_SHIFT))
+        return saturate(z.int() + self.gated(receptance, value))
 
 
 class IntegerRWKVCell:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.exact.layers import interpolated, times_power_of_two
+from hpcm_codec.exact.layers import interpolated, level_position, times_power_of_two
 from hpcm_codec.exact.modules import (
     Fractions,
     HyperSynthesis,
@@ -126,22 +126,26 @@ class ExactNetwork:
         self._hyper_log_scale = _fixed(model.hyper_scale.level_values, SCALE_FRACTION)
         self._hyper_mean = _fixed(model.hyper_mean.level_values, HYPER_MEAN_FRACTION)
 
-    def at(self, quality_code: int) -> QualityIntegers:
-        """The integers of a quality code 0 … 200: log gain (2^-10), inverse gain (2^-14, from a quantisation step to units of decoded
+    def position(self, quality_code: int) -> Tensor:
+        """A quality code 0 … 200 as the network's methods take it, a `level_position` on its device."""
+        return level_position(quality_code, self.config.rate_levels).to(self.latent_fraction.device)
+
+    def at(self, position: Tensor) -> QualityIntegers:
+        """The integers of a quality: log gain (2^-10), inverse gain (2^-14, from a quantisation step to units of decoded
         latents), table indexes, means (2^-8) and inverse gains (2^-14) of the hyper-latents."""
         latent_unit = (self.latent_fraction + FINE_BITS) << LOG2_SHIFT
         hyper_unit = (self.hyper_fraction - HYPER_MEAN_FRACTION) << LOG2_SHIFT
         return QualityIntegers(
-            interpolated(self._log_gain, quality_code),
-            power_of_two(latent_unit - interpolated(self._log2_gain, quality_code), self.tables),
-            level_of(interpolated(self._hyper_log_scale, quality_code)),
-            interpolated(self._hyper_mean, quality_code),
-            power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, quality_code), self.tables),
+            interpolated(self._log_gain, position),
+            power_of_two(latent_unit - interpolated(self._log2_gain, position), self.tables),
+            level_of(interpolated(self._hyper_log_scale, position)),
+            interpolated(self._hyper_mean, position),
+            power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, position), self.tables),
         )
 
-    def latent_gain(self, quality_code: int) -> Tensor:
+    def latent_gain(self, position: Tensor) -> Tensor:
         """What an encoder multiplies latents with before rounding, float32 1×M×1×1: quantisation steps per unit of latent."""
-        gain = self.steps_per_unit(self.at(quality_code), torch.zeros_like(self.latent_fraction))
+        gain = self.steps_per_unit(self.at(position), torch.zeros_like(self.latent_fraction))
         return gain[None, :, None, None]
 
     def steps_per_unit(self, quality: QualityIntegers, fraction: Tensor) -> Tensor:
@@ -149,9 +153,9 @@ class ExactNetwork:
         unit = self.latent_fraction + FINE_BITS + EXP_SHIFT - fraction
         return times_power_of_two(1 / quality.inverse_gain.double(), unit).float()
 
-    def hyper_distribution(self, quality_code: int) -> tuple[Tensor, Tensor]:
+    def hyper_distribution(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Table indexes (int32) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
-        quality = self.at(quality_code)
+        quality = self.at(position)
         mean = times_power_of_two(quality.hyper_mean.float(), -HYPER_MEAN_FRACTION)
         return quality.hyper_levels[None, :, None, None], mean[None, :, None, None]
 
@@ -161,16 +165,16 @@ class ExactNetwork:
             _move(self, device)
         return self
 
-    def code_latents(self, hyper_symbols: Tensor, quality_code: int, port: LevelPort) -> Tensor:
+    def code_latents(self, hyper_symbols: Tensor, position: Tensor, port: LevelPort) -> Tensor:
         """The walk over all steps from decoded hyper-symbols to decoded latents, shared by all ports.
 
         hyper_symbols: int32 1×N×h/4×w/4. Returns float32 1×M×h×w, in units of latents: the same numbers on every machine.
         """
-        quality = self.at(quality_code)
+        quality = self.at(position)
         symbols = hyper_symbols[0].permute(1, 2, 0).long()
         in_units = ((symbols << HYPER_MEAN_FRACTION) + quality.hyper_mean) * quality.hyper_inverse_gain
-        params = self.hyper_synthesis(saturate(round_shift(in_units, EXP_SHIFT)), quality_code)
-        at_quality = _AtQuality(self, port, quality_code, quality)
+        params = self.hyper_synthesis(saturate(round_shift(in_units, EXP_SHIFT)), position)
+        at_quality = _AtQuality(self, port, position, quality)
         planes = hyper_planes(params.permute(2, 0, 1), self.config.latent_channels)
         latents = walk(at_quality, planes, port.begin)
         exponent = -(self.latent_fraction + FINE_BITS)
@@ -180,8 +184,8 @@ class ExactNetwork:
 class _AtQuality:
     """The network's arithmetic in integers, at one quality and with one port. Latents are int32, with FINE_BITS more than the context's."""
 
-    def __init__(self, network: ExactNetwork, port: LevelPort, quality_code: int, quality: QualityIntegers) -> None:
-        self._network, self._port, self._code, self._quality = network, port, quality_code, quality
+    def __init__(self, network: ExactNetwork, port: LevelPort, position: Tensor, quality: QualityIntegers) -> None:
+        self._network, self._port, self._position, self._quality = network, port, position, quality
         self._mean_unit = network.steps_per_unit(quality, network.latent_fraction)
 
     def no_latents(self, context: Tensor) -> Tensor:
@@ -196,8 +200,8 @@ class _AtQuality:
         prior = network.prior_s3 if scale == 2 else network.prior_s12
         adaptor = network.adaptors[scale][step]
         coarse = saturate(round_shift(_tokens(latents), FINE_BITS))
-        gain = interpolated(adaptor.gain, self._code).to(torch.int16)
-        return _plane(prior(adaptor(tokens, coarse), gain, tokens, self._code))
+        gain = interpolated(adaptor.gain, self._position).to(torch.int16)
+        return _plane(prior(adaptor(tokens, coarse), gain, tokens, self._position))
 
     def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
         channels, height, width = latents.shape

@@ -196,7 +196,7 @@ _PUBLISHED_LEFT_OUT = ((0, 0), (1, 1), (0, 1), (1, 0), (0, 2), (1, 3), (0, 3), (
 
 
 @lru_cache(maxsize=16)
-def _published_indices(height: int, width: int, group: int) -> tuple[Tensor, Tensor]:
+def _published_indices(height: int, width: int, group: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Flat source positions in the full plane and target positions in the s2 plane, for one channel group."""
     row, column = schedule.S2_OFFSETS[group % 4]
     skip_row, skip_column = _PUBLISHED_LEFT_OUT[group]
@@ -208,7 +208,7 @@ def _published_indices(height: int, width: int, group: int) -> tuple[Tensor, Ten
         if (i % 4, j % 4) != (skip_row, skip_column)
     ]
     target = [i * (width // 2) + j for i in range(height // 2) for j in range(width // 2) if (i % 2, j % 2) != coded]
-    return torch.tensor(source), torch.tensor(target)
+    return torch.tensor(source, device=device), torch.tensor(target, device=device)
 
 
 def published_s2_gather(full: Tensor, on_s2: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def published_s2_gather(full: Tensor, on_s2: Tensor) -> Tensor:
     group = full.shape[2] // schedule.GROUPS
     out = on_s2.clone()
     for index in range(schedule.GROUPS):
-        source, target = (t.to(full.device) for t in _published_indices(full.shape[-2], full.shape[-1], index))
+        source, target = _published_indices(full.shape[-2], full.shape[-1], index, full.device)
         channels = slice(index * group, (index + 1) * group)
         values = full[:, :, channels].flatten(-2).index_select(-1, source)
         out[:, :, channels].flatten(-2).index_copy_(-1, target, values)

@@ -4,6 +4,7 @@ are tested against. `hpcm_codec.ops.integer` has the contract and chooses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,6 +85,12 @@ def linear(
     return saturate(value)
 
 
+def together(x: Tensor, layers: Sequence[LinearWeights]) -> tuple[Tensor, ...]:
+    """See `integer.together`. The results are views of one tensor."""
+    parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias", "shift"))
+    return linear(x, LinearWeights(*map(torch.cat, parts))).split([layer.weight.shape[0] for layer in layers], dim=-1)
+
+
 def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
     """See `integer.depthwise`."""
     height, width, _ = x.shape
@@ -132,8 +139,8 @@ def squared_relu(x: Tensor, shift: int) -> Tensor:
 
 def _exponentials(distance: Tensor, table: Tensor) -> Tensor:
     """table[distance], zero past its end, for int64 distances ≥ 0."""
-    inside = distance < table.shape[0]
-    return torch.where(inside, table[distance.clamp_max(table.shape[0] - 1)].long(), 0)
+    found = table[distance.clamp_max(table.shape[0] - 1)].long()
+    return found.masked_fill(distance >= table.shape[0], 0)  # torch.where would copy its 0 to a GPU and wait
 
 
 @dataclass(frozen=True)
