@@ -44,9 +44,10 @@ class CodedStep:
     """
 
     def __init__(self, residual: Tensor, levels: Tensor) -> None:
-        whole = residual.round().nan_to_num(nan=BEYOND).clamp(-BEYOND, BEYOND)
+        # in place: on the CPU fresh memory costs more than what is done in it
+        whole = residual.round().nan_to_num_(nan=BEYOND).clamp_(-BEYOND, BEYOND)
         self.symbols = whole.to(torch.int32)  # int32, of the residual's shape
-        short = whole.clamp(-SHORT_LIMIT, SHORT_LIMIT).to(torch.int16).flatten()
+        short = whole.clamp_(-SHORT_LIMIT, SHORT_LIMIT).to(torch.int16).flatten()
         self._count = short.numel()
         self._packed = HostCopy(torch.cat((short.view(torch.uint8), levels.flatten().to(torch.uint8))))
 

@@ -127,5 +127,5 @@ def level_position(quality_code: int, levels: int) -> Tensor:
 
 def interpolated(levels: Tensor, position: Tensor) -> Tensor:
     """Integer level values L×C at a `level_position`: floor((a·(200 − r) + b·r + 100) / 200), int64 C."""
-    around = levels[position[0]].long() * position[1, :, None]
+    around = levels.index_select(0, position[0]).long() * position[1, :, None]
     return torch.div(around.sum(dim=0) + 100, 200, rounding_mode="floor")
