@@ -7,7 +7,7 @@ that the tiles below it see are kept. At most one row of tiles and three tiles m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -37,10 +37,30 @@ def latents_seen(region: Rectangle, grid: TileGrid) -> Rectangle:
     ).clipped(grid.latents)
 
 
+def tiles_needed(area: Rectangle, grid: TileGrid, seen: Rectangle) -> Iterator[Tile]:
+    """The tiles that the windows of an area (in pixels) are made of, each once, in the order in which `Neighbourhood` decodes them."""
+    known: set[int] = set()
+    for row in grid.rows_of(area):
+        for column in grid.columns_of(area):
+            for tile in _around(grid[row * grid.columns + column], grid, seen):
+                if tile.index not in known:
+                    known.add(tile.index)
+                    yield tile
+        known = {index for index in known if index // grid.columns >= row}  # nothing above is asked for again
+
+
+def _around(tile: Tile, grid: TileGrid, seen: Rectangle) -> Iterator[Tile]:
+    """The tiles in the window of a tile, itself among them, as far as they are seen."""
+    wanted = tile.with_halo(HALO_LATENTS).latents.clipped(seen).scaled(PIXELS_PER_LATENT)
+    for row in grid.rows_of(wanted):
+        for column in grid.columns_of(wanted):
+            yield grid[row * grid.columns + column]
+
+
 class Neighbourhood:
     """The latents that windows are made of; windows are asked for row by row, left to right.
 
-    decode: a tile's decoded latents, 1×M×h×w; called once for a tile that some window needs, never for another.
+    decode: a tile's decoded latents, 1×M×h×w; called once for a tile that some window needs, never for another (see `tiles_needed`).
     seen:   in latents; what lies outside it has no influence on the pixels that are wanted, and is zero in the windows.
     """
 
@@ -53,17 +73,14 @@ class Neighbourhood:
         area = tile.with_halo(HALO_LATENTS).latents
         wanted = area.clipped(self._seen)
         filled: Tensor | None = None
-        pixels = wanted.scaled(PIXELS_PER_LATENT)
-        for row in self._grid.rows_of(pixels):
-            for column in self._grid.columns_of(pixels):
-                neighbour = self._grid[row * self._grid.columns + column]
-                kept, latents = self._latents_of(neighbour)
-                if filled is None:
-                    shape = (*latents.shape[:2], area.height, area.width)
-                    filled = latents.new_zeros(shape).contiguous(memory_format=torch.channels_last)
-                part = neighbour.latents.clipped(wanted)
-                source = latents[(..., *part.moved(-kept.top, -kept.left).slices)]
-                filled[(..., *part.moved(-area.top, -area.left).slices)] = source
+        for neighbour in _around(tile, self._grid, self._seen):
+            kept, latents = self._latents_of(neighbour)
+            if filled is None:
+                shape = (*latents.shape[:2], area.height, area.width)
+                filled = latents.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+            part = neighbour.latents.clipped(wanted)
+            source = latents[(..., *part.moved(-kept.top, -kept.left).slices)]
+            filled[(..., *part.moved(-area.top, -area.left).slices)] = source
         self._forget(tile, last_in_row)
         assert filled is not None  # a tile is asked for only when its own latents are seen
         return filled

@@ -3,8 +3,8 @@
 The figures are of the whole process, Python and torch included, since that is what a machine or a container ends programs for. They
 are upper estimates for the default model, from measurements (the largest resident size of fresh processes, torch 2.13, x86;
 docs/benchmarks.md): a program with the model loaded holds 0.36 GB; a tile of 1024×1024 pixels and its halo took 0.21 GB on top, for
-encoding as for decoding. What grows with the picture is only its pixels, where a format makes us hold them, and a band as wide as
-the picture and one tile high.
+encoding as for decoding, and so does each that is coded at the same time. What grows with the picture is only its pixels, where a format
+makes us hold them, and a band as wide as the picture and one tile high.
 """
 
 from __future__ import annotations
@@ -66,31 +66,37 @@ def limit_of(memory: int | None) -> int:
     return default_limit() if memory is None else memory
 
 
-def work_bytes(width: int, height: int) -> int:
-    """The program, and its work on one tile of a picture of this size in pixels."""
+def work_bytes(width: int, height: int, tiles: int = 1) -> int:
+    """The program, and its work on so many tiles at a time of a picture of this size in pixels."""
     extended = TileGrid(width, height).pixels
     window = [min(side, TILE_PIXELS + 2 * HALO_PIXELS) for side in (extended.width, extended.height)]
-    return PROGRAM_BYTES + WORK_BYTES_PER_PIXEL * window[0] * window[1]
+    at_once = min(tiles, len(TileGrid(width, height)))
+    return PROGRAM_BYTES + at_once * WORK_BYTES_PER_PIXEL * window[0] * window[1]
 
 
-def encoding_bytes(width: int, height: int, held: int, kept_latents: int = 0) -> int:
+def encoding_bytes(width: int, height: int, held: int, kept_latents: int = 0, tiles: int = 1) -> int:
     """What encoding takes in all.
 
     held:         bytes of pixels that the source keeps in memory.
     kept_latents: how many times the latents of the whole picture are kept: 0, and for targets 1 (a size) or 2 (a fidelity).
+    tiles:        how many are coded at a time.
     """
     extended = TileGrid(width, height).pixels
     band = BAND_BYTES_PER_PIXEL * width * min(height, TILE_PIXELS + 2 * HALO_PIXELS)
     latents = kept_latents * LATENT_BYTES_PER_PIXEL * extended.width * extended.height
-    return work_bytes(width, height) + band + latents + held
+    return work_bytes(width, height, tiles) + band + latents + held
 
 
-def decoding_bytes(width: int, height: int, held: int) -> int:
-    """What decoding so many pixels takes in all. held: bytes of pixels and of the file that are kept in memory."""
+def decoding_bytes(width: int, height: int, held: int, tiles: int = 1) -> int:
+    """What decoding so many pixels takes in all.
+
+    held:  bytes of pixels and of the file that are kept in memory.
+    tiles: how many are decoded at a time.
+    """
     across = TileGrid(width, height).pixels.width + 2 * TILE_PIXELS
     latents = LATENT_BYTES_PER_PIXEL * across * min(height, TILE_PIXELS) * 2
     band = BAND_BYTES_PER_PIXEL * width * min(height, TILE_PIXELS)
-    return work_bytes(width, height) + latents + band + held
+    return work_bytes(width, height, tiles) + latents + band + held
 
 
 def check(what: str, needed: int, memory: int | None, advice: str = ADVICE) -> None:

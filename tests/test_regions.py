@@ -14,7 +14,7 @@ from PIL import Image
 import hpcm_codec
 from conftest import small_photograph
 from hpcm_codec import container
-from hpcm_codec.bands import Neighbourhood, latents_seen
+from hpcm_codec.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError, UsageError
@@ -150,6 +150,7 @@ def test_windows_are_made_of_few_tiles_held_at_a_time(size: tuple[int, int]) -> 
         whole_tiles = sum(kept.height > HALO_LATENTS for _, kept, _ in around._held.values())
         assert whole_tiles <= grid.columns + 3
     assert sorted(decoded) == list(range(len(grid)))
+    assert decoded == [tile.index for tile in tiles_needed(grid[0].picture_pixels, grid, grid.latents)]
 
 
 def test_a_region_sees_its_halo_and_nothing_beyond_the_picture() -> None:

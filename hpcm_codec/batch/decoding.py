@@ -112,7 +112,7 @@ class Decoding:
         )
         if ALPHA in extensions:  # the plane is a picture of its own, decoded whole
             held += 3 * header.width * header.height
-        needed = decoding_bytes(width, height, held + 2 * file_bytes)
+        needed = decoding_bytes(width, height, held + 2 * file_bytes, self.machine.tile_jobs)
         check(f"decoding {width}×{height} pixels to {format}", needed, self.machine.memory, MEMORY_ADVICE)
 
     def _write(self, picture: StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:

@@ -158,7 +158,8 @@ class Encoding:
         data = None if source != STDIO and os.path.isfile(source) else read_input(source)
 
         def afford(width: int, height: int, held: int) -> None:
-            needed = encoding_bytes(width, height, held + len(data or b""), self.aim.kept_latents)
+            kept, tiles = self.aim.kept_latents, self.machine.tile_jobs
+            needed = encoding_bytes(width, height, held + len(data or b""), kept, tiles)
             check(f"encoding {width}×{height} pixels", needed, self.machine.memory, MEMORY_ADVICE)
 
         name = shown(source, "stdin")

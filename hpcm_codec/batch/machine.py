@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Machine:
     """device: "auto", "cpu", "cuda", "cuda:N"; threads: of torch, None leaves them alone; memory: bytes a process may take, None is the
-    default limit (`memory.default_limit`)."""
+    default limit (`memory.default_limit`); tile_jobs: tiles of a picture that are coded at a time."""
 
     device: str = "auto"
     threads: int | None = None
     memory: int | None = None
+    tile_jobs: int = 1
 
     @property
     def on_gpu(self) -> bool:
@@ -41,7 +42,7 @@ class Machine:
 
         set_threads(self.threads)
         with for_all_jobs():
-            return kept_codec(model or DEFAULT_MODEL, self.device, profile)
+            return self._set_up(kept_codec(model or DEFAULT_MODEL, self.device, profile))
 
     def codec_for(self, data: bytes, max_pixels: int) -> Codec:
         """The codec that a file asks for, loaded once. Raises HpcmError where there is none."""
@@ -49,7 +50,11 @@ class Machine:
         from hpcm_codec.api import codec_for
 
         set_threads(self.threads)
-        return codec_for(data, None, self.device, max_pixels)
+        return self._set_up(codec_for(data, None, self.device, max_pixels))
+
+    def _set_up(self, codec: Codec) -> Codec:
+        codec.tile_workers = self.tile_jobs
+        return codec
 
 
 def _import_torch() -> None:

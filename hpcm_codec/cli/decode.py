@@ -39,6 +39,7 @@ FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which
 @options.model("The checkpoint.  [default: the one that the file names]")
 @many_files
 @options.memory
+@options.tile_jobs
 @options.max_pixels
 @options.running
 @options.reporting
@@ -55,6 +56,7 @@ def command(
     shard: str | None,
     manifest: str | None,
     memory: str | None,
+    tile_jobs: int,
     max_pixels: int | None,
     device: str,
     threads: int | None,
@@ -88,7 +90,7 @@ def command(
         partial=partial,
         model=model,
         max_pixels=max_pixels,
-        machine=Machine(device, threads, asked.memory_of_each(memory_limit)),
+        machine=Machine(device, threads, asked.memory_of_each(memory_limit), tile_jobs),
     )
     return run(share, work, asked, Reporting(json, quiet))
 

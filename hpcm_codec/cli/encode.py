@@ -59,6 +59,7 @@ PICTURE_EXTENSIONS = {
     help="ray: on a cluster, by Ray Data (pip install 'hpcm-codec[ray]'), with --jobs workers.",
 )
 @options.memory
+@options.tile_jobs
 @options.max_pixels
 @options.running
 @options.reporting
@@ -79,6 +80,7 @@ def command(
     manifest: str | None,
     engine: str,
     memory: str | None,
+    tile_jobs: int,
     max_pixels: int | None,
     device: str,
     threads: int | None,
@@ -106,7 +108,7 @@ def command(
         strip=strip,
         max_pixels=max_pixels,
         measure_psnr=measure_psnr,
-        machine=Machine(device, threads, asked.memory_of_each(memory_limit)),
+        machine=Machine(device, threads, asked.memory_of_each(memory_limit), tile_jobs),
     )
     return run(share, work, asked, Reporting(json, quiet))
 

@@ -33,6 +33,15 @@ memory = click.option(
 )
 
 
+tile_jobs = click.option(
+    "--tile-jobs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Tiles of a large picture coded at a time, on the CPU.",
+)
+
+
 def parse_memory(text: str | None) -> int | None:
     """Bytes of --memory; None where it was not given. Raises UsageError."""
     return None if text is None else parse_size(text, "--memory")
