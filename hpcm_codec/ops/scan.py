@@ -71,7 +71,7 @@ def weigh(gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For exponents a and b with a - b = gap: whether a leads, and the weights of both relative to the leader."""
     leads = gap >= 0
     weight = exp_scaled(-gap.abs())
-    return leads, torch.where(leads, 1.0, weight), torch.where(leads, weight, 1.0)
+    return leads, weight.masked_fill(leads, 1.0), weight.masked_fill(~leads, 1.0)  # `where` copies its 1.0 to a GPU and waits
 
 
 def merge(a: States, b: States, decay: Tensor) -> States:
@@ -227,7 +227,7 @@ def slab_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, grad_y: Tensor) ->
     grad_u = add_tokens(grad_k) * (1 / VALUE_SCALE)
     tokens = States(
         -torch.where(total.others_lead, total.others.key, key + boost),
-        -torch.where(total.others_lead, total.others.distance, 0.0),
+        -total.others.distance.masked_fill(~total.others_lead, 0.0),
         torch.stack([share, share * total.scaled_y]),
     )
     del total, moment, share
