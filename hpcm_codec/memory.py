@@ -68,10 +68,9 @@ def limit_of(memory: int | None) -> int:
 
 def work_bytes(width: int, height: int, tiles: int = 1) -> int:
     """The program, and its work on so many tiles at a time of a picture of this size in pixels."""
-    extended = TileGrid(width, height).pixels
-    window = [min(side, TILE_PIXELS + 2 * HALO_PIXELS) for side in (extended.width, extended.height)]
-    at_once = min(tiles, len(TileGrid(width, height)))
-    return PROGRAM_BYTES + at_once * WORK_BYTES_PER_PIXEL * window[0] * window[1]
+    grid = TileGrid(width, height)
+    window = [min(side, TILE_PIXELS + 2 * HALO_PIXELS) for side in (grid.pixels.width, grid.pixels.height)]
+    return PROGRAM_BYTES + min(tiles, len(grid)) * WORK_BYTES_PER_PIXEL * window[0] * window[1]
 
 
 def encoding_bytes(width: int, height: int, held: int, kept_latents: int = 0, tiles: int = 1) -> int:

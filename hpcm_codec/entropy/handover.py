@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL
+from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, largest_magnitude
 
 SHORT_LIMIT = 2**15 - 1  # magnitudes from here on do not travel in 16 bits
 BEYOND = 2 * LARGEST_SYMBOL  # stands for whatever cannot be coded, not-a-number too
@@ -55,7 +55,7 @@ class CodedStep:
         """Symbols (int16, or int32 where one does not fit that) and table indexes, both 1-D. A symbol that cannot be coded is BEYOND."""
         packed = self._packed.wait()
         short, levels = packed[: 2 * self._count].view(np.int16), packed[2 * self._count :].view(np.uint8)
-        if self._count and max(-int(short.min()), int(short.max())) >= SHORT_LIMIT:
+        if largest_magnitude(short) >= SHORT_LIMIT:
             return self.symbols.flatten().cpu().numpy(), levels  # rare, so it may wait
         return short, levels
 
@@ -69,6 +69,5 @@ def to_device(symbols: NDArray[np.int32], device: torch.device) -> Tensor:
     """Decoded symbols as 1-D int32 on a device; for a GPU the copy is queued, in 16 bits where they fit."""
     if device.type != "cuda":
         return torch.from_numpy(symbols).to(device)
-    fit = not symbols.size or max(-int(symbols.min()), int(symbols.max())) <= SHORT_LIMIT
-    narrow = torch.from_numpy(symbols.astype(np.int16) if fit else symbols)
+    narrow = torch.from_numpy(symbols.astype(np.int16) if largest_magnitude(symbols) <= SHORT_LIMIT else symbols)
     return narrow.pin_memory().to(device, non_blocking=True).to(torch.int32)

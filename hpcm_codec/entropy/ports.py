@@ -19,9 +19,8 @@ from torch import Tensor
 from hpcm_codec.container import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.handover import CodedStep, to_device, to_host
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, RangeEncoder
+from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder
 from hpcm_codec.entropy.range_decoder import WORD_BYTES, RangeDecoder
-from hpcm_codec.errors import HpcmError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
 
@@ -86,10 +85,6 @@ class EncoderPort(CodingPort):
 
     def _range_code(self, scale_name: str, step: CodedStep) -> None:
         symbols, levels = step.wait()
-        if symbols.size and max(-int(symbols.min()), int(symbols.max())) > LARGEST_SYMBOL:
-            raise HpcmError(
-                "a latent is too large to be coded, or not a number", advice="the model does not fit this picture"
-            )
         if scale_name not in self._encoders:
             self._encoders[scale_name] = RangeEncoder(self._tables)
         self._encoders[scale_name].encode(symbols, levels)

@@ -66,6 +66,11 @@ def _is_table(row: list[int]) -> bool:
     return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and rises
 
 
+def largest_magnitude(symbols: NDArray[np.signedinteger]) -> int:
+    """Of symbols of any shape; 0 of none."""
+    return max(-int(symbols.min()), int(symbols.max())) if symbols.size else 0
+
+
 class RangeEncoder:
     """Collects symbols with their table indexes; `finish` gives the stream."""
 
@@ -75,9 +80,11 @@ class RangeEncoder:
         self._count = 0
 
     def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
-        """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes."""
-        if symbols.size and int(np.abs(symbols.astype(np.int64)).max()) > LARGEST_SYMBOL:
-            raise HpcmError("a latent is too large to be coded", advice="the model does not fit this picture")
+        """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes; raises HpcmError for larger ones."""
+        if largest_magnitude(symbols) > LARGEST_SYMBOL:
+            raise HpcmError(
+                "a latent is too large to be coded, or not a number", advice="the model does not fit this picture"
+            )
         tables = self._tables
         self._count += symbols.size
         self._encoder.encode_with_indexes(

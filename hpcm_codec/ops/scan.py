@@ -71,11 +71,8 @@ def weigh(gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For exponents a and b with a - b = gap: whether a leads, and the weights of both relative to the leader."""
     leads = gap >= 0
     weight = exp_scaled(-gap.abs())
-    return (
-        leads,
-        weight.masked_fill(leads, 1.0),
-        weight.masked_fill(~leads, 1.0),
-    )  # `where` copies its 1.0 to a GPU and waits
+    # `where` would copy its 1.0 to a GPU and wait
+    return leads, weight.masked_fill(leads, 1.0), weight.masked_fill(~leads, 1.0)
 
 
 def merge(a: States, b: States, decay: Tensor) -> States:
