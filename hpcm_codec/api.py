@@ -63,7 +63,8 @@ def encode(
         return codec.encode(picture, quality)
 
     def afford(width: int, height: int, held: int) -> None:
-        check(f"encoding {width}×{height} pixels", encoding_bytes(width, height, held), memory, "allow more memory")
+        needed = encoding_bytes(width, height, held, tiles=codec.tile_workers)
+        check(f"encoding {width}×{height} pixels", needed, memory, "allow more memory")
 
     with open_picture(image, max_pixels=max_pixels, afford=afford) as source:
         return codec.encode(source, quality)
@@ -150,12 +151,9 @@ def decode(
     area = header.grid[0].picture_pixels if region is None else region_in(*region, header.grid)
     width, height = area.width, area.height
     held = 8 * width * height + 2 * len(data)  # the result, and room for transparency
-    check(
-        f"decoding {width}×{height} pixels",
-        decoding_bytes(width, height, held),
-        memory,
-        "allow more, or decode a region",
-    )
+    tiles = model.tile_workers if isinstance(model, Codec) else 1
+    needed = decoding_bytes(width, height, held, tiles)
+    check(f"decoding {width}×{height} pixels", needed, memory, "allow more, or decode a region")
     codec = model if isinstance(model, Codec) else codec_for(data, model, device, max_pixels)
     strips = codec.decode_strips(data, max_pixels, partial, scale, region)
     if output == "pil":

@@ -23,7 +23,7 @@ PROGRAM_BYTES = 400_000_000
 WORK_BYTES_PER_PIXEL = 240  # of one tile with its halo: the networks' activations
 HALO_PIXELS = HALO_LATENTS * PIXELS_PER_LATENT
 TILE_PIXELS = LARGEST_TILE_UNITS * PIXELS_PER_UNIT
-LATENT_BYTES_PER_PIXEL = 4  # 256 channels of float32 for 16×16 pixels
+LATENT_BYTES_PER_PIXEL = 5  # 320 channels of float32 for 16×16 pixels
 BAND_BYTES_PER_PIXEL = 14  # rows on their way between Pillow, numpy and a file
 ADVICE = "raise it with --memory if the machine has that much"
 

@@ -65,13 +65,15 @@ def unpack(packed: Tensor, exponents: Tensor, shape: tuple[int, ...], bits: int)
     low, *planes = packed.split([length, *(length * width // 8 for width in PLANES[bits])], dim=1)
     integers, done = low.to(torch.int16), 8
     for width, plane in zip(PLANES[bits], planes, strict=True):
-        parts = [(plane >> (width * n)) & (2**width - 1) for n in range(8 // width)]
-        integers |= torch.cat(parts, dim=1).to(torch.int16) << done
+        for n, part in enumerate(integers.chunk(8 // width, dim=1)):
+            part |= ((plane >> (width * n)) & (2**width - 1)).to(torch.int16) << done
         done += width
-    sign = 2 ** (bits - 1)
-    integers = ((integers ^ sign) - sign).float()
-    values = integers * power_factors(exponents.long(), integers)[:, None]
-    if not values.abs().max() <= _LARGEST_VALUE:
+    above = 16 - bits  # bits of an int16 that its sign has to fill
+    integers = (integers << above) >> above
+    values = integers * power_factors(exponents.long(), torch.empty(0))[:, None]
+    # Up to the exponent `above` no integer of so many bits is too large; only beyond it the products have to be looked at.
+    too_large = exponents.max() > above and not values.abs().max() <= _LARGEST_VALUE
+    if too_large or exponents.min() < SMALLEST_EXPONENT:
         raise ValueError("packed weights that float16 does not hold")
     return values.half().reshape(shape)
 

@@ -296,6 +296,30 @@ def test_decoding_that_does_not_fit_is_refused_before_any_work(
         assert "work!" in hpcm("decode", tmp_path / "large.hpcm", "--memory", "1.2GB", *options).stderr
 
 
+def test_a_codecs_tile_workers_count_towards_the_memory_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
+    Image.new("RGB", (3000, 2000)).save(tmp_path / "large.ppm")
+    grid = TileGrid(3000, 2000)
+    tile = container.TileStreams(b"", b"", b"", b"", 0)
+    header = container.Header(3000, 2000, 100, codec.identity, grey=False, float_profile=codec.profile == "float")
+    data = container.write_stream(container.HpcmStream(header, (tile,) * len(grid), {}))
+    for needed, work in (
+        (memory.encoding_bytes, lambda limit: hpcm_codec.encode(tmp_path / "large.ppm", model=codec, memory=limit)),
+        (memory.decoding_bytes, lambda limit: hpcm_codec.decode(data, codec, memory=limit)),
+    ):
+        held = 8 * 3000 * 2000 + 2 * len(data) if needed is memory.decoding_bytes else 0
+        enough = needed(3000, 2000, held)
+        for method in ("encode", "decode_strips"):
+            monkeypatch.setattr(codec, method, lambda *rest: (_ for _ in ()).throw(HpcmError("work!")))
+        with pytest.raises(HpcmError, match="work!"):
+            work(enough)
+        monkeypatch.setattr(codec, "tile_workers", 2)
+        with pytest.raises(MemoryLimitError):
+            work(enough)
+        monkeypatch.undo()
+
+
 def test_sizes_of_memory_that_make_no_sense_are_refused(photograph: Path, compressed: Path) -> None:
     for command, path in (("encode", photograph), ("decode", compressed)):
         done = hpcm(command, path, "-f", "-o", "x.png", "--memory", "much")
