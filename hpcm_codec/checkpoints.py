@@ -1,4 +1,4 @@
-"""Weights as safetensors: find, verify, load and save them.
+"""Weights as safetensors: verify, load and save them.
 
 A checkpoint holds the network's tensors and the range coder's tables; its metadata the ModelConfig as JSON and a record
 of the training. Its identity, which every bitstream names, is the first 8 bytes of a SHA-256 over the tensors' names,
@@ -7,7 +7,6 @@ types, shapes and bytes: any change to any weight or table makes another model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,8 +26,8 @@ from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.packing import pack_all, unpack_all
+from hpcm_codec.shipped import DEFAULT_MODEL, find_checkpoint, identity_of_parts
 
-DEFAULT_MODEL = "phase1-lite"
 FORMAT = "hpcm-checkpoint-1"
 PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
 _TABLE_PREFIX = "tables."
@@ -96,40 +95,11 @@ class Checkpoint:
 
 def identity_of(tensors: dict[str, Tensor]) -> bytes:
     """First 8 bytes of SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().data)
-    return digest.digest()[:8]
-
-
-def shipped_folders() -> list[Path]:
-    """Where checkpoints come with the program: inside the wheel, or beside the package in a source checkout."""
-    package = Path(__file__).resolve().parent
-    return [package / "checkpoints", package.parent / "checkpoints"]
-
-
-def shipped_checkpoints() -> dict[str, Path]:
-    """The checkpoints that came with the program: name → file, the default model first."""
-    found: dict[str, Path] = {}
-    for folder in shipped_folders():
-        for path in sorted(folder.glob("*.safetensors")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
-
-
-def find_checkpoint(name_or_path: str) -> Path:
-    """The file of a checkpoint given by name ("phase1-lite") or path; raises UnsupportedError or FileError."""
-    path = Path(name_or_path)
-    if path.suffix == ".safetensors" or path.exists():
-        if not path.is_file():
-            raise FileError(f"{path}: no such checkpoint file")
-        return path
-    shipped = shipped_checkpoints()
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(shipped) or 'none'}")
+    plain = ((name, tensors[name].detach().cpu()) for name in sorted(tensors))
+    return identity_of_parts(
+        (name, str(tensor.dtype), tuple(tensor.shape), tensor.flatten().contiguous().view(torch.uint8).numpy().data)
+        for name, tensor in plain
+    )
 
 
 def save_checkpoint(

@@ -1,17 +1,93 @@
-"""The checkpoints that came with the program, by identity."""
+"""The checkpoints that came with the program: where they are, and the identities by which bitstreams name them.
+
+Nothing here imports torch, so that what only has to name a model, such as `hpcm info`, answers at once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
-from hpcm_codec.checkpoints import load_checkpoint, shipped_checkpoints
-from hpcm_codec.errors import HpcmError
+from safetensors import SafetensorError, safe_open
+
+from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
+
+DEFAULT_MODEL = "phase1-lite"
+# safetensors' names of types → torch's, which identities are made of; numpy has no bfloat16
+_TYPES = {
+    "F64": "torch.float64",
+    "F32": "torch.float32",
+    "F16": "torch.float16",
+    "I64": "torch.int64",
+    "I32": "torch.int32",
+    "I16": "torch.int16",
+    "I8": "torch.int8",
+    "U8": "torch.uint8",
+    "BOOL": "torch.bool",
+}
+
+
+def shipped_folders() -> list[Path]:
+    """Where checkpoints come with the program: inside the wheel, or beside the package in a source checkout."""
+    package = Path(__file__).resolve().parent
+    return [package / "checkpoints", package.parent / "checkpoints"]
+
+
+def shipped_checkpoints() -> dict[str, Path]:
+    """The checkpoints that came with the program: name → file, the default model first."""
+    found: dict[str, Path] = {}
+    for folder in shipped_folders():
+        for path in sorted(folder.glob("*.safetensors")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
+
+
+def find_checkpoint(name_or_path: str) -> Path:
+    """The file of a checkpoint given by name ("phase1-lite") or path; raises UnsupportedError or FileError."""
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors" or path.exists():
+        if not path.is_file():
+            raise FileError(f"{path}: no such checkpoint file")
+        return path
+    shipped = shipped_checkpoints()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(shipped) or 'none'}")
+
+
+def identity_of_parts(parts: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> bytes:
+    """First 8 bytes of SHA-256 over names, types (as torch writes them), shapes and bytes of tensors, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, dtype, shape, content in parts:
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        digest.update(content)
+    return digest.digest()[:8]
+
+
+def identity_of_file(path: str | Path) -> bytes:
+    """The identity of a checkpoint's file, as `load_checkpoint` finds it; raises FileError when it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = sorted(file.keys())
+            types = {name: file.get_slice(name).get_dtype() for name in names}
+            if set(types.values()) <= set(_TYPES):
+                tensors = ((name, file.get_tensor(name)) for name in names)
+                return identity_of_parts(
+                    (name, _TYPES[types[name]], tensor.shape, tensor.tobytes()) for name, tensor in tensors
+                )
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError("damaged or not a checkpoint", file=path, advice="fetch it again") from error
+    from hpcm_codec.checkpoints import load_checkpoint
+
+    return load_checkpoint(str(path)).identity
 
 
 @cache
 def identity_of_shipped(name: str) -> bytes:
     """The 8 bytes by which bitstreams name a shipped checkpoint; raises HpcmError when its file is damaged."""
-    return load_checkpoint(name).identity
+    return identity_of_file(find_checkpoint(name))
 
 
 def shipped_name(identity: bytes) -> str | None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from hpcm_codec.checkpoints import (
-    find_checkpoint,
-    identity_of,
-    load_checkpoint,
-    save_checkpoint,
-    verify_checkpoint,
-)
+from hpcm_codec.checkpoints import export_checkpoint, identity_of, load_checkpoint, save_checkpoint, verify_checkpoint
 from hpcm_codec.cli.checkpoints import command
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.shipped import find_checkpoint, identity_of_file
 from test_hpcm_phase1 import SMALL
 
 
@@ -58,6 +55,19 @@ def test_identity_does_not_depend_on_memory_layout() -> None:
     assert identity_of({"w": tensor}) == identity_of({"w": tensor.contiguous(memory_format=torch.channels_last)})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_identity_is_found_without_torch(saved: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    exported = tmp_path / "exported.safetensors"
+    identity = export_checkpoint(str(saved), exported, dtype)  # numpy has no bfloat16
+    assert identity_of_file(exported) == load_checkpoint(str(exported)).identity == identity
+    code = (
+        "import sys, hpcm_codec.shipped as s;"
+        "print(s.shipped_name(s.identity_of_shipped('phase1-lite')), 'torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["phase1-lite", "False"]
+
+
 def test_a_missing_or_damaged_checkpoint_is_refused_by_name(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="nowhere.safetensors"):
         load_checkpoint(str(tmp_path / "nowhere.safetensors"))
@@ -65,8 +75,9 @@ def test_a_missing_or_damaged_checkpoint_is_refused_by_name(saved: Path, tmp_pat
         find_checkpoint("nothing")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(saved.read_bytes()[:-100])
-    with pytest.raises(FileError, match="damaged.safetensors"):
-        load_checkpoint(str(damaged))
+    for read in (load_checkpoint, identity_of_file):
+        with pytest.raises(FileError, match="damaged.safetensors"):
+            read(str(damaged))
 
 
 def test_the_shipped_default_is_a_lite_model() -> None:

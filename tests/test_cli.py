@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +63,27 @@ def test_help_and_version_answer_in_under_a_third_of_a_second(option: str) -> No
     )
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = processor_seconds_of_children()  # a wall clock would measure what else the machine does
         done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(processor_seconds_of_children() - started)
         assert done.stderr == "[]\n", "an import that only commands need"
     assert min(seconds) < 0.3
+
+
+def processor_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_info_shows_a_file_without_waiting_for_torch(compressed: Path) -> None:
+    code = (
+        "import sys\n"
+        "from hpcm_codec.cli.main import main\n"
+        "try:\n    main(['info', sys.argv[1]])\n"
+        "finally:\n    print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, compressed], capture_output=True, text=True, check=True)
+    assert "shipped as phase1-lite" in done.stdout and done.stderr == "False\n"
 
 
 def test_every_command_has_its_help() -> None:

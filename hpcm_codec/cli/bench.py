@@ -112,8 +112,8 @@ def _results(
     import torch
 
     from hpcm_codec.benchmark.measure import Settings
-    from hpcm_codec.checkpoints import DEFAULT_MODEL
     from hpcm_codec.evaluation.machine import describe_machine, load_average
+    from hpcm_codec.shipped import DEFAULT_MODEL
 
     load_before = round(load_average(), 2)  # our own runs must not count
     set_threads(threads)

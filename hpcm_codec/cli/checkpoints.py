@@ -29,8 +29,7 @@ def command() -> None:
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
     """The checkpoints that came with the program, with the identities that files name."""
-    from hpcm_codec.checkpoints import shipped_checkpoints
-    from hpcm_codec.shipped import identity_of_shipped
+    from hpcm_codec.shipped import identity_of_shipped, shipped_checkpoints
 
     found = [
         {"name": name, "identity": identity_of_shipped(name).hex(), "bytes": path.stat().st_size, "path": str(path)}

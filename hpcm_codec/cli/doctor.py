@@ -113,14 +113,14 @@ def _operator(build: bool, hints: list[str]) -> dict[str, str]:
 
 def _checkpoints(problems: list[str]) -> dict[str, str]:
     try:
-        from hpcm_codec.checkpoints import DEFAULT_MODEL, shipped_checkpoints
-        from hpcm_codec.shipped import identity_of_shipped
+        from hpcm_codec.checkpoints import load_checkpoint
+        from hpcm_codec.shipped import DEFAULT_MODEL, shipped_checkpoints
     except (ImportError, OSError):
         return {}  # torch's absence has been told
     found: dict[str, str] = {}
     for name in shipped_checkpoints():
         try:
-            found[name] = identity_of_shipped(name).hex()
+            found[name] = load_checkpoint(name).identity.hex()
         except HpcmError as error:
             found[name] = "damaged"
             problems.append(str(error))

@@ -159,10 +159,10 @@ def describe_model(name: str) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from hpcm_codec.checkpoints import load_checkpoint, shipped_checkpoints
+    from hpcm_codec.checkpoints import load_checkpoint
     from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
     from hpcm_codec.model.config import PRESETS
-    from hpcm_codec.shipped import shipped_name
+    from hpcm_codec.shipped import shipped_checkpoints, shipped_name
 
     checkpoint: Checkpoint | None = None
     if name not in PRESETS or name in shipped_checkpoints():
