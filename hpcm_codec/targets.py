@@ -45,7 +45,7 @@ def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reac
     """The best file that meets the target; raises TargetError when none does.
 
     A size target is met from below (whole file, metadata included), a fidelity target from above. The latents of the whole picture
-    are kept, 4 bytes a pixel; for a fidelity also the decoded ones of one try.
+    are kept, 5 bytes a pixel; for a fidelity also the decoded ones of one try.
     """
     analysed = codec.analyse(picture)
     tried: dict[int, tuple[bytes, float]] = {}
