@@ -128,6 +128,16 @@ def test_means_are_over_pictures_at_each_quality(folder: Path) -> None:
     assert high.psnr == pytest.approx((rows[0].psnr + rows[2].psnr) / 2, abs=1e-6)
 
 
+def test_a_higher_quality_that_makes_smaller_files_or_worse_pictures_is_named() -> None:
+    figures = [(10, 0.5, 30.0), (20, 0.4, 31.0), (30, 0.6, 30.9), (40, 0.6, 30.9)]
+    rows = [runner.Row("p.png", q, 200, 200, 100, bpp, psnr, None, 0.1, 0.2) for q, bpp, psnr in figures]
+    assert runner.in_words_where_falling(runner.means_of(rows)) == [
+        "bpp falls from 0.5000 to 0.4000 between qualities 10 and 20",
+        "psnr falls from 31.000 to 30.900 between qualities 20 and 30",
+    ]
+    assert runner.in_words_where_falling(runner.means_of(rows[1:2])) == []
+
+
 def test_decibels_of_ms_ssim_are_of_the_mean_and_small_pictures_are_told_of() -> None:
     rows = [
         runner.Row(f"{n}.png", 5, 200, 200, 100, 1.0, 30.0, value, 0.1, 0.2)
@@ -298,7 +308,7 @@ def test_a_jpeg_curve_is_printed_and_compared_with_an_anchor(folder: Path, tmp_p
     result = run(*arguments, "--anchor", curve, "--per-image", "--json", tmp_path / "again.json")
     assert result.exception is None, result.exception
     assert "BD-rate against JPEG: +0.00 %" in result.output
-    assert "p1.png" in result.output
+    assert "p1.png" in result.output and "falls from" not in result.output
     comparison = json.loads((tmp_path / "again.json").read_text())["comparisons"][0]
     assert comparison["bd_rate"] == pytest.approx(0, abs=1e-9)
 

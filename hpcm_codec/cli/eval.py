@@ -267,7 +267,7 @@ def _print_tables(
     from rich.console import Console
 
     from hpcm_codec.evaluation.machine import machine_in_words
-    from hpcm_codec.evaluation.runner import means_of
+    from hpcm_codec.evaluation.runner import in_words_where_falling, means_of
     from hpcm_codec.evaluation.tables import means_table, rows_table
 
     console = Console(highlight=False)
@@ -275,7 +275,10 @@ def _print_tables(
         if per_image:
             console.print(rows_table(subject.name, rows))
         title = f"{subject.name}: means over {results['images']} pictures of {results['dataset']}"
-        console.print(means_table(title, means_of(rows)))
+        means = means_of(rows)
+        console.print(means_table(title, means))
+        for line in in_words_where_falling(means):
+            _tell(f"{subject.name}: {line}")
     click.echo(machine_in_words(results["machine"]))
 
 
