@@ -131,7 +131,9 @@ def test_a_cut_file_shows_what_has_arrived_coarser_the_less_there_is(codec: Code
         shown = codec.decode(cut, partial=True)
         assert bool(shown.notices) == (kept < 4)
         fidelity.append(psnr(shown.pixels, picture.pixels))
-    assert fidelity == sorted(fidelity) and fidelity[0] > 12
+    # What the hyperprior alone predicts need only have the picture's brightness; from s1 on there are contents.
+    black, grey = (psnr(np.full_like(picture.pixels, level), picture.pixels) for level in (0, 128))
+    assert fidelity == sorted(fidelity) and fidelity[0] > black + 5 and fidelity[1] > grey
     assert fidelity[-1] == psnr(whole.pixels, picture.pixels)
     # A broken coarse scale leaves the finer ones unusable, and what is shown is what the hyperprior predicts.
     start = container.describe_stream(data)[2].offset
