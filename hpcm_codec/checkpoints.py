@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.packing import pack_all, unpack_all
-from hpcm_codec.shipped import DEFAULT_MODEL, find_checkpoint, identity_of_parts
+from hpcm_codec.shipped import DEFAULT_MODEL, find_checkpoint, identity_of_parts, opened
 
 FORMAT = "hpcm-checkpoint-1"
 PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
@@ -188,12 +187,9 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
     """Load and check a checkpoint; raises FileError for a damaged file, UnsupportedError for an unknown format."""
     path = find_checkpoint(name_or_path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"{path}: damaged or not a checkpoint ({error}); fetch it again") from error
+    with opened(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     if metadata.get("format") not in (FORMAT, PACKED_FORMAT):
         known = f"{FORMAT!r} or {PACKED_FORMAT!r}"
         raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {known}")

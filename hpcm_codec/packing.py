@@ -70,7 +70,7 @@ def unpack(packed: Tensor, exponents: Tensor, shape: tuple[int, ...], bits: int)
         done += width
     above = 16 - bits  # bits of an int16 that its sign has to fill
     integers = (integers << above) >> above
-    values = integers * power_factors(exponents.long(), torch.empty(0))[:, None]
+    values = integers * power_factors(exponents.long(), packed.new_empty(0, dtype=torch.float32))[:, None]
     # Up to the exponent `above` no integer of so many bits is too large; only beyond it the products have to be looked at.
     too_large = exponents.max() > above and not values.abs().max() <= _LARGEST_VALUE
     if too_large or exponents.min() < SMALLEST_EXPONENT:

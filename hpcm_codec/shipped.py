@@ -6,9 +6,11 @@ Nothing here imports torch, so that what only has to name a model, such as `hpcm
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -66,19 +68,26 @@ def identity_of_parts(parts: Iterable[tuple[str, str, tuple[int, ...], bytes | m
     return digest.digest()[:8]
 
 
+@contextmanager
+def opened(path: str | Path, framework: str) -> Iterator[Any]:
+    """A safetensors file, whose tensors come as "pt" or "numpy"; raises FileError when it is damaged, as late as what is read inside."""
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(f"{path}: damaged or not a checkpoint ({error}); fetch it again") from error
+
+
 def identity_of_file(path: str | Path) -> bytes:
     """The identity of a checkpoint's file, as `load_checkpoint` finds it; raises FileError when it is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = sorted(file.keys())
-            types = {name: file.get_slice(name).get_dtype() for name in names}
-            if set(types.values()) <= set(_TYPES):
-                tensors = ((name, file.get_tensor(name)) for name in names)
-                return identity_of_parts(
-                    (name, _TYPES[types[name]], tensor.shape, tensor.tobytes()) for name, tensor in tensors
-                )
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError("damaged or not a checkpoint", file=path, advice="fetch it again") from error
+    with opened(path, "numpy") as file:
+        names = sorted(file.keys())
+        types = {name: file.get_slice(name).get_dtype() for name in names}
+        if set(types.values()) <= set(_TYPES):
+            tensors = ((name, file.get_tensor(name)) for name in names)
+            return identity_of_parts(
+                (name, _TYPES[types[name]], tensor.shape, tensor.tobytes()) for name, tensor in tensors
+            )
     from hpcm_codec.checkpoints import load_checkpoint
 
     return load_checkpoint(str(path)).identity

@@ -56,10 +56,13 @@ def test_identity_does_not_depend_on_memory_layout() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_identity_is_found_without_torch(saved: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_the_identity_of_a_file_is_that_of_its_tensors(saved: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     exported = tmp_path / "exported.safetensors"
     identity = export_checkpoint(str(saved), exported, dtype)  # numpy has no bfloat16
     assert identity_of_file(exported) == load_checkpoint(str(exported)).identity == identity
+
+
+def test_a_shipped_checkpoint_is_named_without_torch() -> None:
     code = (
         "import sys, hpcm_codec.shipped as s;"
         "print(s.shipped_name(s.identity_of_shipped('phase1-lite')), 'torch' in sys.modules)"

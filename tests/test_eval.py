@@ -18,7 +18,7 @@ from PIL import Image
 
 from hpcm_codec.cli.eval import DEFAULT_QUALITIES, command, parse_qualities
 from hpcm_codec.errors import FileError, UsageError
-from hpcm_codec.evaluation import bjontegaard, campaign, runner
+from hpcm_codec.evaluation import bjontegaard, campaign, runner, tables
 from hpcm_codec.evaluation.codecs import PillowCodec, installed_formats
 from hpcm_codec.evaluation.datasets import find_dataset
 from hpcm_codec.images import Picture, read_picture
@@ -131,11 +131,11 @@ def test_means_are_over_pictures_at_each_quality(folder: Path) -> None:
 def test_a_higher_quality_that_makes_smaller_files_or_worse_pictures_is_named() -> None:
     figures = [(10, 0.5, 30.0), (20, 0.4, 31.0), (30, 0.6, 30.9), (40, 0.6, 30.9)]
     rows = [runner.Row("p.png", q, 200, 200, 100, bpp, psnr, None, 0.1, 0.2) for q, bpp, psnr in figures]
-    assert runner.in_words_where_falling(runner.means_of(rows)) == [
+    assert tables.in_words_where_falling(runner.means_of(rows)) == [
         "bpp falls from 0.5000 to 0.4000 between qualities 10 and 20",
         "psnr falls from 31.000 to 30.900 between qualities 20 and 30",
     ]
-    assert runner.in_words_where_falling(runner.means_of(rows[1:2])) == []
+    assert tables.in_words_where_falling(runner.means_of(rows[1:2])) == []
 
 
 def test_decibels_of_ms_ssim_are_of_the_mean_and_small_pictures_are_told_of() -> None:

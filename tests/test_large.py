@@ -276,13 +276,17 @@ def test_encoding_that_does_not_fit_is_refused_before_any_work(
     assert refused.value.needed > refused.value.limit == 600_000_000
 
 
+def file_of_empty_tiles(width: int, height: int, codec: Codec) -> bytes:
+    """A file of that size whose tiles hold nothing, for what looks at the header alone."""
+    header = container.Header(width, height, 100, codec.identity, grey=False, float_profile=codec.profile == "float")
+    tile = container.TileStreams(b"", b"", b"", b"", 0)
+    return container.write_stream(container.HpcmStream(header, (tile,) * len(header.grid), {}))
+
+
 def test_decoding_that_does_not_fit_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec, no_leftovers: None
 ) -> None:
-    grid = TileGrid(9000, 8000)
-    header = container.Header(9000, 8000, 100, codec.identity, grey=False, float_profile=codec.profile == "float")
-    tile = container.TileStreams(b"", b"", b"", b"", 0)
-    data = container.write_stream(container.HpcmStream(header, (tile,) * len(grid), {}))
+    data = file_of_empty_tiles(9000, 8000, codec)
     (tmp_path / "large.hpcm").write_bytes(data)
     monkeypatch.setattr("hpcm_codec.batch.machine.Machine.codec_for", lambda *rest: pytest.fail("work was done"))
     done = hpcm("decode", tmp_path / "large.hpcm", "--memory", "900MB")
@@ -300,24 +304,17 @@ def test_a_codecs_tile_workers_count_towards_the_memory_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     Image.new("RGB", (3000, 2000)).save(tmp_path / "large.ppm")
-    grid = TileGrid(3000, 2000)
-    tile = container.TileStreams(b"", b"", b"", b"", 0)
-    header = container.Header(3000, 2000, 100, codec.identity, grey=False, float_profile=codec.profile == "float")
-    data = container.write_stream(container.HpcmStream(header, (tile,) * len(grid), {}))
-    for needed, work in (
-        (memory.encoding_bytes, lambda limit: hpcm_codec.encode(tmp_path / "large.ppm", model=codec, memory=limit)),
-        (memory.decoding_bytes, lambda limit: hpcm_codec.decode(data, codec, memory=limit)),
-    ):
-        held = 8 * 3000 * 2000 + 2 * len(data) if needed is memory.decoding_bytes else 0
-        enough = needed(3000, 2000, held)
-        for method in ("encode", "decode_strips"):
-            monkeypatch.setattr(codec, method, lambda *rest: (_ for _ in ()).throw(HpcmError("work!")))
-        with pytest.raises(HpcmError, match="work!"):
-            work(enough)
-        monkeypatch.setattr(codec, "tile_workers", 2)
-        with pytest.raises(MemoryLimitError):
-            work(enough)
-        monkeypatch.undo()
+    data = file_of_empty_tiles(3000, 2000, codec)
+    for method in ("encode", "decode_strips"):
+        monkeypatch.setattr(codec, method, lambda *rest: (_ for _ in ()).throw(HpcmError("work!")))
+    for workers, error, words in ((1, HpcmError, "work!"), (2, MemoryLimitError, "above the limit")):
+        monkeypatch.setattr(codec, "tile_workers", workers)
+        with pytest.raises(error, match=words):
+            enough = memory.encoding_bytes(3000, 2000, held=0)
+            hpcm_codec.encode(tmp_path / "large.ppm", model=codec, memory=enough)
+        with pytest.raises(error, match=words):
+            enough = memory.decoding_bytes(3000, 2000, held=8 * 3000 * 2000 + 2 * len(data))
+            hpcm_codec.decode(data, codec, memory=enough)
 
 
 def test_sizes_of_memory_that_make_no_sense_are_refused(photograph: Path, compressed: Path) -> None:

@@ -267,8 +267,8 @@ def _print_tables(
     from rich.console import Console
 
     from hpcm_codec.evaluation.machine import machine_in_words
-    from hpcm_codec.evaluation.runner import in_words_where_falling, means_of
-    from hpcm_codec.evaluation.tables import means_table, rows_table
+    from hpcm_codec.evaluation.runner import means_of
+    from hpcm_codec.evaluation.tables import in_words_where_falling, means_table, rows_table
 
     console = Console(highlight=False)
     for subject, rows in zip(subjects, all_rows, strict=True):

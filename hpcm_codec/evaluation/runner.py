@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -143,21 +142,6 @@ def means_of(rows: Sequence[Row]) -> list[Means]:
             )
         )
     return result
-
-
-def in_words_where_falling(means: Sequence[Means]) -> list[str]:
-    """Where a higher quality has made smaller files or worse pictures, a line for each; nothing for a codec as it should be.
-
-    means: by rising quality, as `means_of` gives them.
-    """
-    lines = []
-    for lower, higher in pairwise(means):
-        for figure, digits in (("bpp", 4), ("psnr", 3)):
-            before, after = getattr(lower, figure), getattr(higher, figure)
-            if after < before:
-                change = f"{before:.{digits}f} to {after:.{digits}f}"
-                lines.append(f"{figure} falls from {change} between qualities {lower.quality:g} and {higher.quality:g}")
-    return lines
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,8 +1,9 @@
-"""Results as tables on a terminal."""
+"""Results as tables and lines on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hpcm_codec.evaluation.runner import Means, Row
@@ -40,6 +41,21 @@ def means_table(title: str, means: Sequence[Means]) -> Table:
         figures = (mean.bpp, mean.psnr, mean.ms_ssim, mean.ms_ssim_db, mean.encoding_time, mean.decoding_time)
         table.add_row(f"{mean.quality:g}", *map(shown, figures, (4, 2, 4, 2, 3, 3)), _memory(mean))
     return table
+
+
+def in_words_where_falling(means: Sequence[Means]) -> list[str]:
+    """Where a higher quality has made smaller files or worse pictures, a line for each; nothing for a codec as it should be.
+
+    means: by rising quality, as `runner.means_of` gives them.
+    """
+    lines = []
+    for lower, higher in pairwise(means):
+        for figure, digits in (("bpp", 4), ("psnr", 3)):
+            before, after = getattr(lower, figure), getattr(higher, figure)
+            if after < before:
+                change = f"{before:.{digits}f} to {after:.{digits}f}"
+                lines.append(f"{figure} falls from {change} between qualities {lower.quality:g} and {higher.quality:g}")
+    return lines
 
 
 def references_table(references: Sequence[Any]) -> list[str]:
