@@ -62,9 +62,18 @@ def test_ceilings_are_above_nothing_and_measured_in_this_process() -> None:
         patch.setattr(ceilings, "EDGE", {"cpu": 128})
         patch.setattr(ceilings, "NUMBERS", {"cpu": 2**16})
         patch.setattr(ceilings, "TOKENS", 128)
+        patch.setattr(ceilings, "LEAST_SECONDS", 0.0)
         found = ceilings.measure_ceilings("cpu").to_json()
     assert all(value is None or value > 1e6 for value in found.values())
     assert found["float32_operations"] and found["triad_bytes"]
+
+
+def test_of_two_measurements_each_ceiling_is_the_higher_one() -> None:
+    from hpcm_codec.benchmark.ceilings import Ceilings
+
+    slow_at_first, slow_later = Ceilings(1e11, None, 3e10, 2e10), Ceilings(2e11, 4e11, 1e10, 3e10)
+    assert slow_at_first.highest(slow_later) == slow_later.highest(slow_at_first) == Ceilings(2e11, 4e11, 3e10, 3e10)
+    assert slow_at_first.highest(slow_at_first).integer_operations is None
 
 
 def test_growth_and_cells_have_tables_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Write the tables of docs/benchmarks.md anew from the results of `hpcm bench`, after measuring them where that is asked for.
 
-    python tools/benchmark_tables.py --measure     # all of COMMANDS below, a few minutes; then the tables
+    python tools/benchmark_tables.py --measure     # all of COMMANDS below, a quarter of an hour; then the tables
     python tools/benchmark_tables.py               # the tables alone
 
 What stands between `<!-- stages -->` and `<!-- /stages -->`, and the other sections of that kind, is made of the JSON files in
@@ -24,8 +24,9 @@ from hpcm_codec.files import file_error, write_atomically
 ROOT = Path(__file__).resolve().parents[1]
 # section → the options of `hpcm bench` that measure it; the results are docs/results/bench-SECTION.json
 COMMANDS = {
-    "stages": ["--size", "768x512"],
+    "stages": ["--size", "768x512", "--size", "1920x1080", "--size", "3840x2160"],
     "float": ["--profile", "float"],
+    "presets": ["--model", "phase1", "--model", "hpcm-base", "--size", "768x512", "--size", "1920x1080"],
     "cells": ["--cell"],
     "growth": ["--growth"],
 }

@@ -131,11 +131,10 @@ def _stages(models: tuple[str, ...], sizes: list[Size], settings: Settings) -> d
     from hpcm_codec.benchmark.ceilings import measure_ceilings
     from hpcm_codec.benchmark.measure import measure_models
 
-    ceilings = measure_ceilings(settings.device).to_json()
-    return {
-        "ceilings": ceilings,
-        "measurements": list(measure_models(models, sizes or [parse_size(DEFAULT_SIZE)], settings)),
-    }
+    before = measure_ceilings(settings.device)
+    measurements = list(measure_models(models, sizes or [parse_size(DEFAULT_SIZE)], settings))
+    ceilings = before.highest(measure_ceilings(settings.device))
+    return {"ceilings": ceilings.to_json(), "measurements": measurements}
 
 
 def _growth(models: tuple[str, ...], sizes: list[Size], settings: Settings) -> dict[str, Any]:
