@@ -198,5 +198,6 @@ def codec_for(
     raise UnsupportedError(
         f"made with the model {identity.hex()}, which is not among those here "
         f"({', '.join(shipped_checkpoints()) or 'none'})",
-        advice="decode with --model naming the checkpoint it was made with",
+        advice="decode with --model naming the checkpoint it was made with; the project's checkpoints/README.md says "
+        "where earlier ones are",
     )
