@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from hpcm_codec.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
-from hpcm_codec.bands import region_in
 from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.errors import UnsupportedError, UsageError
@@ -147,7 +146,7 @@ def decode(
     if output not in ("pil", "numpy", "torch"):
         raise UsageError(f"there is no output {output!r}", advice="use pil, numpy or torch")
     header = parse_header(data, max_pixels)
-    area = header.grid[0].picture_pixels if region is None else region_in(*region, header.grid)
+    area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
     width, height = area.width, area.height
     held = 8 * width * height + 2 * len(data)  # the result, and room for transparency
     tiles = model.tile_workers if isinstance(model, Codec) else 1

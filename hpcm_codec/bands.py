@@ -12,20 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hpcm_codec.errors import UsageError
 from hpcm_codec.tiling import HALO_LATENTS, PIXELS_PER_LATENT, Rectangle, Tile, TileGrid
-
-
-def region_in(x: int, y: int, width: int, height: int, grid: TileGrid) -> Rectangle:
-    """A region of the picture, in pixels; raises UsageError when it is empty or not inside the picture."""
-    if width < 1 or height < 1:
-        raise UsageError(f"a region of {width}×{height} pixels is empty")
-    if x < 0 or y < 0 or x + width > grid.width or y + height > grid.height:
-        raise UsageError(
-            f"the region {width}×{height} at {x},{y} is not inside the picture of {grid.width}×{grid.height} pixels",
-            advice="choose X from 0, Y from 0, X + W and Y + H up to the picture's sides",
-        )
-    return Rectangle(y, x, y + height, x + width)
 
 
 def latents_seen(region: Rectangle, grid: TileGrid) -> Rectangle:

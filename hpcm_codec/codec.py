@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcm_codec import container
-from hpcm_codec.bands import Neighbourhood, latents_seen, region_in, tiles_needed
+from hpcm_codec.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.checkpoints import Checkpoint, load_checkpoint
 from hpcm_codec.coding import TileCoder
 from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
@@ -226,7 +226,7 @@ class Codec:
         """
         stream = self._parse(data, max_pixels, partial, scale)
         header = stream.header
-        area = header.grid[0].picture_pixels if region is None else region_in(*region, header.grid)
+        area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
         alpha = stream.extensions.get(container.ALPHA)
         decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)[area.slices]
         return StripPicture(

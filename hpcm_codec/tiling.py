@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hpcm_codec.errors import UsageError
+
 PIXELS_PER_LATENT = 16
 PIXELS_PER_UNIT = 64  # what the picture is extended to multiples of: 4 latents, 1 hyper-latent
 LATENTS_PER_UNIT = PIXELS_PER_UNIT // PIXELS_PER_LATENT
@@ -155,6 +157,17 @@ class TileGrid:
     def pixels(self) -> Rectangle:
         """The extended picture, in pixels: both sides are multiples of 64."""
         return self.latents.scaled(PIXELS_PER_LATENT)
+
+    def region(self, x: int, y: int, width: int, height: int) -> Rectangle:
+        """A region of the picture, in pixels; raises UsageError when it is empty or not inside the picture."""
+        if width < 1 or height < 1:
+            raise UsageError(f"a region of {width}×{height} pixels is empty")
+        if x < 0 or y < 0 or x + width > self.width or y + height > self.height:
+            raise UsageError(
+                f"the region {width}×{height} at {x},{y} is not inside the picture of {self.width}×{self.height} pixels",
+                advice="choose X from 0, Y from 0, X + W and Y + H up to the picture's sides",
+            )
+        return Rectangle(y, x, y + height, x + width)
 
     def row(self, row: int) -> list[Tile]:
         """The tiles of a row, left to right."""

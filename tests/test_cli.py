@@ -86,6 +86,15 @@ def test_info_shows_a_file_without_waiting_for_torch(compressed: Path) -> None:
     assert "shipped as phase1-lite" in done.stdout and done.stderr == "['numpy', 'rich']\n"
 
 
+def test_a_damaged_file_is_refused_without_waiting_for_torch(compressed: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.hpcm"
+    damaged.write_bytes(compressed.read_bytes()[:-9])
+    telling = [sys.executable, "-c", HPCM_TELLING_IMPORTS, "decode", damaged, "-o", tmp_path / "out.png"]
+    done = subprocess.run(telling, capture_output=True, text=True)
+    assert done.returncode == 3 and "cut short" in done.stderr
+    assert "torch" not in done.stderr.splitlines()[-1]
+
+
 def test_every_command_has_its_help() -> None:
     text = hpcm("--help").stdout
     for name, short_help in COMMANDS.items():
@@ -156,15 +165,17 @@ def test_quality_moves_the_size(photograph: Path) -> None:
 def test_stdin_to_stdout_in_processes_of_their_own_that_import_only_what_they_need(
     photograph: Path, tmp_path: Path
 ) -> None:
-    watched = [sys.executable, "-c", HPCM_WATCHED, "encode", "-"]
-    encoded = subprocess.run(watched, input=photograph.read_bytes(), capture_output=True, check=True)
+    watched = [sys.executable, "-c", HPCM_WATCHED]
+    encoded = subprocess.run([*watched, "encode", "-"], input=photograph.read_bytes(), capture_output=True, check=True)
     assert encoded.stdout.startswith(b"HPC") and b"stdin" in encoded.stderr
-    imported, collections, frozen = json.loads(encoded.stderr.splitlines()[-1])
-    assert imported == []
-    assert frozen and collections <= 2  # importing torch alone made 3, 0.14 s, and the end of the process took 0.5 s
-    decoded = subprocess.run(
-        [*HPCM, "decode", "-", "-o", "-", "--format", "ppm"], input=encoded.stdout, capture_output=True, check=True
-    )
+    to_ppm = ["decode", "-", "-o", "-", "--format", "ppm"]
+    decoded = subprocess.run([*watched, *to_ppm], input=encoded.stdout, capture_output=True, check=True)
+    for done in (encoded, decoded):
+        imported, collections, frozen = json.loads(done.stderr.splitlines()[-1])
+        assert imported == []
+        assert (
+            frozen and collections <= 2
+        )  # importing torch alone made 3, 0.14 s, and the end of the process took 0.5 s
     assert decoded.stdout.startswith(b"P6\n96 64\n255\n") and len(decoded.stdout) == 13 + 96 * 64 * 3
     (tmp_path / "file.hpcm").write_bytes(encoded.stdout)
     assert hpcm("decode", tmp_path / "file.hpcm", "-o", tmp_path / "file.ppm").exit_code == 0

@@ -87,14 +87,13 @@ class Decoding:
         return _outcome(*size, len(data), header.width * header.height)
 
     def _parsed(self, data: bytes) -> HpcmStream:
-        from hpcm_codec.bands import region_in
         from hpcm_codec.container import parse_stream
 
         stream = parse_stream(
             data, max_pixels=pixel_limit(self.max_pixels), allow_truncated=self.partial, scale=self.scale
         )
         if self.region is not None:
-            region_in(*self.region, stream.header.grid)
+            stream.header.grid.region(*self.region)
         return stream
 
     def _check_memory(self, stream: HpcmStream, file_bytes: int, job: Job) -> None:
