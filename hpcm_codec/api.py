@@ -17,7 +17,7 @@ from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
 from hpcm_codec.memory import check, decoding_bytes, encoding_bytes
-from hpcm_codec.shipped import DEFAULT_MODEL, shipped_checkpoints, shipped_name
+from hpcm_codec.shipped import DEFAULT_MODEL, known_checkpoints, known_name, models_folder, shipped_checkpoints
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 Output = Literal["pil", "numpy", "torch"]
@@ -182,9 +182,9 @@ def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = 
 def codec_for(
     data: bytes, model: str | None = None, device: str = "auto", max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Codec:
-    """The kept codec that decodes a file: of the named model, or else of the shipped checkpoint that the file names.
+    """The kept codec that decodes a file: of the named model, or else of the known checkpoint that the file names.
 
-    Raises CorruptStreamError when the file's header cannot be read, UnsupportedError when no shipped checkpoint made it.
+    Raises CorruptStreamError when the file's header cannot be read, UnsupportedError when no known checkpoint made it.
     """
     identity = parse_header(data, max_pixels).checkpoint_id
     if model is not None:
@@ -192,11 +192,10 @@ def codec_for(
     # the usual case first: a loaded codec knows its identity, a checkpoint's has to be computed
     if DEFAULT_MODEL in shipped_checkpoints() and (codec := kept_codec(DEFAULT_MODEL, device)).identity == identity:
         return codec
-    if (name := shipped_name(identity)) is not None:
+    if (name := known_name(identity)) is not None:
         return kept_codec(name, device)
     raise UnsupportedError(
-        f"made with the model {identity.hex()}, which is not among those here "
-        f"({', '.join(shipped_checkpoints()) or 'none'})",
-        advice="decode with --model naming the checkpoint it was made with; the project's checkpoints/README.md says "
-        "where earlier ones are",
+        f"made with the model {identity.hex()}, which is not among those here ({', '.join(known_checkpoints()) or 'none'})",
+        advice=f"put the checkpoint it was made with into {models_folder()}, or name it with --model; the project's "
+        "checkpoints/README.md says where earlier ones are",
     )

@@ -1,4 +1,5 @@
-"""The checkpoints that came with the program: where they are, and the identities by which bitstreams name them.
+"""The checkpoints that are known: those that came with the program, and those in the user's folder; and the identities by which
+bitstreams name them.
 
 Nothing here imports torch, so that what only has to name a model, such as `hpcm info`, answers at once.
 """
@@ -6,6 +7,7 @@ Nothing here imports torch, so that what only has to name a model, such as `hpcm
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -46,6 +48,21 @@ def shipped_checkpoints() -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
 
 
+def models_folder() -> Path:
+    """Where users keep other checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models."""
+    if chosen := os.environ.get("HPCM_MODELS"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hpcm-codec" / "models"
+
+
+def known_checkpoints() -> dict[str, Path]:
+    """The shipped checkpoints, then those in `models_folder`: name → file. One whose name is taken goes by its path."""
+    known = shipped_checkpoints()
+    for path in sorted(models_folder().glob("*.safetensors")):
+        known[str(path) if path.stem in known else path.stem] = path
+    return known
+
+
 def find_checkpoint(name_or_path: str) -> Path:
     """The file of a checkpoint given by name ("phase1-lite") or path; raises UnsupportedError or FileError."""
     path = Path(name_or_path)
@@ -53,10 +70,10 @@ def find_checkpoint(name_or_path: str) -> Path:
         if not path.is_file():
             raise FileError(f"{path}: no such checkpoint file")
         return path
-    shipped = shipped_checkpoints()
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(shipped) or 'none'}")
+    known = known_checkpoints()
+    if name_or_path in known:
+        return known[name_or_path]
+    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(known) or 'none'}")
 
 
 def identity_of_parts(parts: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> bytes:
@@ -94,16 +111,16 @@ def identity_of_file(path: str | Path) -> bytes:
 
 
 @cache
-def identity_of_shipped(name: str) -> bytes:
-    """The 8 bytes by which bitstreams name a shipped checkpoint; raises HpcmError when its file is damaged."""
-    return identity_of_file(find_checkpoint(name))
+def kept_identity(path: Path) -> bytes:
+    """`identity_of_file`, computed once."""
+    return identity_of_file(path)
 
 
-def shipped_name(identity: bytes) -> str | None:
-    """The shipped checkpoint of that identity, or None; damaged ones are nobody's."""
-    for name in shipped_checkpoints():
+def known_name(identity: bytes) -> str | None:
+    """The name of the known checkpoint of that identity, or None; damaged ones are nobody's."""
+    for name, path in known_checkpoints().items():
         try:
-            if identity_of_shipped(name) == identity:
+            if kept_identity(path) == identity:
                 return name
         except HpcmError:
             continue

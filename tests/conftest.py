@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # waiting threads that spin make two busy processes on two cores several times slower than they are
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HPCM_MODELS"] = str(ROOT / "no-such-folder")  # the tester's own checkpoints have no part in this
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+import hpcm_codec
+from conftest import small_photograph
 from hpcm_codec.checkpoints import export_checkpoint, identity_of, load_checkpoint, save_checkpoint, verify_checkpoint
 from hpcm_codec.cli.checkpoints import command
 from hpcm_codec.errors import FileError, UnsupportedError
@@ -65,7 +68,7 @@ def test_the_identity_of_a_file_is_that_of_its_tensors(saved: Path, tmp_path: Pa
 def test_a_shipped_checkpoint_is_named_without_torch() -> None:
     code = (
         "import sys, hpcm_codec.shipped as s;"
-        "print(s.shipped_name(s.identity_of_shipped('phase1-lite')), 'torch' in sys.modules)"
+        "print(s.known_name(s.identity_of_file(s.find_checkpoint('phase1-lite'))), 'torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["phase1-lite", "False"]
@@ -136,3 +139,27 @@ def test_the_shipped_checkpoints_verify_and_are_listed() -> None:
     assert "phase1-lite" in result.output and load_checkpoint().identity.hex() in result.output
     assert CliRunner().invoke(command, ["verify", "phase1-lite"]).exit_code == 0
     assert '"training"' in CliRunner().invoke(command, ["show", "phase1-lite"]).output
+
+
+def test_files_of_a_checkpoint_in_the_users_folder_decode_without_naming_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = hpcm_codec.encode(small_photograph(), model=str(saved))
+    folder = tmp_path / "models"
+    monkeypatch.setenv("HPCM_MODELS", str(folder))
+    with pytest.raises(UnsupportedError, match="not among those here") as refused:
+        hpcm_codec.decode(data)
+    assert str(folder) in str(refused.value)
+    folder.mkdir()
+    (folder / "broken.safetensors").write_bytes(b"not a checkpoint")
+    kept = folder / "phase1-lite.safetensors"  # as the earlier weights are called that it may be
+    kept.write_bytes(saved.read_bytes())
+    assert np.array_equal(
+        hpcm_codec.decode(data, output="numpy"), hpcm_codec.decode(data, model=str(saved), output="numpy")
+    )
+    assert find_checkpoint("phase1-lite") != kept  # a shipped one's name stays its own
+    listed = [line.split() for line in CliRunner().invoke(command, ["list"]).output.splitlines()]
+    assert [line[:2] for line in listed[1:]] == [
+        ["broken", "damaged"],
+        [str(kept), load_checkpoint(str(saved)).identity.hex()],
+    ]

@@ -83,7 +83,7 @@ def processor_seconds_of_children() -> float:
 def test_info_shows_a_file_without_waiting_for_torch(compressed: Path) -> None:
     telling = [sys.executable, "-c", HPCM_TELLING_IMPORTS, "info", compressed]
     done = subprocess.run(telling, capture_output=True, text=True, check=True)
-    assert "shipped as phase1-lite" in done.stdout and done.stderr == "['numpy', 'rich']\n"
+    assert "known here as phase1-lite" in done.stdout and done.stderr == "['numpy', 'rich']\n"
 
 
 def test_a_damaged_file_is_refused_without_waiting_for_torch(compressed: Path, tmp_path: Path) -> None:
@@ -298,10 +298,10 @@ def test_info_tells_a_files_parts(compressed: Path, codec: Codec) -> None:
     told = json.loads(hpcm("info", compressed, "--json").stdout)
     assert (told["width"], told["height"], told["quality"], told["sound"]) == (96, 64, 40, True)
     assert sum(chunk["size"] for chunk in told["chunks"]) == told["bytes"] == compressed.stat().st_size
-    assert told["checkpoint"] == {"identity": codec.identity.hex(), "shipped_as": "phase1-lite"}
+    assert told["checkpoint"] == {"identity": codec.identity.hex(), "known_as": "phase1-lite"}
     assert told["tiles"] == {"count": 1, "rows": 1, "columns": 1}
     words = hpcm("info", compressed).stdout
-    assert "shipped as phase1-lite" in words and "s3 of tile 0" in words
+    assert "known here as phase1-lite" in words and "s3 of tile 0" in words
 
 
 def test_info_shows_a_damaged_file_and_says_so(compressed: Path, stream: bytes) -> None:
@@ -361,7 +361,7 @@ def test_train_runs_stops_and_gives_a_checkpoint(tmp_path: Path) -> None:
     more = hpcm("train", "run", *arguments, "--steps", 3)
     assert "going on from step 2" in more.stderr and more.exit_code == 0
     told = json.loads(hpcm("info", "--model", tmp_path / "run" / "weights.safetensors", "--json").stdout)
-    assert told["checkpoint"]["training"]["steps"] == 3 and told["checkpoint"]["shipped_as"] is None
+    assert told["checkpoint"]["training"]["steps"] == 3 and told["checkpoint"]["known_as"] is None
     results = tmp_path / "results.json"
     measure = ("train", "validate", tmp_path / "run", "--data", tmp_path, "-q", "0,40,80")
     assert hpcm(*measure, "--json", results).exit_code == 0

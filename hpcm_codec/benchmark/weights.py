@@ -12,14 +12,14 @@ import torch
 from hpcm_codec.checkpoints import save_checkpoint
 from hpcm_codec.model.config import PRESETS, preset
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.shipped import shipped_checkpoints
+from hpcm_codec.shipped import known_checkpoints
 
 SEED = 0
 
 
 def is_untrained(model: str) -> bool:
-    """Whether a name is that of a preset no checkpoint is shipped for."""
-    return model in PRESETS and model not in shipped_checkpoints()
+    """Whether a name is that of a preset no checkpoint is known of."""
+    return model in PRESETS and model not in known_checkpoints()
 
 
 def random_checkpoint(name: str, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcm_codec.cli import options
-from hpcm_codec.errors import UsageError
+from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +28,18 @@ def command() -> None:
 @command.command("list")
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
-    """The checkpoints that came with the program, with the identities that files name."""
-    from hpcm_codec.shipped import identity_of_shipped, shipped_checkpoints
+    """The checkpoints that came with the program, then those in your own folder (HPCM_MODELS), with the identities that files name."""
+    from hpcm_codec.shipped import kept_identity, known_checkpoints
+
+    def identity(path: Path) -> str:
+        try:
+            return kept_identity(path).hex()
+        except HpcmError:
+            return "damaged"
 
     found = [
-        {"name": name, "identity": identity_of_shipped(name).hex(), "bytes": path.stat().st_size, "path": str(path)}
-        for name, path in shipped_checkpoints().items()
+        {"name": name, "identity": identity(path), "bytes": path.stat().st_size, "path": str(path)}
+        for name, path in known_checkpoints().items()
     ]
     if json:
         click.echo(json_module.dumps(found, indent=1))

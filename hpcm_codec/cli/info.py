@@ -55,7 +55,7 @@ def _show_file(path: str, json: bool) -> None:
 def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
     from hpcm_codec import container
-    from hpcm_codec.shipped import shipped_name
+    from hpcm_codec.shipped import known_name
 
     largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
     chunks = container.describe_stream(data, max_pixels=largest)
@@ -74,7 +74,7 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "components": 1 if header.grey else 3,
         "quality": header.quality,
         "profile": "float" if header.float_profile else "exact",
-        "checkpoint": {"identity": header.checkpoint_id.hex(), "shipped_as": shipped_name(header.checkpoint_id)},
+        "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known_name(header.checkpoint_id)},
         "tiles": {
             "count": len(grid),
             "rows": grid.rows,
@@ -124,7 +124,7 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     from rich.table import Table
 
     tiles, checkpoint = described["tiles"], described["checkpoint"]
-    shipped = checkpoint["shipped_as"]
+    known = checkpoint["known_as"]
     colour = "grey" if described["components"] == 1 else "colour"
     profile = {
         "float": "floating point: decodes for certain on the machine that made it",
@@ -134,9 +134,7 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     click.echo(f"  picture     {described['width']}×{described['height']}, {colour}")
     click.echo(f"  quality     {described['quality']:g}")
     click.echo(f"  size        {described['bytes']} bytes, {described['bpp']:.3f} bits per pixel")
-    click.echo(
-        f"  checkpoint  {checkpoint['identity']}, {f'shipped as {shipped}' if shipped else 'not one shipped here'}"
-    )
+    click.echo(f"  checkpoint  {checkpoint['identity']}, {f'known here as {known}' if known else 'not known here'}")
     click.echo(f"  arithmetic  {profile[described['profile']]}")
     click.echo(f"  tiles       {tiles['columns']} across, {tiles['rows']} down")
     click.echo(f"  scales      {_scales_in_words(described['scales'], tiles['count'])}")
@@ -162,10 +160,10 @@ def describe_model(name: str) -> dict[str, Any]:
     from hpcm_codec.checkpoints import load_checkpoint
     from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
     from hpcm_codec.model.config import PRESETS
-    from hpcm_codec.shipped import shipped_checkpoints, shipped_name
+    from hpcm_codec.shipped import known_checkpoints, known_name
 
     checkpoint: Checkpoint | None = None
-    if name not in PRESETS or name in shipped_checkpoints():
+    if name not in PRESETS or name in known_checkpoints():
         try:
             checkpoint = load_checkpoint(name)
         except HpcmError as error:
@@ -192,7 +190,7 @@ def describe_model(name: str) -> dict[str, Any]:
     if checkpoint is not None:
         described["checkpoint"] = {
             "identity": checkpoint.identity.hex(),
-            "shipped_as": shipped_name(checkpoint.identity),
+            "known_as": known_name(checkpoint.identity),
             "training": checkpoint.training,
         }
     return described
@@ -219,9 +217,7 @@ def _print_model(described: dict[str, Any]) -> None:
     if checkpoint is None:
         click.echo("A preset without a checkpoint: train one with `hpcm train run`.")
         return
-    shipped = checkpoint["shipped_as"]
-    click.echo(
-        f"checkpoint  {checkpoint['identity']}, {f'shipped as {shipped}' if shipped else 'not one shipped here'}"
-    )
+    known = checkpoint["known_as"]
+    click.echo(f"checkpoint  {checkpoint['identity']}, {f'known here as {known}' if known else 'not known here'}")
     for key, value in checkpoint["training"].items():
         click.echo(f"  {key}: {json_module.dumps(value)}")
