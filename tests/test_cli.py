@@ -86,13 +86,21 @@ def test_info_shows_a_file_without_waiting_for_torch(compressed: Path) -> None:
     assert "known here as phase1-lite" in done.stdout and done.stderr == "['numpy', 'rich']\n"
 
 
-def test_a_damaged_file_is_refused_without_waiting_for_torch(compressed: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.hpcm"
+def test_what_is_wrong_with_a_file_is_told_without_waiting_for_torch(
+    compressed: Path, photograph: Path, tmp_path: Path
+) -> None:
+    damaged, no_picture = tmp_path / "damaged.hpcm", tmp_path / "damaged.png"
     damaged.write_bytes(compressed.read_bytes()[:-9])
-    telling = [sys.executable, "-c", HPCM_TELLING_IMPORTS, "decode", damaged, "-o", tmp_path / "out.png"]
-    done = subprocess.run(telling, capture_output=True, text=True)
-    assert done.returncode == 3 and "cut short" in done.stderr
-    assert "torch" not in done.stderr.splitlines()[-1]
+    no_picture.write_bytes(photograph.read_bytes()[:50])
+    for status, reason, arguments in (
+        (3, "cut short", ("decode", damaged, "-o", tmp_path / "out.png")),
+        (5, "exists already", ("decode", compressed, "-o", photograph)),
+        (5, "damaged.png", ("encode", no_picture, "-o", tmp_path / "out.hpcm")),
+        (5, "exists already", ("encode", photograph, "-o", compressed)),
+    ):
+        done = subprocess.run([sys.executable, "-c", HPCM_TELLING_IMPORTS, *arguments], capture_output=True, text=True)
+        assert done.returncode == status and reason in done.stderr
+        assert "torch" not in done.stderr.splitlines()[-1]
 
 
 def test_every_command_has_its_help() -> None:

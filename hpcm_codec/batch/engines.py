@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 from hpcm_codec.batch.tasks import Performer, Result, Task, failed
@@ -19,7 +19,11 @@ class Engine(Protocol):
 
 def in_this_process(perform: Performer, tasks: Iterable[Task]) -> Generator[Result, None, None]:
     """One task after the other, in their order."""
-    waiting, lookahead = iter(tasks), perform.work.lookahead
+    waiting = iter(tasks)
+    first = list(islice(waiting, 2))
+    # asking for it may import torch: what is wrong with a single picture is told before that
+    lookahead = perform.work.lookahead if len(first) > 1 else 1
+    waiting = chain(first, waiting)
     while window := list(islice(waiting, lookahead)):
         if len(window) > 1:
             perform.prepare(window)
