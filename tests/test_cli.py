@@ -21,8 +21,7 @@ from hpcm_codec.cli.main import COMMANDS, main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import UsageError
 
-HPCM = [sys.executable, "-m", "hpcm_codec"]
-# The same, saying at its very end which of these modules it has imported, how many full garbage collections it has made, and
+# The program, saying at its very end which of these modules it has imported, how many full garbage collections it has made, and
 # whether it has kept them away from torch's objects.
 HPCM_WATCHED = """
 import atexit, gc, json, sys
@@ -181,9 +180,8 @@ def test_stdin_to_stdout_in_processes_of_their_own_that_import_only_what_they_ne
     for done in (encoded, decoded):
         imported, collections, frozen = json.loads(done.stderr.splitlines()[-1])
         assert imported == []
-        assert (
-            frozen and collections <= 2
-        )  # importing torch alone made 3, 0.14 s, and the end of the process took 0.5 s
+        # importing torch alone made 3, 0.14 s, and the end of the process took 0.5 s
+        assert frozen and collections <= 2
     assert decoded.stdout.startswith(b"P6\n96 64\n255\n") and len(decoded.stdout) == 13 + 96 * 64 * 3
     (tmp_path / "file.hpcm").write_bytes(encoded.stdout)
     assert hpcm("decode", tmp_path / "file.hpcm", "-o", tmp_path / "file.ppm").exit_code == 0

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from hpcm_codec.codec import load_codec
 from hpcm_codec.selftest import run_selftest
 
-ROOT = Path(__file__).parents[1]
 CHECKPOINT = "checkpoints/phase1-lite.safetensors"
 GOLDEN = "hpcm_codec/golden"
-ROWS = re.findall(
-    r"^\| `([0-9a-f]{16})` \| ([0-9a-f]{7}) \|", (ROOT / "checkpoints" / "README.md").read_text(), re.MULTILINE
-)
+DOCUMENT = (ROOT / "checkpoints" / "README.md").read_text()
+ROWS = re.findall(r"^\| `([0-9a-f]{16})` \| ([0-9a-f]{7}) \|", DOCUMENT, re.MULTILINE)
 
 
 def from_history(*arguments: str) -> bytes:
@@ -46,10 +45,9 @@ def test_files_of_earlier_weights_decode_to_the_same_symbols(identity: str, comm
 
 
 def test_all_earlier_weights_are_named() -> None:
-    document = (ROOT / "checkpoints" / "README.md").read_text()
     if from_history("rev-parse", "--is-shallow-repository").strip() == b"true":
         pytest.skip("only the newest part of the repository's history is here")
     commits = from_history("log", "--format=%H", "--", CHECKPOINT).decode().split()
     assert ROWS and len(commits) > 1
     for commit in commits[1:]:  # the first is the one that is shipped
-        assert commit[:7] in document
+        assert commit[:7] in DOCUMENT

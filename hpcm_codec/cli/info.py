@@ -124,7 +124,6 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     from rich.table import Table
 
     tiles, checkpoint = described["tiles"], described["checkpoint"]
-    known = checkpoint["known_as"]
     colour = "grey" if described["components"] == 1 else "colour"
     profile = {
         "float": "floating point: decodes for certain on the machine that made it",
@@ -134,7 +133,7 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     click.echo(f"  picture     {described['width']}×{described['height']}, {colour}")
     click.echo(f"  quality     {described['quality']:g}")
     click.echo(f"  size        {described['bytes']} bytes, {described['bpp']:.3f} bits per pixel")
-    click.echo(f"  checkpoint  {checkpoint['identity']}, {f'known here as {known}' if known else 'not known here'}")
+    click.echo(f"  checkpoint  {_checkpoint_in_words(checkpoint)}")
     click.echo(f"  arithmetic  {profile[described['profile']]}")
     click.echo(f"  tiles       {tiles['columns']} across, {tiles['rows']} down")
     click.echo(f"  scales      {_scales_in_words(described['scales'], tiles['count'])}")
@@ -217,7 +216,12 @@ def _print_model(described: dict[str, Any]) -> None:
     if checkpoint is None:
         click.echo("A preset without a checkpoint: train one with `hpcm train run`.")
         return
-    known = checkpoint["known_as"]
-    click.echo(f"checkpoint  {checkpoint['identity']}, {f'known here as {known}' if known else 'not known here'}")
+    click.echo(f"checkpoint  {_checkpoint_in_words(checkpoint)}")
     for key, value in checkpoint["training"].items():
         click.echo(f"  {key}: {json_module.dumps(value)}")
+
+
+def _checkpoint_in_words(checkpoint: dict[str, Any]) -> str:
+    """Identity, and the name under which it is found."""
+    known = checkpoint["known_as"]
+    return f"{checkpoint['identity']}, {f'known here as {known}' if known else 'not known here'}"
