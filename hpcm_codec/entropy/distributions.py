@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+
+from hpcm_codec.ops import fused_rate
 
 SHAPE = 1.5
 SCALE_LEVELS = 64
@@ -74,6 +77,12 @@ def bounded(x: Tensor, lowest: float, highest: float = math.inf) -> Tensor:
 def lower_bounded_likelihood(v: Tensor, scale: Tensor) -> Tensor:
     """`likelihood`, at least 1e-9; gradients that would raise it pass the bound."""
     return bounded(likelihood(v, scale), SMALLEST_LIKELIHOOD)
+
+
+@cache
+def fused_distribution() -> fused_rate.Distribution:
+    """This distribution as the fused training step wants it."""
+    return fused_rate.distribution(SHAPE, (SMALLEST_SCALE, LARGEST_SCALE), SMALLEST_LIKELIHOOD)
 
 
 def scale_index(scale: Tensor) -> Tensor:

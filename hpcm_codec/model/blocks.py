@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from hpcm_codec.ops import fused
+
 LEAKY_SLOPE = 0.01  # negative slope of HPCM's activations
 
 
@@ -81,6 +83,13 @@ class ResidualBlock(nn.Module):
         self.factor = RateFactor(factor_levels, channels, initial=0.1) if factor_levels else None
 
     def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
+        if isinstance(self.spatial, nn.Conv2d) and fused.active(x):
+            spatial, expand, project = self.spatial, self.expand, self.project
+            assert spatial.bias is not None and expand.bias is not None and project.bias is not None
+            factor = None if self.factor is None else self.factor(rate)
+            return fused.residual(
+                x, spatial.weight, spatial.bias, expand.weight, expand.bias, project.weight, project.bias, factor
+            )
         # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
         in_place = torch.is_inference_mode_enabled()
         branch = self.project(functional.leaky_relu(self.expand(self.spatial(x)), LEAKY_SLOPE, inplace=in_place))
@@ -99,6 +108,14 @@ class RateSequential(nn.Sequential):
         return x
 
 
+def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
+    """A 1×1 convolution of B×C×h×w, or a linear layer of tokens B×T×C, over one or two inputs side by side; plus `added`."""
+    if fused.active(inputs[0]):
+        return fused.linear(layer.weight, layer.bias, *inputs, added=added)
+    y = layer(inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1))
+    return y if added is None else added + y
+
+
 def silence(layer: nn.Conv2d, weight_factor: float) -> None:
     """Scale a layer's initial weights and zero its bias, so that the branch it ends starts quiet."""
     with torch.no_grad():
@@ -107,11 +124,23 @@ def silence(layer: nn.Conv2d, weight_factor: float) -> None:
             layer.bias.zero_()
 
 
+class _Down2(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.halve(x, self.weight, self.bias) if fused.active(x) else super().forward(x)
+
+
+class _Up2(nn.ConvTranspose2d):
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.bias is not None and fused.active(x):
+            return fused.double(x, self.weight, self.bias)
+        return super().forward(x, output_size)
+
+
 def down2(inputs: int, outputs: int) -> nn.Conv2d:
     """Halve the resolution: 2×2 convolution of stride 2, no padding."""
-    return nn.Conv2d(inputs, outputs, 2, stride=2)
+    return _Down2(inputs, outputs, 2, stride=2)
 
 
 def up2(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     """Double the resolution: 2×2 transposed convolution of stride 2, no padding."""
-    return nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+    return _Up2(inputs, outputs, 2, stride=2)

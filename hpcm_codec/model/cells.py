@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hpcm_codec.model.blocks import silence
+from hpcm_codec.model.blocks import pointwise, silence
 from hpcm_codec.model.config import CellConfig
 from hpcm_codec.model.rwkv import RWKVBlock
 
@@ -51,7 +51,7 @@ class CrossAttentionCell(nn.Module):
         # A lattice smaller than a window is one smaller window: the rest would be masked padding.
         window = (min(self.window, height), min(self.window, width))
         pad = (-width % window[1], -height % window[0])
-        query, key, value = self.query(params), self.key(context), self.value(context)
+        query, key, value = pointwise(self.query, params), pointwise(self.key, context), pointwise(self.value, context)
         mask = None
         if any(pad):
             query, key, value = (functional.pad(t, (0, pad[0], 0, pad[1])) for t in (query, key, value))
@@ -69,8 +69,8 @@ class CrossAttentionCell(nn.Module):
     def forward(self, params: Tensor, context: Tensor) -> Tensor:
         attended = self._attend(params, context)
         if self.widen is not None:
-            attended = self.widen(attended)
-        out = attended + self.output(params)
+            attended = pointwise(self.widen, attended)
+        out = pointwise(self.output, params, added=attended)
         return params + out if self.residual else out
 
 
@@ -88,8 +88,8 @@ class RWKVContextCell(nn.Module):
             silence(self.leave, 0.1)
 
     def forward(self, params: Tensor, context: Tensor) -> Tensor:
-        out = self.leave(self.block(self.enter(torch.cat((params, context), dim=1))))
-        return params + out if self.residual else out
+        block = self.block(pointwise(self.enter, params, context))
+        return pointwise(self.leave, block, added=params if self.residual else None)
 
 
 class ContextCell(nn.Module):

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded
 from hpcm_codec.model import schedule
+from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.model.cells import ContextCell
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.priors import Prior, StepAdaptor
@@ -37,6 +38,17 @@ class SymbolPort(Protocol):
 
         scale, mean: B×n, of the latents in units of the quantisation step; scale within [0.12, 64].
         """
+
+
+@runtime_checkable
+class WholeStepPort(Protocol):
+    """A port that does all of a step, from the network's parameters to decoded latents: the estimator's in training."""
+
+    def begin(self, scale: Scale) -> None:
+        """As `SymbolPort.begin`."""
+
+    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
+        """The latents B×M×h×w with those of the step decoded; params: B×2M×h×w, scales and means before any gain."""
 
 
 class Arithmetic(Protocol):
@@ -135,7 +147,7 @@ class ContextModel(nn.Module):
     def code_latents(
         self,
         hyper_params: Tensor,
-        port: SymbolPort,
+        port: SymbolPort | WholeStepPort,
         rate: Tensor,
         log_gain: Tensor | None = None,
     ) -> Tensor:
@@ -149,9 +161,11 @@ class ContextModel(nn.Module):
         return walk(_AtRate(self, port, rate, log_gain), planes, port.begin)
 
     def _code_step(
-        self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort, log_gain: Tensor | None
+        self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort | WholeStepPort, log_gain: Tensor | None
     ) -> Tensor:
         """Code one step and return the latents with the step's positions filled in."""
+        if isinstance(port, WholeStepPort):
+            return port.code(step, params, latents)
         scale, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
         if log_gain is not None:
             mean = mean * log_gain.exp()
@@ -170,14 +184,16 @@ class ContextModel(nn.Module):
 class _AtRate:
     """The network's arithmetic in floating point, at one rate and with one port."""
 
-    def __init__(self, network: ContextModel, port: SymbolPort, rate: Tensor, log_gain: Tensor | None) -> None:
+    def __init__(
+        self, network: ContextModel, port: SymbolPort | WholeStepPort, rate: Tensor, log_gain: Tensor | None
+    ) -> None:
         self._network, self._port, self._rate, self._log_gain = network, port, rate, log_gain
 
     def no_latents(self, context: Tensor) -> Tensor:
         return context.new_zeros(context.shape[0], self._network.latent_channels, *context.shape[-2:])
 
     def enter(self, scale: int, context: Tensor) -> Tensor:
-        return self._network.context_nets[scale - 1](context)
+        return pointwise(cast(nn.Conv2d, self._network.context_nets[scale - 1]), context)
 
     def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
         adaptor = cast(StepAdaptor, cast(nn.ModuleList, self._network.adaptors[scale])[step])

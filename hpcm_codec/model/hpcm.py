@@ -11,13 +11,20 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded, lower_bounded_likelihood
+from hpcm_codec.entropy.distributions import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    bounded,
+    fused_distribution,
+    lower_bounded_likelihood,
+)
 from hpcm_codec.model import schedule, transforms
 from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.context import ContextModel, SymbolPort
+from hpcm_codec.model.context import ContextModel, SymbolPort, WholeStepPort
 from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
 from hpcm_codec.model.schedule import Lattice, Scale
+from hpcm_codec.ops import fused, fused_rate
 
 
 class Likelihoods(TypedDict):
@@ -78,6 +85,47 @@ class EstimatorPort:
         planes = {name: torch.ones_like(plane) for name, plane in self._planes.items()}
         for name, step, values in self._likelihoods:
             planes[name] = step.place(values, planes[name])
+        return schedule.merge(planes)
+
+
+class FusedEstimatorPort:
+    """`EstimatorPort` in training where `ops.fused` applies: it codes whole steps, decoded latents and rates in one operation.
+
+    latents, noise: B×M×h×w, as `EstimatorPort` takes them. log_gain: B×M×1×1.
+    """
+
+    def __init__(self, latents: Tensor, noise: Tensor, log_gain: Tensor) -> None:
+        self._log_gain = log_gain
+        self._likelihoods: dict[str, list[tuple[fused_rate.Pieces, Tensor]]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._latents: dict[str, dict[Lattice, tuple[Tensor, Tensor]]] = {}
+        planes, noises = schedule.split(latents), schedule.split(noise)
+        for scale in schedule.scales(latents.shape[1]):
+            steps = tuple(step.fused(latents.shape[1]) for step in scale.steps)
+            taken = (fused_rate.take_steps(plane[scale.name], steps) for plane in (planes, noises))
+            self._latents[scale.name] = dict(zip(scale.steps, zip(*taken, strict=True), strict=True))
+            height, width = planes[scale.name].shape[-2:]
+            self._sizes[scale.name] = (height, width)
+
+    def begin(self, scale: Scale) -> None:
+        self._scale = scale
+
+    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
+        """The latents B×M×h×w with those of the step decoded; params: B×2M×h×w, log-scales and means."""
+        true, noise = self._latents[self._scale.name][step]
+        pieces = step.fused(latents.shape[1])
+        decoded, likelihood = fused_rate.code_step(
+            params, latents, true, noise, self._log_gain, pieces, fused_distribution()
+        )
+        self._likelihoods.setdefault(self._scale.name, []).append((pieces, likelihood))
+        return decoded
+
+    def likelihoods(self) -> Tensor:
+        """The likelihood of every latent, B×M×h×w."""
+        planes = {
+            name: fused_rate.place_steps(tuple(v for _, v in coded), tuple(p for p, _ in coded), self._sizes[name])
+            for name, coded in self._likelihoods.items()
+        }
         return schedule.merge(planes)
 
 
@@ -145,7 +193,7 @@ class HPCM(nn.Module):
             hyper = hyper * (-self.rate_control.hyper_log_gain(rate)).exp()
         return self.h_s(hyper, rate)
 
-    def code_latents(self, hyper: Tensor, rate: Tensor, port: SymbolPort) -> Tensor:
+    def code_latents(self, hyper: Tensor, rate: Tensor, port: SymbolPort | WholeStepPort) -> Tensor:
         """The walk over all steps from decoded hyper-latents to decoded latents, shared by all ports."""
         return self.context.code_latents(self.hyper_synthesis(hyper, rate), port, rate, self.latent_log_gain(rate))
 
@@ -157,6 +205,10 @@ class HPCM(nn.Module):
         noise:    in training only; None draws it.
         Returns x_hat (not clamped) and the likelihoods of y (B×M×H/16×W/16) and z (B×N×H/64×W/64), float32 or wider.
         """
+        with fused.step():
+            return self._forward(x, position, noise)
+
+    def _forward(self, x: Tensor, position: Tensor | float, noise: Noise | None) -> ForwardResult:
         rate = self.rate_at(position, x.shape[0])
         latents = self.analyse(x)
         hyper = self.hyper_latents(latents, rate)
@@ -169,7 +221,12 @@ class HPCM(nn.Module):
 
         exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)
-        port = EstimatorPort(exact if log_gain is None else exact * log_gain.exp(), noise and noise.latents)
+        scaled = exact if log_gain is None else exact * log_gain.exp()
+        port: EstimatorPort | FusedEstimatorPort
+        if noise is not None and log_gain is not None and self.config.scale_domain == "log" and fused.active(x):
+            port = FusedEstimatorPort(scaled, noise.latents, log_gain)
+        else:
+            port = EstimatorPort(scaled, noise and noise.latents)
         decoded = self.code_latents(rounded + mean, rate, port)
         return {
             "x_hat": self.synthesise(decoded, rate),

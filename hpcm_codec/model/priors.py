@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, silence
+from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, pointwise, silence
 from hpcm_codec.model.config import ModelConfig
 
 
@@ -28,8 +28,8 @@ class Prior(nn.Module):
 
     def forward(self, adapted: Tensor, gain: Tensor, context: Tensor, rate: Tensor) -> Tensor:
         """adapted: B×width×h×w; gain: B×width×1×1; context: B×2M×h×w. Returns parameters B×2M×h×w."""
-        params = self.head(self.after(self.before(adapted, rate) * gain, rate))
-        return context + params if self.residual else params
+        refined = self.after(self.before(adapted, rate) * gain, rate)
+        return pointwise(self.head, refined, added=context if self.residual else None)
 
 
 class StepAdaptor(nn.Module):
@@ -47,7 +47,7 @@ class StepAdaptor(nn.Module):
         self.phase_bias = nn.Parameter(torch.zeros(width, cell_size, cell_size)) if config.phase_bias else None
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:
-        adapted = self.adapt(torch.cat((context, latents), dim=1))
+        adapted = pointwise(self.adapt, context, latents)
         if self.phase_bias is not None:
             height, width = adapted.shape[-2:]
             cell = self.phase_bias.shape[-1]

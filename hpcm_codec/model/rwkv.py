@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcm_codec.ops import biwkv4
+from hpcm_codec.model.blocks import pointwise
+from hpcm_codec.ops import biwkv4, fused
 
 
 class OmniShift(nn.Module):
@@ -40,6 +41,8 @@ class OmniShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Folding the kernel costs C·25 operations, so the folded form serves training too: its gradient is the same.
+        if fused.active(x):
+            return fused.depthwise(x, self.folded_kernel())
         return functional.conv2d(x, self.folded_kernel().to(x.dtype), padding=2, groups=x.shape[1])
 
 
@@ -73,14 +76,14 @@ class SpatialMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         tokens = _tokens(self.shift(x))
-        key, value, receptance = self.key(tokens), self.value(tokens), self.receptance(tokens)
+        key, value, receptance = (pointwise(layer, tokens) for layer in (self.key, self.value, self.receptance))
         length = height * width
         exact = torch.promote_types(key.dtype, torch.float32)
         mixed = biwkv4(
             self.decay.to(exact) / length, self.boost.to(exact) / length, key.to(exact).contiguous(),
             value.to(exact).contiguous(),
         )  # fmt: skip
-        out = self.output(torch.sigmoid(receptance) * mixed.to(receptance.dtype))
+        out = pointwise(self.output, torch.sigmoid(receptance) * mixed.to(receptance.dtype))
         return out.transpose(1, 2).unflatten(2, (height, width))
 
 
@@ -98,7 +101,8 @@ class ChannelMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         tokens = _tokens(self.shift(x))
-        out = torch.sigmoid(self.receptance(tokens)) * self.value(functional.relu(self.key(tokens)).square())
+        hidden = functional.relu(pointwise(self.key, tokens)).square()
+        out = torch.sigmoid(pointwise(self.receptance, tokens)) * pointwise(self.value, hidden)
         return out.transpose(1, 2).unflatten(2, (height, width))
 
 

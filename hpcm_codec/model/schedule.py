@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from hpcm_codec.ops.fused_rate import Pieces, pieces_of
+
 GROUPS = 8
 
 # The eight pairs of positions (row, column) inside a 4x4 cell.
@@ -80,6 +82,10 @@ class Lattice:
             (p.last - p.first) * len(range(p.row, height, p.stride)) * len(range(p.column, width, p.stride))
             for p in self.pieces
         )
+
+    def fused(self, channels: int) -> Pieces:
+        """The same for the operators of a fused training step, in planes of that many channels."""
+        return pieces_of(tuple((p.first, p.last, p.row, p.column, p.stride) for p in self.pieces), channels)
 
     def pairs(self, plane: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Matching views of a plane and of its packed form."""

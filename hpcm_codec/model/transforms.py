@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock, down2, up2
 from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.ops import fused
 
 PATCH = 8  # edge of the patch projection, in pixels
 PATCH_WIDTH = 192  # channels at 1/8 resolution: three colours of an 8×8 block
@@ -29,10 +30,17 @@ def _depthwise(channels: int, count: int, levels: int) -> list[nn.Module]:
     return [ResidualBlock(channels, "depthwise", levels) for _ in range(count)]
 
 
+class _PatchesIn(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is not None and not x.requires_grad and fused.active(x):
+            return fused.take_patches(x, self.weight, self.bias, PATCH)
+        return super().forward(x)
+
+
 def _patches_in(config: ModelConfig) -> nn.Conv2d:
     """Image → patches at 1/8 resolution. What overlapping patches see outside of the image repeats its border."""
     overlap = (config.patch_kernel - PATCH) // 2
-    return nn.Conv2d(
+    return _PatchesIn(
         3,
         PATCH_WIDTH,
         config.patch_kernel,
@@ -57,6 +65,9 @@ class PatchesOut(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.beyond:
             x = functional.pad(x, (self.beyond,) * 4, mode="replicate")
+        assert self.bias is not None
+        if fused.active(x):
+            return fused.draw_patches(x, self.weight, self.bias, PATCH, self.overlap + PATCH * self.beyond)
         batch, channels, height, width = x.shape
         # A 1×1 convolution, whose last bits do not depend on where its arguments lie in memory, as those of `@` may.
         drawn = functional.conv2d(x, self.weight.reshape(channels, -1, 1, 1).transpose(0, 1)).permute(0, 2, 3, 1)
@@ -71,7 +82,6 @@ class PatchesOut(nn.ConvTranspose2d):
         assert isinstance(image, Tensor)
         image = image.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, rows * PATCH, columns * PATCH)
         margin = self.overlap + PATCH * self.beyond - PATCH * (blocks - 1)
-        assert self.bias is not None
         return image[..., margin : rows * PATCH - margin, margin : columns * PATCH - margin] + self.bias[:, None, None]
 
 

@@ -1,0 +1,173 @@
+// The operators of a training step on the processor, as hpcm_codec/ops/training.py calls them. A plain C interface; planes are
+// tokens × channels in bfloat16, weights and their gradients float32, weights of products packed (matrix_product.h).
+#include "training_patches.h"
+#include "training_planes.h"
+#include "training_rate.h"
+
+using namespace hpcm;
+
+extern "C" {
+
+int64_t hpcm_training_packed_size(int64_t inputs, int64_t outputs) { return packed_size(inputs, outputs); }
+
+void hpcm_training_pack(const float* weight, BFloat16* forward, BFloat16* backward, int64_t stride, int64_t outputs,
+                        int64_t inputs, int64_t threads) {
+  for_each(2, threads, [&](int64_t n) {
+    if (n == 0) pack_forward(weight, stride, outputs, inputs, forward);
+    if (n == 1) pack_backward(weight, stride, outputs, inputs, backward);
+  });
+}
+
+// y = leaky(x₁·W₁ᵀ + x₂·W₂ᵀ + bias) + added; x₂ may be null, the rest too.
+void hpcm_training_linear(const BFloat16* x1, const BFloat16* weights1, const BFloat16* x2, const BFloat16* weights2,
+                          const float* bias, const BFloat16* added, BFloat16* y, int64_t tokens, int64_t width1,
+                          int64_t width2, int64_t outputs, int64_t leaky, int64_t threads) {
+  Finish finish{outputs, y};
+  finish.bias = bias;
+  finish.leaky = leaky != 0;
+  finish.added = added;
+  if (x2) {
+    product<2>({{x1, width1, weights1}, {x2, width2, weights2}}, tokens, finish, threads);
+  } else {
+    product<1>({{x1, width1, weights1}}, tokens, finish, threads);
+  }
+}
+
+void hpcm_training_weight_gradient(const BFloat16* g, const BFloat16* x, float* gradient, float* sums, int64_t tokens,
+                                   int64_t outputs, int64_t inputs, int64_t stride, int64_t threads) {
+  weight_gradient(g, outputs, x, inputs, tokens, gradient, stride, sums, false, threads);
+}
+
+void hpcm_training_depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
+                             int64_t size, int64_t flipped, int64_t batch, int64_t height, int64_t width,
+                             int64_t channels, int64_t threads) {
+  const Plane plane{batch, height, width, channels};
+  (size == 3 ? depthwise<3> : depthwise<5>)(x, taps, bias, added, y, plane, flipped != 0, threads);
+}
+
+void hpcm_training_depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float* bias, int64_t size,
+                                      int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t threads) {
+  const Plane plane{batch, height, width, channels};
+  (size == 3 ? depthwise_gradient<3> : depthwise_gradient<5>)(x, g, taps, bias, plane, false, threads);
+}
+
+// A residual block: shifted = depthwise 3×3(x), hidden = leaky(expand(shifted)), y = x + factor · project(hidden).
+// `branch` keeps what the factor is applied to; it and the factor may be null.
+void hpcm_training_residual(const BFloat16* x, const float* taps, const float* taps_bias, const BFloat16* expand,
+                            const float* expand_bias, const BFloat16* project, const float* project_bias,
+                            const float* factor, BFloat16* shifted, BFloat16* hidden, BFloat16* branch, BFloat16* y,
+                            int64_t factor_rows, int64_t batch, int64_t height, int64_t width, int64_t channels,
+                            int64_t hidden_channels, int64_t threads) {
+  const Plane plane{batch, height, width, channels};
+  depthwise<3>(x, taps, taps_bias, nullptr, shifted, plane, false, threads);
+  Finish first{hidden_channels, hidden};
+  first.bias = expand_bias;
+  first.leaky = true;
+  Finish second{channels, y};
+  second.bias = project_bias;
+  second.before = branch;
+  second.factor = factor;
+  second.tokens_of_factor = factor_rows > 1 ? plane.tokens() / factor_rows : 0;
+  second.added = x;
+  const Input expansion[] = {{shifted, channels, expand}}, projection[] = {{hidden, hidden_channels, project}};
+  for_each(blocks_of(plane.tokens(), kRows), threads, [&](int64_t n) {
+    const int64_t rows = std::min(kRows, plane.tokens() - n * kRows);
+    multiply_rows(expansion, hidden_channels, n * kRows, rows, first);
+    multiply_rows(projection, channels, n * kRows, rows, second);
+  });
+}
+
+// Its gradients from g, that of y. expand and project are packed for gradients; factor_gradient begins as zeros. Goes through
+// the tokens in parts whose working memory stays in the cache.
+void hpcm_training_residual_backward(
+    const BFloat16* g, const BFloat16* x, const BFloat16* shifted, const BFloat16* hidden, const BFloat16* branch,
+    const float* taps, const BFloat16* expand, const BFloat16* project, const float* factor, BFloat16* x_gradient,
+    float* taps_gradient, float* taps_bias_gradient, float* expand_gradient, float* expand_bias_gradient,
+    float* project_gradient, float* project_bias_gradient, float* factor_gradient, int64_t factor_rows, int64_t batch,
+    int64_t height, int64_t width, int64_t channels, int64_t hidden_channels, int64_t threads) {
+  static thread_local Scratch<BFloat16> branch_memory, hidden_memory, shifted_memory;
+  const int64_t picture = height * width, part = kChunk * threads;
+  const int64_t together = std::max<int64_t>(1, std::min(batch, part / picture));  // pictures
+  BFloat16* hidden_gradient = hidden_memory.get(part * hidden_channels);
+  BFloat16* shifted_gradient = shifted_memory.get(together * picture * channels);
+  for (int64_t b = 0; b < batch; b += together) {
+    const int64_t begin = b * picture, end = std::min(batch, b + together) * picture;
+    for (int64_t first = begin; first < end; first += part) {
+      const int64_t tokens = std::min(part, end - first);
+      const BFloat16* out = g + first * channels;
+      const int64_t next = first + tokens, soon = std::min(part, batch * picture - next);  // read in order, all at once
+      prefetch(g + next * channels, soon * channels);
+      if (factor) prefetch(branch + next * channels, soon * channels);
+      prefetch(hidden + next * hidden_channels, soon * hidden_channels);
+      prefetch(shifted + next * channels, soon * channels);
+      if (factor) {
+        BFloat16* branch_gradient = branch_memory.get(part * channels);
+        factor_backward(g, branch, factor, factor_rows > 1 ? picture : batch * picture, channels, first, first + tokens,
+                        branch_gradient, factor_gradient, threads);
+        out = branch_gradient;
+      }
+      Finish to_hidden{hidden_channels, hidden_gradient};
+      to_hidden.activated = hidden + first * hidden_channels;
+      const Finish to_shifted{channels, shifted_gradient + (first - begin) * channels};
+      const Input projection[] = {{out, channels, project}}, expansion[] = {{hidden_gradient, hidden_channels, expand}};
+      for_each(blocks_of(tokens, kRows), threads, [&](int64_t n) {
+        const int64_t rows = std::min(kRows, tokens - n * kRows);
+        multiply_rows(projection, hidden_channels, n * kRows, rows, to_hidden);
+        multiply_rows(expansion, channels, n * kRows, rows, to_shifted);
+      });
+      weight_gradient(out, channels, hidden + first * hidden_channels, hidden_channels, tokens, project_gradient,
+                      hidden_channels, project_bias_gradient, first > 0, threads);
+      weight_gradient(hidden_gradient, hidden_channels, shifted + first * channels, channels, tokens, expand_gradient,
+                      channels, expand_bias_gradient, first > 0, threads);
+    }
+    const Plane plane{(end - begin) / picture, height, width, channels};
+    const int64_t at = begin * channels;
+    depthwise_gradient<3>(x + at, shifted_gradient, taps_gradient, taps_bias_gradient, plane, b > 0, threads);
+    depthwise<3>(shifted_gradient, taps, nullptr, g + at, x_gradient + at, plane, true, threads);
+  }
+}
+
+void hpcm_training_take_patches(const float* image, BFloat16* patches, int64_t repeat, int64_t batch, int64_t height,
+                                int64_t width, int64_t rows, int64_t columns, int64_t edge, int64_t stride,
+                                int64_t first, int64_t threads) {
+  take_patches(image, patches, {batch, height, width, rows, columns, edge, stride, first}, repeat != 0, threads);
+}
+
+void hpcm_training_add_patches(const BFloat16* patches, const float* bias, float* image, int64_t batch, int64_t height,
+                               int64_t width, int64_t rows, int64_t columns, int64_t edge, int64_t stride,
+                               int64_t first, int64_t threads) {
+  add_patches(patches, bias, image, {batch, height, width, rows, columns, edge, stride, first}, threads);
+}
+
+// One coding step; `numbers`: entries per unit of the table, density at zero, and the three bounds.
+void hpcm_training_code_step(const BFloat16* params, const float* latents, const float* noise, const float* log_gain,
+                             BFloat16* decoded, float* likelihood, float* by_latent, float* by_log_scale,
+                             const Piece* pieces, const float* table, const float* numbers, int64_t count,
+                             int64_t entries, int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t) {
+  code_step({pieces, count, batch, height, width}, channels, {table, entries, numbers[0], numbers[1]},
+            {numbers[2], numbers[3], numbers[4]},
+            {params, latents, noise, log_gain, decoded, likelihood, by_latent, by_log_scale});
+}
+
+void hpcm_training_code_step_backward(const BFloat16* params, const float* latents, const float* log_gain,
+                                      const float* likelihood, const float* by_latent, const float* by_log_scale,
+                                      const float* likelihood_gradient, const BFloat16* decoded_gradient,
+                                      BFloat16* params_gradient, float* latents_gradient, float* log_gain_gradient,
+                                      const Piece* pieces, const float* numbers, int64_t count, int64_t batch,
+                                      int64_t height, int64_t width, int64_t channels, int64_t) {
+  code_step_backward({pieces, count, batch, height, width}, channels, {numbers[2], numbers[3], numbers[4]},
+                     {params, latents, log_gain, likelihood, by_latent, by_log_scale, likelihood_gradient,
+                      decoded_gradient, params_gradient, latents_gradient, log_gain_gradient});
+}
+
+void hpcm_training_take(const float* plane, float* packed, const Piece* pieces, int64_t count, int64_t batch,
+                        int64_t height, int64_t width, int64_t channels, int64_t) {
+  take({pieces, count, batch, height, width}, channels, plane, packed);
+}
+
+void hpcm_training_place(const float* packed, float* plane, const Piece* pieces, int64_t count, int64_t batch,
+                         int64_t height, int64_t width, int64_t channels, int64_t) {
+  place({pieces, count, batch, height, width}, channels, packed, plane);
+}
+
+}  // extern "C"

@@ -1,0 +1,262 @@
+// What a training step computes on planes besides matrix products: depthwise convolutions, factors of residual branches, and
+// how a product's blocks are finished. Planes are tokens × channels in bfloat16 (batch, row, column; channels last).
+#pragma once
+#include "matrix_product.h"
+
+namespace hpcm {
+
+struct Plane {
+  int64_t batch, height, width, channels;
+  int64_t tokens() const { return batch * height * width; }
+};
+
+// ---- finishing a product
+
+// y = leaky(sum + bias) · factor + added, each where it is wanted; `before` keeps what the factor is applied to.
+struct Finish {
+  int64_t outputs;
+  BFloat16* y;
+  const float* bias = nullptr;
+  bool leaky = false;
+  const float* factor = nullptr;
+  int64_t tokens_of_factor = 0;  // tokens that share a row of factors; 0: all
+  BFloat16* before = nullptr;
+  const BFloat16* added = nullptr;
+  const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
+
+  void operator()(const Place& place, const Block& block) const {
+    for (int64_t r = 0; r < place.rows; ++r) {
+      const int64_t token = place.row + r, output = place.column, at = token * outputs + output;
+      const float* sums = block.sums[r];
+      if (place.columns == kEdge) {  // whole vectors, without a question at each
+        Floats first = activation(sums, output, kLanes), second = activation(sums + kLanes, output + kLanes, kLanes);
+        if (before) write_both(first, second, before + at);
+        first = result(first, token, output, kLanes);
+        second = result(second, token, output + kLanes, kLanes);
+        write_both(first, second, y + at);
+        continue;
+      }
+      for (int64_t c = 0; c < place.columns; c += kLanes) {
+        const int64_t live = std::min(kLanes, place.columns - c);
+        const Floats value = activation(sums + c, output + c, live);
+        if (before) write(value, before + at + c, live);
+        write(result(value, token, output + c, live), y + at + c, live);
+      }
+    }
+  }
+
+ private:
+  Floats activation(const float* sums, int64_t output, int64_t live) const {
+    Floats value = load<Floats>(sums);
+    if (bias) value += read(bias + output, live);
+    return leaky ? (value > 0 ? value : value * kLeakySlope) : value;
+  }
+  Floats result(Floats value, int64_t token, int64_t output, int64_t live) const {
+    const int64_t at = token * outputs + output;
+    if (factor) value *= read(factor + (tokens_of_factor ? token / tokens_of_factor : 0) * outputs + output, live);
+    if (added) value += read(added + at, live);
+    if (activated) value = read(activated + at, live) > 0 ? value : value * kLeakySlope;
+    return value;
+  }
+};
+
+template <int inputs>
+void product(const Input (&input)[inputs], int64_t tokens, const Finish& finish, int64_t threads) {
+  for_each(blocks_of(tokens, kRows), threads, [&](int64_t n) {
+    multiply_rows(input, finish.outputs, n * kRows, std::min(kRows, tokens - n * kRows), finish);
+  });
+}
+
+// ---- factors of a residual branch
+
+// The gradients of y = branch · factor for the tokens first … end-1: of the branch (its first token being `first`), and of
+// the factors, added to. `tokens` share a row of factors.
+inline void factor_backward(const BFloat16* g, const BFloat16* branch, const float* factor, int64_t tokens,
+                            int64_t channels, int64_t first, int64_t end, BFloat16* branch_gradient,
+                            float* factor_gradient, int64_t threads) {
+  constexpr int64_t together = 2 * kEdge;  // whole lines of memory
+  for_each(blocks_of(channels, together), threads, [&](int64_t n) {
+    for (int64_t start = first; start < end;) {
+      const int64_t row = start / tokens, stop = std::min(end, (row + 1) * tokens);
+      const int64_t c0 = n * together, vectors = blocks_of(std::min(together, channels - c0), kLanes);
+      Floats factors[4], sums[4] = {};
+      for (int64_t v = 0; v < vectors; ++v)
+        factors[v] = read(factor + row * channels + c0 + v * kLanes, channels - c0 - v * kLanes);
+      for (int64_t t = start; t < stop; ++t) {
+        for (int64_t v = 0; v < vectors; ++v) {
+          const int64_t c = c0 + v * kLanes, live = channels - c, at = t * channels + c;
+          const Floats value = read(g + at, live);
+          sums[v] += value * read(branch + at, live);
+          write(value * factors[v], branch_gradient + at - first * channels, live);
+        }
+      }
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t c = c0 + v * kLanes, live = channels - c;
+        float* to = factor_gradient + row * channels + c;
+        write(read(to, live) + sums[v], to, live);
+      }
+      start = stop;
+    }
+  });
+}
+
+// ---- depthwise convolutions, zeros outside the plane; taps: size² × channels, float32
+
+// Rows of 32 channels in float32, `size / 2` zeros on each side: what a depthwise convolution of a plane has to see of it.
+template <int size>
+class Rows {
+ public:
+  Rows(const BFloat16* x, const Plane& plane, int64_t channel, float* memory)
+      : x_(x), plane_(plane), channel_(channel), memory_(memory), stride_((plane.width + size - 1) * kEdge) {
+    std::memset(memory, 0, static_cast<size_t>(size * stride_) * sizeof(float));
+  }
+  static int64_t memory(const Plane& plane) { return size * (plane.width + size - 1) * kEdge; }
+
+  void fetch(int64_t row) {  // row: -pad … height+pad-1; the ring holds the last `size` of them
+    float* to = memory_ + slot(row) * stride_ + kEdge * (size / 2);
+    if (row < 0 || row >= plane_.height) {
+      std::memset(to, 0, static_cast<size_t>(plane_.width * kEdge) * sizeof(float));
+      return;
+    }
+    const BFloat16* from = x_ + row * plane_.width * plane_.channels + channel_;
+    const int64_t live = plane_.channels - channel_;
+    for (int64_t w = 0; w < plane_.width; ++w, from += plane_.channels, to += kEdge) {
+      store(read(from, live), to);
+      store(live > kLanes ? read(from + kLanes, live - kLanes) : Floats{}, to + kLanes);
+    }
+  }
+  // Where the rows that a convolution sees at row h begin.
+  void around(int64_t h, const float* (&from)[size]) const {
+    for (int i = 0; i < size; ++i) from[i] = memory_ + slot(h + i - size / 2) * stride_;
+  }
+
+ private:
+  int64_t slot(int64_t row) const { return (row + size) % size; }
+  const BFloat16* x_;
+  const Plane& plane_;
+  int64_t channel_;
+  float* memory_;
+  int64_t stride_;
+};
+
+// y = depthwise(x) + bias + added; flipped: with the kernel turned by 180°, which is what gradients of x need.
+template <int size>
+void depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
+               const Plane& plane, bool flipped, int64_t threads) {
+  constexpr int pad = size / 2, together = 2;  // positions that share what they load
+  const int64_t slabs = blocks_of(plane.channels, kEdge);
+  for_each(plane.batch * slabs, threads, [&](int64_t n) {
+    static thread_local Scratch<float> memory;
+    const int64_t channel = n % slabs * kEdge, picture = n / slabs * plane.height * plane.width;
+    const int64_t live[2] = {plane.channels - channel, plane.channels - channel - kLanes};
+    Rows<size> rows(x + picture * plane.channels, plane, channel, memory.get(Rows<size>::memory(plane)));
+    Floats kernel[size * size][2], start[2];
+    for (int half = 0; half < 2; ++half) {
+      const int64_t c = channel + half * kLanes;
+      const bool there = live[half] > 0;
+      start[half] = bias && there ? read(bias + c, live[half]) : Floats{};
+      for (int t = 0; t < size * size; ++t) {
+        const float* tap = taps + (flipped ? size * size - 1 - t : t) * plane.channels + c;
+        kernel[t][half] = there ? read(tap, live[half]) : Floats{};
+      }
+    }
+    const auto put = [&](int64_t token, Floats first, Floats second) {
+      const int64_t at = token * plane.channels + channel;
+      if (live[1] >= kLanes) {
+        if (added) {
+          first += read(added + at);
+          second += read(added + at + kLanes);
+        }
+        write_both(first, second, y + at);
+        return;
+      }
+      write(added ? first + read(added + at, live[0]) : first, y + at, live[0]);
+      if (live[1] > 0) write(added ? second + read(added + at + kLanes, live[1]) : second, y + at + kLanes, live[1]);
+    };
+    for (int64_t h = -pad; h < pad; ++h) rows.fetch(h);
+    for (int64_t h = 0; h < plane.height; ++h) {
+      rows.fetch(h + pad);
+      const float* from[size];
+      rows.around(h, from);
+      const int64_t line = picture + h * plane.width;
+      int64_t w = 0;
+      for (; w + together <= plane.width; w += together) {
+        Floats a0 = start[0], a1 = start[1], b0 = start[0], b1 = start[1];
+#pragma GCC unroll 5
+        for (int i = 0; i < size; ++i)
+#pragma GCC unroll 6
+          for (int j = 0; j <= size; ++j) {
+            const float* at = from[i] + (w + j) * kEdge;
+            const Floats x0 = load<Floats>(at), x1 = load<Floats>(at + kLanes);
+            if (j < size) {
+              a0 += kernel[i * size + j][0] * x0;
+              a1 += kernel[i * size + j][1] * x1;
+            }
+            if (j > 0) {
+              b0 += kernel[i * size + j - 1][0] * x0;
+              b1 += kernel[i * size + j - 1][1] * x1;
+            }
+          }
+        put(line + w, a0, a1);
+        put(line + w + 1, b0, b1);
+      }
+      for (; w < plane.width; ++w) {
+        Floats a0 = start[0], a1 = start[1];
+        for (int t = 0; t < size * size; ++t) {
+          const float* at = from[t / size] + (w + t % size) * kEdge;
+          a0 += kernel[t][0] * load<Floats>(at);
+          a1 += kernel[t][1] * load<Floats>(at + kLanes);
+        }
+        put(line + w, a0, a1);
+      }
+    }
+  });
+}
+
+// Gradients of a depthwise convolution's taps (size² × channels) and of its bias, if wanted: written, or added.
+template <int size>
+void depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float* bias, const Plane& plane,
+                        bool added, int64_t threads) {
+  constexpr int pad = size / 2;
+  for_each(blocks_of(plane.channels, kEdge), threads, [&](int64_t slab) {
+    static thread_local Scratch<float> memory;
+    const int64_t channel = slab * kEdge;
+    Floats sums[2][size * size] = {}, totals[2] = {};
+    for (int64_t b = 0; b < plane.batch; ++b) {
+      const int64_t picture = b * plane.height * plane.width;
+      Rows<size> rows(x + picture * plane.channels, plane, channel, memory.get(Rows<size>::memory(plane)));
+      for (int64_t h = -pad; h < pad; ++h) rows.fetch(h);
+      for (int64_t h = 0; h < plane.height; ++h) {
+        rows.fetch(h + pad);
+        const float* from[size];
+        rows.around(h, from);
+        for (int half = 0; half < 2; ++half) {
+          const int64_t c = channel + half * kLanes, live = plane.channels - c;
+          if (live <= 0) continue;
+          Floats parts[size * size] = {}, total{};
+          const BFloat16* gradient = g + (picture + h * plane.width) * plane.channels + c;
+          for (int64_t w = 0; w < plane.width; ++w, gradient += plane.channels) {
+            const Floats value = read(gradient, live);
+            total += value;
+#pragma GCC unroll 5
+            for (int i = 0; i < size; ++i)
+#pragma GCC unroll 5
+              for (int j = 0; j < size; ++j)
+                parts[i * size + j] += value * load<Floats>(from[i] + (w + j) * kEdge + half * kLanes);
+          }
+          for (int t = 0; t < size * size; ++t) sums[half][t] += parts[t];
+          totals[half] += total;
+        }
+      }
+    }
+    for (int half = 0; half < 2; ++half) {
+      const int64_t c = channel + half * kLanes, live = plane.channels - c;
+      if (live <= 0) continue;
+      const auto put = [&](Floats sum, float* to) { write(added ? sum + read(to, live) : sum, to, live); };
+      for (int t = 0; t < size * size; ++t) put(sums[half][t], taps + t * plane.channels + c);
+      if (bias) put(totals[half], bias + c);
+    }
+  });
+}
+
+}  // namespace hpcm

@@ -1,0 +1,231 @@
+"""The blocks of a training step as single operations with their own gradients, on the processor in bfloat16.
+
+They compute what the network's blocks compute under autocast, with fewer roundings, passes over memory and calls. `active`
+says whether they apply; where they do not (CUDA, float32, evaluation, no compiler) the blocks use torch's operators.
+Tensors are B×C×h×w as the network has them, channels last; tokens B×T×C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcm_codec.ops import training
+from hpcm_codec.ops.training import PackedWeight
+
+# The packed weights of the step in progress. Never kept for longer: an optimiser changes weights without a trace.
+# The weights themselves are held too, so that no other can come to lie at the same place.
+_packed: dict[tuple[int, int], tuple[Tensor, PackedWeight]] | None = None
+
+
+@contextmanager
+def step() -> Iterator[None]:
+    """Inside, every weight is packed once: its values may not change until the end."""
+    global _packed
+    before, _packed = _packed, {}
+    try:
+        yield
+    finally:
+        _packed = before
+
+
+def active(x: Tensor) -> bool:
+    """Whether a block that was given x is to use these operations."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and training.ready()
+    )
+
+
+def _pack(weight: Tensor, start: int, end: int) -> PackedWeight:
+    """Columns start … end-1 of a weight outputs×inputs (a 1×1 convolution's too), packed."""
+    key = (id(weight), start)
+    if _packed is not None and key in _packed:
+        return _packed[key][1]
+    matrix = weight.detach().reshape(weight.shape[0], -1)[:, start:end]
+    packed = PackedWeight.of(matrix if matrix.stride(1) == 1 else matrix.contiguous())
+    if _packed is not None:
+        _packed[key] = weight, packed
+    return packed
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """B×C×h×w as contiguous B×h×w×C in bfloat16, without a copy where it is one already; tokens stay B×T×C."""
+    if x.ndim == 4:
+        x = x.permute(0, 2, 3, 1)
+    return x.to(torch.bfloat16).contiguous()
+
+
+def plane_of(rows: Tensor) -> Tensor:
+    return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, added: Tensor | None, *inputs: Tensor) -> Tensor:
+        rows = tuple(rows_of(x) for x in inputs)
+        packs, start = [], 0
+        for x in rows:
+            packs.append(_pack(weight, start, start + x.shape[-1]))
+            start += x.shape[-1]
+        ctx.save_for_backward(*rows)
+        ctx.packs, ctx.shape, ctx.has_bias = packs, weight.shape, bias is not None
+        y = training.linear(
+            rows, tuple(pack.forward for pack in packs), weight.shape[0],
+            bias=None if bias is None else bias.detach(), added=None if added is None else rows_of(added),
+        )  # fmt: skip
+        return plane_of(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        g, outputs = rows_of(gradient), ctx.shape[0]
+        weight = torch.empty(outputs, sum(pack.inputs for pack in ctx.packs))
+        bias = torch.empty(outputs) if ctx.has_bias else None
+        inputs: list[Tensor | None] = []
+        start = 0
+        for number, (x, pack) in enumerate(zip(ctx.saved_tensors, ctx.packs, strict=True)):
+            part = weight[:, start : start + pack.inputs]
+            training.weight_gradient(g, x, part, bias if number == 0 else None)
+            start += pack.inputs
+            wanted = ctx.needs_input_grad[3 + number]
+            inputs.append(plane_of(training.linear((g,), (pack.backward,), pack.inputs)) if wanted else None)
+        added = plane_of(g) if ctx.needs_input_grad[2] else None
+        return weight.view(ctx.shape), bias, added, *inputs
+
+
+def linear(weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
+    """A linear layer or 1×1 convolution of one or two inputs side by side, plus a plane; bfloat16."""
+    y: Tensor = _Linear.apply(weight, bias, added, *inputs)
+    return y
+
+
+class _Residual(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernel: Tensor, kernel_bias: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor,
+        project_bias: Tensor, factor: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        rows = rows_of(x)
+        taps = _taps(kernel)
+        factors = None if factor is None else factor.detach().flatten(1).float().contiguous()
+        packs = (_pack(expand, 0, expand.shape[1]), _pack(project, 0, project.shape[1]))
+        y, *kept = training.residual(
+            rows, taps, kernel_bias.detach(), packs[0], expand_bias.detach(), packs[1], project_bias.detach(), factors
+        )
+        ctx.save_for_backward(rows, *kept, taps, factors)
+        ctx.packs, ctx.shapes = packs, (kernel.shape, expand.shape, project.shape)
+        ctx.factor_shape = None if factor is None else factor.shape
+        return plane_of(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, shifted, hidden, branch, taps, factors = ctx.saved_tensors
+        to_hidden, to_branch = ctx.packs
+        x, kernel, kernel_bias, expand, expand_bias, project, project_bias, factor = training.residual_backward(
+            rows_of(gradient), rows, shifted, hidden, branch, taps, to_hidden, to_branch, factors
+        )
+        shapes = ctx.shapes
+        return (
+            plane_of(x), kernel.t().reshape(shapes[0]), kernel_bias, expand.view(shapes[1]), expand_bias,
+            project.view(shapes[2]), project_bias, None if factor is None else factor.view(ctx.factor_shape),
+        )  # fmt: skip
+
+
+def residual(
+    x: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    project: Tensor,
+    project_bias: Tensor,
+    factor: Tensor | None,
+) -> Tensor:
+    """x + factor · project(leaky(expand(depthwise 3×3(x)))); factor: B×C×1×1 or 1×C×1×1."""
+    y: Tensor = _Residual.apply(x, kernel, kernel_bias, expand, expand_bias, project, project_bias, factor)
+    return y
+
+
+def _taps(kernel: Tensor) -> Tensor:
+    """A depthwise kernel C×1×n×n as taps n²×C."""
+    return kernel.detach().float().flatten(1).t().contiguous()
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        rows, taps = rows_of(x), _taps(kernel)
+        ctx.save_for_backward(rows, taps)
+        ctx.shape = kernel.shape
+        return plane_of(training.depthwise(rows, taps))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows, taps = ctx.saved_tensors
+        g, kernel = rows_of(gradient), torch.empty_like(taps)
+        training.depthwise_gradient(rows, g, kernel)
+        return plane_of(training.depthwise(g, taps, flipped=True)), kernel.t().reshape(ctx.shape)
+
+
+def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
+    """A depthwise convolution with a kernel C×1×3×3 or C×1×5×5, zeros outside."""
+    y: Tensor = _Depthwise.apply(x, kernel)
+    return y
+
+
+def halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 2×2 convolution of stride 2: B×C×h×w, h and w even, to B×outputs×h/2×w/2; weight: outputs×C×2×2."""
+    blocks = rows_of(x).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(3)
+    return linear(weight.permute(0, 2, 3, 1).flatten(1), bias, plane_of(blocks))
+
+
+def double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A transposed 2×2 convolution of stride 2: B×C×h×w to B×outputs×2h×2w; weight: C×outputs×2×2."""
+    y = linear(weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4), x).permute(0, 2, 3, 1)
+    blocks = y.unflatten(3, (2, 2, weight.shape[1])).permute(0, 1, 3, 2, 4, 5)
+    return plane_of(blocks.flatten(3, 4).flatten(1, 2))
+
+
+def take_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """A convolution of an image B×3×H×W that wants no gradient, with outputs×3×n×n; outside, the image's border is repeated."""
+    edge = weight.shape[-1]
+    height, width = x.shape[-2] // stride, x.shape[-1] // stride
+    patches = torch.empty(x.shape[0], height, width, 3 * edge * edge, dtype=torch.bfloat16)
+    training.take_patches(x.detach().float().contiguous(), patches, edge, stride, (stride - edge) // 2, repeat=True)
+    return linear(weight, bias, plane_of(patches))
+
+
+class _DrawPatches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        rows, edge = rows_of(x), weight.shape[-1]
+        pack = _pack(weight.detach().flatten(1).t().contiguous(), 0, x.shape[1])
+        drawn = training.linear((rows,), (pack.forward,), pack.outputs)
+        size = tuple((n - 1) * stride + edge - 2 * padding for n in rows.shape[1:3])
+        ctx.save_for_backward(rows)
+        ctx.pack, ctx.shape, ctx.stride, ctx.padding = pack, weight.shape, stride, padding
+        return training.add_patches(drawn, bias.detach(), size, edge, stride, -padding)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        g = gradient.float().contiguous()
+        patches = rows.new_empty(*rows.shape[:3], ctx.pack.outputs)
+        training.take_patches(g, patches, ctx.shape[-1], ctx.stride, -ctx.padding, repeat=False)
+        weight = torch.empty(rows.shape[-1], ctx.pack.outputs)
+        training.weight_gradient(rows, patches, weight)
+        x = training.linear((patches,), (ctx.pack.backward,), ctx.pack.inputs)
+        return plane_of(x), weight.view(ctx.shape), g.sum(dim=(0, 2, 3)), None, None
+
+
+def draw_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """A transposed convolution of B×C×h×w with C×3×n×n, to an image B×3×H×W in float32."""
+    image: Tensor = _DrawPatches.apply(x, weight, bias, stride, padding)
+    return image

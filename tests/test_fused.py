@@ -1,0 +1,250 @@
+"""The operators of a fused training step against the network's blocks in plain PyTorch: results and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpcm_codec.entropy.distributions import fused_distribution
+from hpcm_codec.model import schedule
+from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, up2
+from hpcm_codec.model.config import preset
+from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimatorPort, Noise
+from hpcm_codec.model.rwkv import OmniShift
+from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut, _patches_in
+from hpcm_codec.ops import build, fused, training
+from hpcm_codec.training.losses import lambda_at, rate_distortion
+
+pytestmark = pytest.mark.skipif(build.find_compiler("training") is None, reason="no C++ compiler here")
+
+HALF = 0.006  # relative error of sums of products of bfloat16 numbers, generously
+
+
+@pytest.fixture(autouse=True)
+def filled_memory() -> Iterator[None]:
+    """New memory holds NaN, so that whatever an operator leaves out is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def relative(value: Tensor, truth: Tensor) -> float:
+    assert value.shape == truth.shape
+    difference = value.detach().float() - truth.detach().float()
+    return float(difference.norm() / truth.detach().float().norm().clamp_min(1e-12))
+
+
+def bfloat16(*shape: int) -> Tensor:
+    """Numbers that bfloat16 holds, as float32."""
+    return torch.randn(shape).to(torch.bfloat16).float()
+
+
+def check(compute: Callable[..., Tensor], inputs: tuple[Tensor, ...], parameters: list[nn.Parameter]) -> None:
+    """Result, gradients of inputs and of parameters: fused they are as near to those in float32 as plain bfloat16 comes."""
+
+    def run(operators: str, half: bool) -> list[Tensor]:
+        taken = [x.clone().requires_grad_() for x in inputs]
+        for parameter in parameters:
+            parameter.grad = None
+        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            patch.setenv("HPCM_OPS", operators)
+            assert fused.active(taken[0]) == (half and operators == "auto")
+            y = compute(*taken)
+        generator = torch.Generator().manual_seed(5)
+        y.backward(torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.dtype))
+        found = [y.detach(), *(x.grad for x in taken if x.grad is not None)]
+        return [*found, *(p.grad.clone() for p in parameters if p.grad is not None)]
+
+    truth, plain, quick = run("auto", False), run("torch", True), run("auto", True)
+    assert len(truth) == len(plain) == len(quick) > 1
+    for exact, half, mine in zip(truth, plain, quick, strict=True):
+        assert relative(mine, exact) < max(HALF, 1.5 * relative(half, exact))
+
+
+def rounded(module: nn.Module) -> nn.Module:
+    """A module whose parameters bfloat16 holds, so that only sums differ."""
+    for parameter in module.parameters():
+        parameter.data = torch.randn_like(parameter).mul(0.2).to(torch.bfloat16).float()
+    return module
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 1, 1), (3, 7, 5), (1, 33, 20)])
+@pytest.mark.parametrize(("inputs", "outputs"), [((32,), 64), ((20, 12), 50), ((48, 40), 7)])
+def test_products(shape: tuple[int, int, int], inputs: tuple[int, ...], outputs: int) -> None:
+    torch.manual_seed(1)
+    batch, height, width = shape
+    layer = rounded(nn.Conv2d(sum(inputs), outputs, 1))
+    planes = tuple(bfloat16(batch, size, height, width) for size in inputs)
+    added = bfloat16(batch, outputs, height, width)
+    parameters = list(layer.parameters())
+    assert isinstance(layer, nn.Conv2d)
+    check(lambda *x: pointwise(layer, *x[:-1], added=x[-1]), (*planes, added), parameters)
+
+
+def test_tokens() -> None:
+    torch.manual_seed(2)
+    layer = rounded(nn.Linear(24, 40, bias=False))
+    assert isinstance(layer, nn.Linear)
+    check(lambda x: pointwise(layer, x), (bfloat16(2, 9, 24),), list(layer.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 20, 5, 7), (1, 48, 1, 1), (2, 64, 40, 9)])
+@pytest.mark.parametrize("levels", [0, 1, 4])
+def test_residual_blocks(shape: tuple[int, ...], levels: int) -> None:
+    torch.manual_seed(3)
+    block = rounded(ResidualBlock(shape[1], factor_levels=levels))
+    rate = torch.rand(shape[0], 4).softmax(dim=1)
+    if levels != 4:
+        rate = rate[:, :1]
+    check(lambda x: block(x, rate), (bfloat16(*shape),), list(block.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (1, 20, 3, 5), (1, 40, 1, 2), (1, 33, 1, 1)])
+def test_depthwise_5x5(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(4)
+    shift = OmniShift(shape[1])
+    check(shift, (bfloat16(*shape),), list(shift.parameters()))
+
+
+@pytest.mark.parametrize("make", [down2, up2])
+def test_changes_of_resolution(make: Callable[[int, int], nn.Module]) -> None:
+    torch.manual_seed(5)
+    layer = rounded(make(24, 20))
+    check(layer, (bfloat16(2, 24, 6, 10),), list(layer.parameters()))
+
+
+@pytest.mark.parametrize("kernel", [8, 16, 32])
+def test_patches(kernel: int) -> None:
+    torch.manual_seed(6)
+    config = preset("phase1-lite").__class__(transform="patch", patch_kernel=kernel)
+    into, out = rounded(_patches_in(config)), rounded(PatchesOut(kernel))
+    image = bfloat16(2, 3, 32, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        quick = into(image)
+    plain = into(image)
+    generator = torch.randn_like(plain)
+    found = []
+    for y in (quick, plain):
+        into.zero_grad()
+        y.backward(generator.to(y.dtype))
+        found.append([y.detach(), *(p.grad.clone() for p in into.parameters() if p.grad is not None)])
+    assert max(relative(a, b) for a, b in zip(*found, strict=True)) < HALF
+    check(out, (bfloat16(2, PATCH_WIDTH, 4, 6),), list(out.parameters()))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 12)])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_rates(size: tuple[int, int], number: int) -> None:
+    """Decoded latents, likelihoods and gradients of a fused scale are those of the plain port, but for bfloat16 planes."""
+    torch.manual_seed(7)
+    channels, batch = 40, 2
+    scale = schedule.scales(channels)[number]
+    height, width = (n * 2**number // 4 for n in size)
+    latents = 3 * torch.randn(batch, channels, *size)
+    noise = torch.rand_like(latents) - 0.5
+    log_gain = 0.3 * torch.randn(batch, channels, 1, 1)
+    params = bfloat16(batch, 2 * channels, height, width) * 2  # some scales lie outside of the bounds
+    weights = bfloat16(batch, channels, height, width)
+    context = HPCM(preset("phase1-lite")).context
+    results = []
+    for fuse in (False, True):
+        given = [x.clone().requires_grad_() for x in (latents, params, log_gain)]
+        port = FusedEstimatorPort(given[0], noise, given[2]) if fuse else EstimatorPort(given[0], noise)
+        port.begin(scale)
+        decoded = torch.zeros(batch, channels, height, width)
+        for step in scale.steps:
+            decoded = context._code_step(step, given[1], decoded, port, given[2])
+        bits = _bits(port)
+        (bits + (decoded.float() * weights).sum()).backward()
+        results.append([decoded.detach(), bits.detach().reshape(1), *(x.grad for x in given)])
+    for plain, quick in zip(*results, strict=True):
+        assert plain is not None and quick is not None
+        assert relative(quick, plain) < HALF
+
+
+def _bits(port: EstimatorPort | FusedEstimatorPort) -> Tensor:
+    if isinstance(port, FusedEstimatorPort):
+        coded = [likelihood for steps in port._likelihoods.values() for _, likelihood in steps]
+    else:
+        coded = [likelihood for _, _, likelihood in port._likelihoods]
+    return -torch.stack([x.log2().sum() for x in coded]).sum()
+
+
+def test_likelihoods_have_their_places() -> None:
+    torch.manual_seed(10)
+    latents, noise = torch.randn(1, 40, 8, 8) * 2, torch.rand(1, 40, 8, 8) - 0.5
+    log_gain, params = torch.zeros(1, 40, 1, 1), bfloat16(1, 80, 8, 8) * 0.5
+    ports = EstimatorPort(latents, noise), FusedEstimatorPort(latents, noise, log_gain)
+    model = HPCM(preset("phase1-lite")).context
+    for port in ports:
+        for scale in schedule.scales(40):
+            size = 8 // {"s1": 4, "s2": 2, "s3": 1}[scale.name]
+            port.begin(scale)
+            decoded = torch.zeros(1, 40, size, size)
+            for step in scale.steps:
+                decoded = model._code_step(step, params[:, :, :size, :size].contiguous(), decoded, port, log_gain)
+    plain, quick = (port.likelihoods() for port in ports)
+    assert torch.allclose(plain, quick, rtol=1e-3, atol=1e-5)
+
+
+def test_the_table_of_the_distribution_is_close_enough() -> None:
+    given = fused_distribution()
+    assert given.table.isfinite().all()
+    assert given.table.shape[1] == 2 and given.table[0, 0].exp() == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def model() -> HPCM:
+    torch.manual_seed(11)
+    return HPCM(preset("phase1-lite")).train()
+
+
+def test_a_whole_step_agrees_with_a_plain_one(model: HPCM, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(2, 3, 64, 128)
+    positions = torch.tensor([1.5, 6.0])
+    noise = Noise(torch.rand(2, 320, 4, 8) - 0.5, torch.rand(2, 96, 1, 2) - 0.5)
+    losses, gradients = [], []
+    for ops in ("torch", "auto"):
+        monkeypatch.setenv("HPCM_OPS", ops)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = model(x, positions, noise)
+        outcome = rate_distortion(result, x, lambda_at(positions, model.config.lambdas))
+        outcome.loss.backward()
+        losses.append(float(outcome.loss.detach()))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert result["likelihoods"]["y"].shape == (2, 320, 4, 8)
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert relative(gradients[1], gradients[0]) < 0.15
+
+
+def test_weights_are_packed_anew_after_they_changed(model: HPCM) -> None:
+    """An optimiser changes weights without a trace; a second forward pass sees them."""
+    layer = nn.Conv2d(32, 32, 1)
+    x = bfloat16(1, 32, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = pointwise(layer, x)
+        layer.weight.data.mul_(2)
+        assert relative(pointwise(layer, x), before) > 0.1
+
+
+def test_without_a_compiler_the_blocks_are_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("HPCM_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_state", build._State())
+    monkeypatch.setattr(build, "find_compiler", lambda backend: None)
+    block = ResidualBlock(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.active(torch.zeros(1))
+        assert block(torch.rand(1, 16, 4, 4)).isfinite().all()
+
+
+def test_packing_refuses_what_it_cannot_read() -> None:
+    with pytest.raises(ValueError, match="contiguous rows"):
+        training.PackedWeight.of(torch.rand(4, 8).t())
