@@ -31,25 +31,47 @@ import torch
 
 from hpcm_codec.errors import HpcmError, UsageError
 
-Backend = Literal["cpp", "cuda", "integer"]  # Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++
+# Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++, the update of weights in C++
+Backend = Literal["cpp", "cuda", "integer", "update"]
 
-SOURCES: dict[str, str] = {"cpp": "biwkv4_cpu.cpp", "cuda": "biwkv4_cuda.cu", "integer": "integer_cpu.cpp"}
+SOURCES: dict[str, str] = {
+    "cpp": "biwkv4_cpu.cpp",
+    "cuda": "biwkv4_cuda.cu",
+    "integer": "integer_cpu.cpp",
+    "update": "update_cpu.cpp",
+}
 HEADERS: dict[str, tuple[str, ...]] = {
     "cpp": ("biwkv4.h",),
     "cuda": ("biwkv4.h",),
     "integer": ("integer.h", "integer_mixing.h", "range_decoder.h"),
+    "update": (),
 }
 WORK: dict[str, str] = {
     "cpp": "Bi-WKV4 operator in C++",
     "cuda": "Bi-WKV4 operator for the GPU",
     "integer": "integer operators and range decoder in C++",
+    "update": "update of weights in C++",
+}
+# what goes on in plain PyTorch without it
+WITHOUT: dict[str, str] = {
+    "cpp": "Bi-WKV4 runs",
+    "cuda": "Bi-WKV4 runs",
+    "integer": "the integer operators run",
+    "update": "the update of weights in training runs",
 }
 # -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
 CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 # No result is a NaN or looks at errno or at the floating-point exceptions: rounding down can be one instruction.
 INTEGER_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off")
-FLAGS: dict[str, tuple[str, ...]] = {"cpp": CPP_FLAGS, "cuda": CUDA_FLAGS, "integer": INTEGER_FLAGS}
+# Nothing looks at errno: a square root can be one instruction.
+UPDATE_FLAGS = (*CPP_FLAGS, "-fno-math-errno")
+FLAGS: dict[str, tuple[str, ...]] = {
+    "cpp": CPP_FLAGS,
+    "cuda": CUDA_FLAGS,
+    "integer": INTEGER_FLAGS,
+    "update": UPDATE_FLAGS,
+}
 BUILD_SECONDS = 600  # longest a build may take, and longest another process waits for it
 logger = logging.getLogger("hpcm_codec.ops")
 
@@ -288,8 +310,7 @@ def ensure_built(
             _state.errors[entry] = str(error)
             if backend not in _state.warned:
                 _state.warned.add(backend)
-                operators = "the integer operators run" if backend == "integer" else "Bi-WKV4 runs"
-                text = f"{operators} in plain PyTorch, slower and with the same results; {backend} backend: {error}"
+                text = f"{WITHOUT[backend]} in plain PyTorch, slower and with the same results; {backend} backend: {error}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 
@@ -356,7 +377,12 @@ def toolchain_report(build: bool = False) -> dict[str, str]:
         "GPU": f"{torch.cuda.get_device_name()} (sm_{architecture_of('cuda')})" if has_cuda else "none visible",
         "cache": str(cache_directory()),
     }
-    backends: dict[Backend, str] = {"cpp": "backend on cpu", "cuda": "backend on cuda", "integer": "integer operators"}
+    backends: dict[Backend, str] = {
+        "cpp": "backend on cpu",
+        "cuda": "backend on cuda",
+        "integer": "integer operators",
+        "update": "update of weights",
+    }
     for backend, topic in backends.items():
         if backend == "cuda" and not has_cuda:
             report[topic] = "none: no CUDA device"
