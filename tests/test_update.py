@@ -110,7 +110,11 @@ def test_the_step_is_that_of_torchs_adamw(function: object) -> None:
 @needs_compiler
 @pytest.mark.parametrize(
     ("wrong", "error"),
-    [(torch.zeros(8, dtype=torch.float64), TypeError), (torch.zeros(16)[::2], ValueError), (torch.zeros(9), ValueError)],
+    [
+        (torch.zeros(8, dtype=torch.float64), TypeError),
+        (torch.zeros(16)[::2], ValueError),
+        (torch.zeros(9), ValueError),
+    ],
 )
 def test_memory_that_the_compiled_functions_cannot_read_is_refused(wrong: Tensor, error: type[Exception]) -> None:
     with pytest.raises(error):

@@ -310,7 +310,9 @@ def ensure_built(
             _state.errors[entry] = str(error)
             if backend not in _state.warned:
                 _state.warned.add(backend)
-                text = f"{WITHOUT[backend]} in plain PyTorch, slower and with the same results; {backend} backend: {error}"
+                text = (
+                    f"{WITHOUT[backend]} in plain PyTorch, slower and with the same results; {backend} backend: {error}"
+                )
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 

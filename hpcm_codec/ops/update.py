@@ -13,6 +13,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +34,15 @@ class Weights:
     averages: Pieces
     means: Pieces  # exponential moving average of gradients: exp_avg of torch.optim.AdamW
     squares: Pieces  # and of their squares: exp_avg_sq
+
+    def some(self, indexes: Sequence[int]) -> Weights:
+        """Only those pieces, in that order."""
+        groups = (self.parameters, self.averages, self.means, self.squares)
+        return Weights(*([group[n] for n in indexes] for group in groups))
+
+    @cached_property
+    def addresses(self) -> Addresses:
+        return Addresses(self.parameters, self.averages, self.means, self.squares)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def adamw(weights: Weights, gradients: Sequence[Pieces], rates: Rates, step: Ada
     if not compiled():
         adamw_plain(weights, gradients, rates, step)
         return
-    kept = Addresses(weights.parameters, weights.averages, weights.means, weights.squares)
+    kept = weights.addresses
     addresses = Addresses(*gradients)
     if not np.array_equal(kept.lengths, addresses.lengths):
         raise ValueError("gradients have other lengths than weights")
