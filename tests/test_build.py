@@ -119,12 +119,12 @@ def test_a_failed_build_is_remembered_until_the_compiler_changes_or_a_retry(
     assert "no such instruction" in toolchain_report()["last build error, cpp"]
     assert compilations(log) == 1
     assert "no such instruction" in toolchain_report(build=True)["last build error, cpp"]
-    assert compilations(log) == 4  # and those of integers and of training, for the first time
+    assert compilations(log) == 5  # and those of integers, of training and of its update, for the first time
     compiler.write_text(compiler.read_text().replace("fake 1.0", "fake 1.1"))
     monkeypatch.setattr(build, "_state", build._State())
     with pytest.warns(RuntimeWarning):
         assert not ensure_built()
-    assert compilations(log) == 5
+    assert compilations(log) == 6
 
 
 @needs_compiler
@@ -152,6 +152,7 @@ def test_the_key_changes_with_torch_the_sources_and_the_architecture(
         build.cache_key("cuda", "90"),
         build.cache_key("cuda", "86"),
         build.cache_key("integer", "a"),
+        build.cache_key("update", "a"),
     ]
     monkeypatch.setattr(torch, "__version__", "2.99")
     keys.append(build.cache_key("cpp", "a"))
@@ -188,6 +189,7 @@ def test_the_report_builds_nothing_unless_asked(fresh: Path) -> None:
         "backend on cpu",
         "backend on cuda",
         "integer operators",
+        "update of weights",
     } <= report.keys()
     assert all(isinstance(text, str) and text for text in report.values())
 

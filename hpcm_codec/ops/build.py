@@ -31,26 +31,37 @@ import torch
 
 from hpcm_codec.errors import HpcmError, UsageError
 
-# Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++, those of a training step in C++
-Backend = Literal["cpp", "cuda", "integer", "training"]
+# Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++, those of a training step, the update of weights
+Backend = Literal["cpp", "cuda", "integer", "training", "update"]
 
 SOURCES: dict[str, str] = {
     "cpp": "biwkv4_cpu.cpp",
     "cuda": "biwkv4_cuda.cu",
     "integer": "integer_cpu.cpp",
     "training": "training_cpu.cpp",
+    "update": "update_cpu.cpp",
 }
 HEADERS: dict[str, tuple[str, ...]] = {
     "cpp": ("biwkv4.h",),
     "cuda": ("biwkv4.h",),
     "integer": ("integer.h", "integer_mixing.h", "range_decoder.h"),
     "training": ("matrix_product.h", "training_patches.h", "training_planes.h", "training_rate.h"),
+    "update": (),
 }
 WORK: dict[str, str] = {
     "cpp": "Bi-WKV4 operator in C++",
     "cuda": "Bi-WKV4 operator for the GPU",
     "integer": "integer operators and range decoder in C++",
     "training": "operators of a training step in C++",
+    "update": "update of weights in C++",
+}
+# what goes on in plain PyTorch without it
+WITHOUT: dict[str, str] = {
+    "cpp": "Bi-WKV4 runs",
+    "cuda": "Bi-WKV4 runs",
+    "integer": "the integer operators run",
+    "training": "training steps run",
+    "update": "the update of weights in training runs",
 }
 # -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
 CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
@@ -59,18 +70,14 @@ INTEGER_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
 # Training asks for speed, not for the same bits everywhere.
 TRAINING_FLAGS = tuple(flag for flag in INTEGER_FLAGS if flag != "-ffp-contract=off")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off")
+# Nothing looks at errno: a square root can be one instruction.
+UPDATE_FLAGS = (*CPP_FLAGS, "-fno-math-errno")
 FLAGS: dict[str, tuple[str, ...]] = {
     "cpp": CPP_FLAGS,
     "cuda": CUDA_FLAGS,
     "integer": INTEGER_FLAGS,
     "training": TRAINING_FLAGS,
-}
-# what a process says that cannot have a backend
-_IN_PLAIN_PYTORCH: dict[str, str] = {
-    "cpp": "Bi-WKV4 runs in plain PyTorch, slower and with the same results",
-    "cuda": "Bi-WKV4 runs in plain PyTorch, slower and with the same results",
-    "integer": "the integer operators run in plain PyTorch, slower and with the same results",
-    "training": "training steps run in plain PyTorch, slower and with the same results but for rounding",
+    "update": UPDATE_FLAGS,
 }
 BUILD_SECONDS = 600  # longest a build may take, and longest another process waits for it
 logger = logging.getLogger("hpcm_codec.ops")
@@ -310,7 +317,9 @@ def ensure_built(
             _state.errors[entry] = str(error)
             if backend not in _state.warned:
                 _state.warned.add(backend)
-                text = f"{_IN_PLAIN_PYTORCH[backend]}; {backend} backend: {error}"
+                text = (
+                    f"{WITHOUT[backend]} in plain PyTorch, slower and with the same results; {backend} backend: {error}"
+                )
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 
@@ -382,6 +391,7 @@ def toolchain_report(build: bool = False) -> dict[str, str]:
         "cuda": "backend on cuda",
         "integer": "integer operators",
         "training": "training operators",
+        "update": "update of weights",
     }
     for backend, topic in backends.items():
         if backend == "cuda" and not has_cuda:

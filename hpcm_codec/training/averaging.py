@@ -14,9 +14,12 @@ class Averaged:
         self.updates = 0
         self.values = {name: p.detach().clone().float() for name, p in model.named_parameters()}
 
+    def count(self) -> float:
+        """Count an update; which part of it the new weights have in the averages."""
+        self.updates += 1
+        return 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages = list(self.values.values())
-        torch._foreach_lerp_(averages, [p.detach().float() for p in model.parameters()], 1 - decay)
+        torch._foreach_lerp_(averages, [p.detach().float() for p in model.parameters()], self.count())

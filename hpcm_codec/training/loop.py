@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from hpcm_codec.training.settings import (
     schedule_factor,
     warm_up_after,
 )
+from hpcm_codec.training.updating import clipping, updating
 
 OnLog = Callable[[dict[str, float]], None]
 
@@ -90,7 +92,8 @@ class Trainer:
         Raises UnsupportedError when torch.compile is wanted and does not work.
         """
         compiled = torch.compile(self.model) if self.settings.compile else self.model
-        wrapped = self.processes.wrap(compiled)  # type: ignore[arg-type]
+        self.update = updating(self.model, self.optimiser, self.average, self.processes)
+        wrapped = self.update.wrap(compiled)  # type: ignore[arg-type]
         self.model.train()
         began, seconds_before, saved_at = time.monotonic(), self.seconds, time.monotonic()
         waited_in_all = 0.0
@@ -140,21 +143,20 @@ class Trainer:
                 raise UnsupportedError(reason, advice="leave --compile out") from error
             raise
         outcome = rate_distortion(result, x, lambda_at(batch.position, self.config.lambdas))
-        self.model.zero_grad(set_to_none=True)
-        self.processes.backward(outcome.loss)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.update.backward(outcome.loss)
+        norm = self.update.norm()
         rate = self.settings.learning_rate * schedule_factor(progress, self.step, self.settings, self.warm_up)
-        # All processes hold the same summed gradient, so they all skip or none does.
-        if torch.isfinite(norm):
-            self.optimiser.step(rate)
-            self.average.update(self.model)
+        # All processes hold the same norm, so they all skip or none does.
+        if math.isfinite(norm):
+            self.update.apply(rate, clipping(norm, self.settings.clip_norm))
         else:
+            self.update.skip()
             self.skipped += 1
         return {
             "loss": float(outcome.loss.detach()),
             "bpp": float(outcome.bits_per_pixel.mean()),
             "psnr": float((-10 * outcome.squared_error.log10()).mean()),
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "learning_rate": rate,
         }
 

@@ -53,13 +53,23 @@ class Optimiser:
             group = {"params": [matrix for _, matrix in self._matrices], "factor": 1.0}
             self._parts["muon"] = torch.optim.Muon([group], adjust_lr_fn="match_rms_adamw", **shared)
 
+    @property
+    def adamw_alone(self) -> torch.optim.Optimizer | None:
+        """torch's AdamW when it has all weights; None otherwise."""
+        return self._parts["adamw"] if len(self._parts) == 1 else None
+
+    def set_rate(self, learning_rate: float) -> None:
+        """The learning rate of the next step, of a group with factor 1."""
+        for part in self._parts.values():
+            for group in part.param_groups:
+                group["lr"] = learning_rate * group["factor"]
+
     def step(self, learning_rate: float) -> None:
         """Change the weights by their gradients; learning_rate: of a group with factor 1."""
         for parameter, matrix in self._matrices:
             matrix.grad = None if parameter.grad is None else parameter.grad.reshape(matrix.shape)
+        self.set_rate(learning_rate)
         for part in self._parts.values():
-            for group in part.param_groups:
-                group["lr"] = learning_rate * group["factor"]
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
