@@ -89,6 +89,24 @@ inline void write_both(Floats first, Floats second, BFloat16* to) {
 #endif
 }
 
+// The same past the caches, for what is not read for a long time: where the line is whole, memory is not read first.
+inline void stream_both(Floats first, Floats second, BFloat16* to) {
+#ifdef HPCM_DOT_PRODUCTS
+  if (reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(bits_as<__m512>(second), bits_as<__m512>(first));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits_as<__m512i>(both));
+    return;
+  }
+#endif
+  write_both(first, second, to);
+}
+
+inline void streams_end() {  // before another thread reads what was streamed
+#ifdef HPCM_DOT_PRODUCTS
+  _mm_sfence();
+#endif
+}
+
 inline Floats read(const BFloat16* from, int64_t live = kLanes) { return widen(load<Shorts>(from, live)); }
 inline Floats read(const float* from, int64_t live = kLanes) { return load<Floats>(from, live); }
 inline void write(Floats x, BFloat16* to, int64_t live = kLanes) { store(narrow(x), to, live); }
@@ -484,10 +502,32 @@ struct AddGradient {
   }
 };
 
+// The sums of g's columns: written, or added.
+inline void column_sums(const BFloat16* g, int64_t tokens, int64_t columns, float* sums, bool added, int64_t threads) {
+  constexpr int64_t together = 4;  // vectors: whole lines of memory, and no addition waits for the one before
+  for_each(blocks_of(columns, together * kLanes), threads, [&](int64_t n) {
+    const int64_t first = n * together * kLanes, live = columns - first;
+    Floats parts[together] = {};
+    if (live >= together * kLanes) {
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t v = 0; v < together; ++v) parts[v] += read(g + t * columns + first + v * kLanes);
+    } else {
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t v = 0; v * kLanes < live; ++v)
+          parts[v] += read(g + t * columns + first + v * kLanes, live - v * kLanes);
+    }
+    for (int64_t v = 0; v < together && v * kLanes < live; ++v) {
+      float* to = sums + first + v * kLanes;
+      write(added ? parts[v] + read(to, live - v * kLanes) : parts[v], to, live - v * kLanes);
+    }
+  });
+}
+
 // gᵀ·x (outputs × inputs, float32, rows `stride` apart) and, if wanted, the sums of g's columns: written, or added.
 inline void weight_gradient(const BFloat16* g, int64_t outputs, const BFloat16* x, int64_t inputs, int64_t tokens,
                             float* gradient, int64_t stride, float* sums, bool added, int64_t threads) {
   static thread_local Scratch<BFloat16> packed_x;
+  if (sums) column_sums(g, tokens, outputs, sums, added, threads);
   const int64_t panels = blocks_of(inputs, kEdge);
   for (int64_t start = 0; start < tokens; start += kChunk) {
     const bool add_to = added || start > 0;
@@ -515,17 +555,11 @@ inline void weight_gradient(const BFloat16* g, int64_t outputs, const BFloat16* 
           std::memset(to, 0, static_cast<size_t>(steps) * kTile * sizeof(BFloat16));
           continue;
         }
-        Floats sum = sums && add_to ? read(sums + output, live) : Floats{};
         for (int64_t s = 0; s < steps; ++s) {
           const int64_t row = start + s * kEdge;
           const BFloat16* from = g + row * outputs + output;
           pack_transposed(from, outputs, tokens - row, live, to + s * kTile);
-          if (!sums) continue;
-          Floats parts[4] = {};  // several, so that no addition waits for the one before
-          for (int64_t r = 0; r < std::min(kEdge, tokens - row); ++r) parts[r % 4] += read(from + r * outputs, live);
-          sum += (parts[0] + parts[1]) + (parts[2] + parts[3]);
         }
-        if (sums) write(sum, sums + output, live);
       }
       const Left operand = {left, left + steps * kTile, kEdge, kTile};
       const AddGradient done{gradient, stride, add_to};

@@ -1,8 +1,8 @@
 // The operators of a training step on the processor, as hpcm_codec/ops/training.py calls them. A plain C interface; planes are
 // tokens × channels in bfloat16, weights and their gradients float32, weights of products packed (matrix_product.h).
+#include "training_mixing.h"
 #include "training_patches.h"
 #include "training_planes.h"
-#include "training_rate.h"
 
 using namespace hpcm;
 
@@ -42,13 +42,18 @@ void hpcm_training_depthwise(const BFloat16* x, const float* taps, const float* 
                              int64_t size, int64_t flipped, int64_t batch, int64_t height, int64_t width,
                              int64_t channels, int64_t threads) {
   const Plane plane{batch, height, width, channels};
-  (size == 3 ? depthwise<3> : depthwise<5>)(x, taps, bias, added, y, plane, flipped != 0, threads);
+  (size == 3 ? depthwise<3> : depthwise<5>)(x, taps, bias, added, y, nullptr, plane, flipped != 0, threads);
 }
 
 void hpcm_training_depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float* bias, int64_t size,
                                       int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t threads) {
   const Plane plane{batch, height, width, channels};
   (size == 3 ? depthwise_gradient<3> : depthwise_gradient<5>)(x, g, taps, bias, plane, false, threads);
+}
+
+// Pictures that are worked on together, so that there are enough tokens and what is computed stays in the cache.
+static int64_t pictures_together(int64_t batch, int64_t picture, int64_t threads) {
+  return std::max<int64_t>(1, std::min(batch, kChunk * threads / picture));
 }
 
 // A residual block: shifted = depthwise 3×3(x), hidden = leaky(expand(shifted)), y = x + factor · project(hidden).
@@ -58,23 +63,36 @@ void hpcm_training_residual(const BFloat16* x, const float* taps, const float* t
                             const float* factor, BFloat16* shifted, BFloat16* hidden, BFloat16* branch, BFloat16* y,
                             int64_t factor_rows, int64_t batch, int64_t height, int64_t width, int64_t channels,
                             int64_t hidden_channels, int64_t threads) {
-  const Plane plane{batch, height, width, channels};
-  depthwise<3>(x, taps, taps_bias, nullptr, shifted, plane, false, threads);
-  Finish first{hidden_channels, hidden};
-  first.bias = expand_bias;
-  first.leaky = true;
-  Finish second{channels, y};
-  second.bias = project_bias;
-  second.before = branch;
-  second.factor = factor;
-  second.tokens_of_factor = factor_rows > 1 ? plane.tokens() / factor_rows : 0;
-  second.added = x;
-  const Input expansion[] = {{shifted, channels, expand}}, projection[] = {{hidden, hidden_channels, project}};
-  for_each(blocks_of(plane.tokens(), kRows), threads, [&](int64_t n) {
-    const int64_t rows = std::min(kRows, plane.tokens() - n * kRows);
-    multiply_rows(expansion, hidden_channels, n * kRows, rows, first);
-    multiply_rows(projection, channels, n * kRows, rows, second);
-  });
+  static thread_local Scratch<BFloat16> memory;
+  const int64_t picture = height * width, together = pictures_together(batch, picture, threads);
+  BFloat16* near = memory.get(together * picture * channels);
+  for (int64_t b = 0; b < batch; b += together) {
+    const Plane plane{std::min(together, batch - b), height, width, channels};
+    const int64_t begin = b * picture, at = begin * channels;
+    depthwise<3>(x + at, taps, taps_bias, nullptr, near, shifted + at, plane, false, threads);
+    for_each(blocks_of(plane.tokens(), kRows), threads, [&](int64_t n) {
+      static thread_local Scratch<BFloat16> hidden_memory;
+      const int64_t first = n * kRows, rows = std::min(kRows, plane.tokens() - first);
+      BFloat16* near_hidden = hidden_memory.get(kRows * hidden_channels);
+      Finish to_hidden{hidden_channels, near_hidden};
+      to_hidden.bias = expand_bias;
+      to_hidden.leaky = true;
+      to_hidden.kept = hidden + (begin + first) * hidden_channels;
+      const int64_t from = at + first * channels;
+      Finish to_y{channels, y + from};
+      to_y.bias = project_bias;
+      to_y.before = branch ? branch + from : nullptr;
+      to_y.factor = factor && factor_rows > 1 ? factor + b * channels : factor;
+      to_y.first_token = first;
+      to_y.tokens_of_factor = factor_rows > 1 ? picture : 0;
+      to_y.added = x + from;
+      const Input expansion[] = {{near + first * channels, channels, expand}};
+      const Input projection[] = {{near_hidden, hidden_channels, project}};
+      multiply_rows(expansion, hidden_channels, 0, rows, to_hidden);
+      multiply_rows(projection, channels, 0, rows, to_y);
+    });
+  }
+  streams_end();
 }
 
 // Its gradients from g, that of y. expand and project are packed for gradients; factor_gradient begins as zeros. Goes through
@@ -87,7 +105,7 @@ void hpcm_training_residual_backward(
     int64_t height, int64_t width, int64_t channels, int64_t hidden_channels, int64_t threads) {
   static thread_local Scratch<BFloat16> branch_memory, hidden_memory, shifted_memory;
   const int64_t picture = height * width, part = kChunk * threads;
-  const int64_t together = std::max<int64_t>(1, std::min(batch, part / picture));  // pictures
+  const int64_t together = pictures_together(batch, picture, threads);
   BFloat16* hidden_gradient = hidden_memory.get(part * hidden_channels);
   BFloat16* shifted_gradient = shifted_memory.get(together * picture * channels);
   for (int64_t b = 0; b < batch; b += together) {
@@ -123,7 +141,7 @@ void hpcm_training_residual_backward(
     const Plane plane{(end - begin) / picture, height, width, channels};
     const int64_t at = begin * channels;
     depthwise_gradient<3>(x + at, shifted_gradient, taps_gradient, taps_bias_gradient, plane, b > 0, threads);
-    depthwise<3>(shifted_gradient, taps, nullptr, g + at, x_gradient + at, plane, true, threads);
+    depthwise<3>(shifted_gradient, taps, nullptr, g + at, x_gradient + at, nullptr, plane, true, threads);
   }
 }
 
@@ -168,6 +186,60 @@ void hpcm_training_take(const float* plane, float* packed, const Piece* pieces, 
 void hpcm_training_place(const float* packed, float* plane, const Piece* pieces, int64_t count, int64_t batch,
                          int64_t height, int64_t width, int64_t channels, int64_t) {
   place({pieces, count, batch, height, width}, channels, packed, plane);
+}
+
+int64_t hpcm_training_gated_wkv(const float* w, const float* u, const BFloat16* k, const BFloat16* v, const BFloat16* r,
+                                BFloat16* y, int64_t batch, int64_t length, int64_t channels, int64_t threads) {
+  return gated_wkv({batch, length, channels}, w, u, k, v, r, y, threads);
+}
+
+void hpcm_training_gated_wkv_backward(const float* w, const float* u, const BFloat16* k, const BFloat16* v,
+                                      const BFloat16* r, const BFloat16* g, float* w_gradient, float* u_gradient,
+                                      BFloat16* k_gradient, BFloat16* v_gradient, BFloat16* r_gradient, int64_t batch,
+                                      int64_t length, int64_t channels, int64_t threads) {
+  gated_wkv_backward({batch, length, channels}, w, u, k, v, r, g, w_gradient, u_gradient, k_gradient, v_gradient,
+                     r_gradient, threads);
+}
+
+void hpcm_training_gate(const BFloat16* r, const BFloat16* x, BFloat16* y, int64_t count, int64_t threads) {
+  gate(r, x, y, count, threads);
+}
+
+void hpcm_training_gate_backward(const BFloat16* r, const BFloat16* x, const BFloat16* g, BFloat16* r_gradient,
+                                 BFloat16* x_gradient, int64_t count, int64_t threads) {
+  gate_backward(r, x, g, r_gradient, x_gradient, count, threads);
+}
+
+void hpcm_training_squared_relu(const BFloat16* x, BFloat16* y, int64_t count, int64_t threads) {
+  squared_relu(x, y, count, threads);
+}
+
+void hpcm_training_squared_relu_backward(const BFloat16* x, const BFloat16* g, BFloat16* gradient, int64_t count,
+                                         int64_t threads) {
+  squared_relu_backward(x, g, gradient, count, threads);
+}
+
+void hpcm_training_layer_norm(const BFloat16* x, const float* weight, const float* bias, const float* epsilon,
+                              BFloat16* y, float* moments, int64_t tokens, int64_t channels, int64_t threads) {
+  layer_norm(x, weight, bias, *epsilon, y, moments, tokens, channels, threads);
+}
+
+void hpcm_training_layer_norm_backward(const BFloat16* x, const float* weight, const float* moments, const BFloat16* g,
+                                       BFloat16* x_gradient, float* weight_gradient, float* bias_gradient,
+                                       int64_t tokens, int64_t channels, int64_t) {
+  layer_norm_backward(x, weight, moments, g, x_gradient, weight_gradient, bias_gradient, tokens, channels);
+}
+
+// y = x + branch · factor, x may be null; and the gradients of branch and factor, the latter added to.
+void hpcm_training_scaled_add(const BFloat16* x, const BFloat16* branch, const float* factor, BFloat16* y, int64_t rows,
+                              int64_t tokens, int64_t channels, int64_t threads) {
+  scaled_add(x, branch, factor, rows, tokens, channels, y, threads);
+}
+
+void hpcm_training_scaled_add_backward(const BFloat16* g, const BFloat16* branch, const float* factor,
+                                       BFloat16* branch_gradient, float* factor_gradient, int64_t rows, int64_t tokens,
+                                       int64_t channels, int64_t threads) {
+  factor_backward(g, branch, factor, tokens, channels, 0, rows * tokens, branch_gradient, factor_gradient, threads);
 }
 
 }  // extern "C"

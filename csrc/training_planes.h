@@ -20,7 +20,9 @@ struct Finish {
   bool leaky = false;
   const float* factor = nullptr;
   int64_t tokens_of_factor = 0;  // tokens that share a row of factors; 0: all
-  BFloat16* before = nullptr;
+  int64_t first_token = 0;       // of the first row, among those that the factors are for
+  BFloat16* before = nullptr;  // this and `kept` for the backward pass, much later
+  BFloat16* kept = nullptr;    // y once more
   const BFloat16* added = nullptr;
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
 
@@ -30,17 +32,20 @@ struct Finish {
       const float* sums = block.sums[r];
       if (place.columns == kEdge) {  // whole vectors, without a question at each
         Floats first = activation(sums, output, kLanes), second = activation(sums + kLanes, output + kLanes, kLanes);
-        if (before) write_both(first, second, before + at);
+        if (before) stream_both(first, second, before + at);
         first = result(first, token, output, kLanes);
         second = result(second, token, output + kLanes, kLanes);
         write_both(first, second, y + at);
+        if (kept) stream_both(first, second, kept + at);
         continue;
       }
       for (int64_t c = 0; c < place.columns; c += kLanes) {
         const int64_t live = std::min(kLanes, place.columns - c);
         const Floats value = activation(sums + c, output + c, live);
         if (before) write(value, before + at + c, live);
-        write(result(value, token, output + c, live), y + at + c, live);
+        const Floats final = result(value, token, output + c, live);
+        write(final, y + at + c, live);
+        if (kept) write(final, kept + at + c, live);
       }
     }
   }
@@ -53,7 +58,7 @@ struct Finish {
   }
   Floats result(Floats value, int64_t token, int64_t output, int64_t live) const {
     const int64_t at = token * outputs + output;
-    if (factor) value *= read(factor + (tokens_of_factor ? token / tokens_of_factor : 0) * outputs + output, live);
+    if (factor) value *= read(factor + (tokens_of_factor ? (first_token + token) / tokens_of_factor : 0) * outputs + output, live);
     if (added) value += read(added + at, live);
     if (activated) value = read(activated + at, live) > 0 ? value : value * kLeakySlope;
     return value;
@@ -139,10 +144,11 @@ class Rows {
   int64_t stride_;
 };
 
-// y = depthwise(x) + bias + added; flipped: with the kernel turned by 180°, which is what gradients of x need.
+// y = depthwise(x) + bias + added; flipped: with the kernel turned by 180°, which is what gradients of x need. `kept`, if
+// there, is y once more, for later.
 template <int size>
 void depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
-               const Plane& plane, bool flipped, int64_t threads) {
+               BFloat16* kept, const Plane& plane, bool flipped, int64_t threads) {
   constexpr int pad = size / 2, together = 2;  // positions that share what they load
   const int64_t slabs = blocks_of(plane.channels, kEdge);
   for_each(plane.batch * slabs, threads, [&](int64_t n) {
@@ -168,10 +174,16 @@ void depthwise(const BFloat16* x, const float* taps, const float* bias, const BF
           second += read(added + at + kLanes);
         }
         write_both(first, second, y + at);
+        if (kept) stream_both(first, second, kept + at);
         return;
       }
-      write(added ? first + read(added + at, live[0]) : first, y + at, live[0]);
-      if (live[1] > 0) write(added ? second + read(added + at + kLanes, live[1]) : second, y + at + kLanes, live[1]);
+      const Floats both[] = {first, second};
+      for (int half = 0; half < 2 && live[half] > 0; ++half) {
+        const int64_t c = at + half * kLanes;
+        const Floats value = added ? both[half] + read(added + c, live[half]) : both[half];
+        write(value, y + c, live[half]);
+        if (kept) write(value, kept + c, live[half]);
+      }
     };
     for (int64_t h = -pad; h < pad; ++h) rows.fetch(h);
     for (int64_t h = 0; h < plane.height; ++h) {

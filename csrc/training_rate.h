@@ -3,6 +3,7 @@
 // order of its pieces, then of their positions, then of their channels.
 #pragma once
 #include <cmath>
+#include <utility>
 
 #include "matrix_product.h"
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, pointwise, silence
 from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.ops import fused, fused_mixing
 
 
 class Prior(nn.Module):
@@ -28,7 +29,9 @@ class Prior(nn.Module):
 
     def forward(self, adapted: Tensor, gain: Tensor, context: Tensor, rate: Tensor) -> Tensor:
         """adapted: B×width×h×w; gain: B×width×1×1; context: B×2M×h×w. Returns parameters B×2M×h×w."""
-        refined = self.after(self.before(adapted, rate) * gain, rate)
+        before = self.before(adapted, rate)
+        scaled = fused_mixing.scaled_add(None, before, gain) if fused.active(before) else before * gain
+        refined = self.after(scaled, rate)
         return pointwise(self.head, refined, added=context if self.residual else None)
 
 

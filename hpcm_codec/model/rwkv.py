@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcm_codec.model.blocks import pointwise
-from hpcm_codec.ops import biwkv4, fused
+from hpcm_codec.ops import biwkv4, fused, fused_mixing
 
 
 class OmniShift(nn.Module):
@@ -50,6 +50,8 @@ class ChannelLayerNorm(nn.LayerNorm):
     """Layer normalisation over the channels of B×C×h×w, in float32 under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.active(x):
+            return fused_mixing.layer_norm(x, self.weight, self.bias, self.eps)
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -78,12 +80,16 @@ class SpatialMix(nn.Module):
         tokens = _tokens(self.shift(x))
         key, value, receptance = (pointwise(layer, tokens) for layer in (self.key, self.value, self.receptance))
         length = height * width
-        exact = torch.promote_types(key.dtype, torch.float32)
-        mixed = biwkv4(
-            self.decay.to(exact) / length, self.boost.to(exact) / length, key.to(exact).contiguous(),
-            value.to(exact).contiguous(),
-        )  # fmt: skip
-        out = pointwise(self.output, torch.sigmoid(receptance) * mixed.to(receptance.dtype))
+        if fused.active(x):
+            mixed = fused_mixing.gated_wkv(self.decay / length, self.boost / length, key, value, receptance)
+        else:
+            exact = torch.promote_types(key.dtype, torch.float32)
+            mixed = biwkv4(
+                self.decay.to(exact) / length, self.boost.to(exact) / length, key.to(exact).contiguous(),
+                value.to(exact).contiguous(),
+            )  # fmt: skip
+            mixed = torch.sigmoid(receptance) * mixed.to(receptance.dtype)
+        out = pointwise(self.output, mixed)
         return out.transpose(1, 2).unflatten(2, (height, width))
 
 
@@ -101,8 +107,11 @@ class ChannelMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         tokens = _tokens(self.shift(x))
-        hidden = functional.relu(pointwise(self.key, tokens)).square()
-        out = torch.sigmoid(pointwise(self.receptance, tokens)) * pointwise(self.value, hidden)
+        key, receptance = pointwise(self.key, tokens), pointwise(self.receptance, tokens)
+        if fused.active(x):
+            out = fused_mixing.gate(receptance, pointwise(self.value, fused_mixing.squared_relu(key)))
+        else:
+            out = torch.sigmoid(receptance) * pointwise(self.value, functional.relu(key).square())
         return out.transpose(1, 2).unflatten(2, (height, width))
 
 
@@ -119,5 +128,8 @@ class RWKVBlock(nn.Module):
         self.gamma2 = nn.Parameter(torch.full((channels,), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.active(x):
+            x = fused_mixing.scaled_add(x, self.spatial_mix(self.norm1(x)), self.gamma1)
+            return fused_mixing.scaled_add(x, self.channel_mix(self.norm2(x)), self.gamma2)
         x = x + self.gamma1[:, None, None] * self.spatial_mix(self.norm1(x))
         return x + self.gamma2[:, None, None] * self.channel_mix(self.norm2(x))

@@ -45,7 +45,13 @@ HEADERS: dict[str, tuple[str, ...]] = {
     "cpp": ("biwkv4.h",),
     "cuda": ("biwkv4.h",),
     "integer": ("integer.h", "integer_mixing.h", "range_decoder.h"),
-    "training": ("matrix_product.h", "training_patches.h", "training_planes.h", "training_rate.h"),
+    "training": (
+        "matrix_product.h",
+        "training_mixing.h",
+        "training_patches.h",
+        "training_planes.h",
+        "training_rate.h",
+    ),
     "update": (),
 }
 WORK: dict[str, str] = {

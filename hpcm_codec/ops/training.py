@@ -30,13 +30,18 @@ def ready() -> bool:
 def _function(name: str, arguments: int) -> Any:
     function = build.function("training", f"hpcm_training_{name}", CPU)
     function.argtypes = [ctypes.c_int64] * arguments  # pointers are as wide
+    function.restype = ctypes.c_int64
     return function
 
 
-def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Call a C function: tensors as pointers, None as a null pointer, integers as int64, and the number of threads."""
+def call(name: str, *arguments: Tensor | int | None) -> int:
+    """Call a C function: tensors as pointers, None as a null pointer, integers as int64, and the number of threads.
+
+    Returns its result, which has no meaning for most.
+    """
     passed = [a if isinstance(a, int) else 0 if a is None else a.data_ptr() for a in arguments]
-    _function(name, len(passed) + 1)(*passed, torch.get_num_threads())
+    result: int = _function(name, len(passed) + 1)(*passed, torch.get_num_threads())
+    return result
 
 
 def _packed(inputs: int, outputs: int) -> Tensor:
@@ -178,3 +183,19 @@ def add_patches(patches: Tensor, bias: Tensor, size: tuple[int, ...], edge: int,
     image = torch.empty(batch, 3, *size)
     call("add_patches", patches, bias, image, batch, *size, rows, columns, edge, stride, first)
     return image
+
+
+def gated_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor | None:
+    """σ(r)·BiWKV4(w, u, k, v) of tokens B×T×C; w, u: C, float32. None where exponents reach too far for plain sums."""
+    y = torch.empty_like(k)
+    return y if call("gated_wkv", w, u, k, v, r, y, *k.shape) else None
+
+
+def gated_wkv_backward(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, r: Tensor, g: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of w, u, k, v and r."""
+    parameters = [w.new_empty(k.shape[0], k.shape[2]) for _ in range(2)]
+    tokens = [torch.empty_like(k) for _ in range(3)]
+    call("gated_wkv_backward", w, u, k, v, r, g, *parameters, *tokens, *k.shape)
+    return parameters[0].sum(dim=0), parameters[1].sum(dim=0), tokens[0], tokens[1], tokens[2]
