@@ -24,7 +24,7 @@ RECENT = 50  # steps; of these…
 MANY = 10  # …so many outliers mean that the weights are broken
 CLEAN = 3  # steps that must have been used last before a state may be called good
 
-WORSE_SHARE = 0.1  # a good state's score may be worse than the best one by this; a rising rate costs 2 to 4%
+WORSE_SHARE = 0.1  # a good state's score may be worse than the best one by this; a rate that rises again costs 2%
 RAW_FACTOR = 3.0  # the weights themselves may be worse than their averages by this factor; usually it is 1.0 to 1.1
 
 
