@@ -189,8 +189,8 @@ def train_and_be_killed(pack: Path, folder: Path, moment: str, save: int) -> Non
             die()
 
     def replacing(source: Any, target: Any) -> None:
-        state = Path(target).name == "state.pt"
-        if moment == ("before the state is in place" if state else "before the weights are in place"):
+        places = {"state.pt": "before the state is in place", "weights.safetensors": "before the weights are in place"}
+        if moment == places.get(Path(target).name):
             die()
         replace(source, target)
 

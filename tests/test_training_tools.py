@@ -220,10 +220,12 @@ def test_light_weights_start_a_run_whose_score_is_told(tmp_path: Path) -> None:
         1e-4,
     )
     arguments = ("--data", folder, "--out", run, "--steps", 1, "--crops", "0:64x1", "--from", light, *settings)
+    arguments += ("--validation", folder)
     done = hpcm("train", "run", *arguments)
     assert done.exit_code == 0, done.output
     assert "1 steps" in done.stderr and "% of the time waiting for data" in done.stderr
-    told = load_checkpoint(str(run / "weights.safetensors")).training["settings"]
+    record = load_checkpoint(str(run / "weights.safetensors")).training
+    told = record["settings"]
     expected = {"warmup_steps": 3, "decay_start": 0.75, "ema": 0.5, "clip_norm": 2.5, "smallest_scale": 0.25}
     expected |= {"decay_rate_factor": 0.5, "activation_checkpointing": True, "optimiser": "muon", "compile": False}
     assert {key: told[key] for key in expected} == expected
@@ -232,5 +234,6 @@ def test_light_weights_start_a_run_whose_score_is_told(tmp_path: Path) -> None:
     after, before = (json.loads(line) for line in scores.stdout.splitlines())
     assert after["pictures"] == 1 and len(after["positions"]) == 3
     assert after["value"] == pytest.approx(before["value"], rel=0.05), "the run did not start from the light weights"
+    assert record["score"] == pytest.approx(after["value"], rel=0.01), "scored on other pictures before it was saved"
     in_words = hpcm("train", "score", run, "--data", folder).stdout
     assert f"score {after['value']:.4f} on 1 pictures" in in_words and "position 3.5" in in_words

@@ -62,6 +62,12 @@ SHARE = click.FloatRange(0, 1)
 @click.option(
     "--from", "start", metavar="WEIGHTS", help="Begin with a checkpoint's weights (name, path, run, or pieces)."
 )
+@click.option(
+    "--validation",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Pictures to score the weights on before each save.  [default: four crops of the training pictures]",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True, metavar="STEPS")
 @click.option("--save-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Between two saves.")
@@ -75,6 +81,7 @@ def run(
     out: Path,
     preset_name: str,
     start: str | None,
+    validation: Path | None,
     crops: str,
     batch: int | None,
     device: str,
@@ -84,17 +91,21 @@ def run(
     """Train in the folder RUN, or go on with the training there.
 
     RUN gets state.pt (everything to resume), weights.safetensors (the checkpoint) and metrics.jsonl. Ctrl-C saves and leaves; the same
-    command goes on from there, and with more --steps or --minutes it goes on for longer.
+    command goes on from there, and with more --steps or --minutes it goes on for longer. A run that blows up goes back to its last good
+    state by itself; only good states are saved (docs/training.md).
     """
     if (values["steps"] is None) == (values["minutes"] is None):
         raise UsageError("a run needs a length: --steps or --minutes, one of the two")
     options.check_device(device)
     phases = parse_crops(crops, batch)
     options.refuse_missing(data)
+    if validation is not None:
+        options.refuse_missing(validation)
 
     from hpcm_codec.model.config import preset
     from hpcm_codec.training.data import PackedPictures
     from hpcm_codec.training.loop import Trainer
+    from hpcm_codec.training.scoring import middles
     from hpcm_codec.training.settings import TrainSettings
 
     config = preset(preset_name)
@@ -107,7 +118,8 @@ def run(
     except FileExistsError as error:
         raise FileError("is not a directory", file=out, advice="choose another place") from error
     pictures = PackedPictures(data if data.is_file() else _packed(data, out, first))
-    trainer = Trainer(config, pictures, out, settings, torch_device(device))
+    held_out = None if validation is None else middles(validation)
+    trainer = Trainer(config, pictures, out, settings, torch_device(device), held_out, say)
     if trainer.step:
         _say_first(first, f"{out}: going on from step {trainer.step}")
     elif start is not None:

@@ -24,7 +24,8 @@ class _GatedWkv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *training.gated_wkv_backward(*ctx.saved_tensors, rows_of(gradient)), None
+        w, u, k, v, r = ctx.saved_tensors
+        return *training.gated_wkv_backward(w, u, k, v, r, rows_of(gradient)), None
 
 
 def gated_wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:

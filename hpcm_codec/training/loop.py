@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import pickle
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcm_codec.checkpoints import save_checkpoint
-from hpcm_codec.errors import FileError, UnsupportedError
-from hpcm_codec.files import write_atomically
+from hpcm_codec.errors import HpcmError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.averaging import Averaged
 from hpcm_codec.training.data import PackedPictures
+from hpcm_codec.training.guard import Guard, Verdict, objection
 from hpcm_codec.training.losses import lambda_at, rate_distortion
 from hpcm_codec.training.metrics import MetricsLog
 from hpcm_codec.training.optimisers import Optimiser
 from hpcm_codec.training.processes import processes
 from hpcm_codec.training.samples import Batch, draw_batch
+from hpcm_codec.training.scoring import EDGE, shared_score
 from hpcm_codec.training.settings import (
     TrainSettings,
     WarmUp,
@@ -35,20 +34,32 @@ from hpcm_codec.training.settings import (
     schedule_factor,
     warm_up_after,
 )
+from hpcm_codec.training.states import GoodStates, Say, State, refuse_another_run
 from hpcm_codec.training.updating import clipping, updating
 
 OnLog = Callable[[dict[str, float]], None]
+OTHER_WEIGHTS = "start another run from weights.safetensors, or from others, with --from"
+SCORED_CROPS = 4  # of the training pictures, where there are no validation pictures; 2 s of a core for phase1-lite
 
 
 class Trainer:
-    """One run in one folder: state.pt (everything to resume), weights.safetensors (averaged), metrics.jsonl.
+    """One run in one folder: the good states (see `states`), weights.safetensors (averaged), metrics.jsonl.
 
     A run that is in the folder already goes on; it may go on with other settings, but with the same model and optimiser.
+    validation:   what the weights are scored on before a state is called good, N×3×H×W in [0, 1]; None: fixed training crops.
+    say:          is told in a line, in process 0, when something happens to the run that its owner should know.
     waited_share: of the time spent in steps by this process, the part in which it waited for data.
     """
 
     def __init__(
-        self, config: ModelConfig, pictures: PackedPictures, folder: Path, settings: TrainSettings, device: str = "cpu"
+        self,
+        config: ModelConfig,
+        pictures: PackedPictures,
+        folder: Path,
+        settings: TrainSettings,
+        device: str = "cpu",
+        validation: Tensor | None = None,
+        say: Say = lambda line: None,
     ) -> None:
         if settings.steps is None and settings.minutes is None:
             raise ValueError("a run needs a length: steps or minutes")
@@ -64,12 +75,18 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Averaged(self.model, settings.ema)
         self.optimiser = Optimiser(self.model, settings)
-        self.step, self.seconds, self.skipped = 0, 0.0, 0
+        self.step, self.seconds, self.skipped, self.went_back = 0, 0.0, 0, 0
+        self.guard = Guard()
+        self.scored = pictures.sample(EDGE, SCORED_CROPS) if validation is None else validation
+        self.score: float | None = None  # of the last good state
+        self.best_score: float | None = None
         self.warm_up = WarmUp()
         self.waited_share = 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "state.pt").exists():
-            self._resume(folder / "state.pt")
+        self._say: Say = say if self.processes.rank == 0 else lambda line: None
+        self.states = GoodStates(folder, self._say)
+        if self.states.exist():
+            self._resume(*self.states.newest())
         self.processes.wait()
         self.log: MetricsLog | None = None
         if self.processes.rank == 0:
@@ -85,15 +102,14 @@ class Trainer:
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self, on_log: OnLog | None = None, asked_to_stop: Callable[[], bool] | None = None) -> None:
-        """Train until the schedule's end, saving every `save_minutes` and once at the end.
+        """Train until the schedule's end, saving good states every `save_minutes` and once at the end.
 
         on_log:        given every row of metrics.jsonl, in process 0.
         asked_to_stop: asked before every step; True in process 0 saves and ends the run early.
-        Raises UnsupportedError when torch.compile is wanted and does not work.
+        Raises UnsupportedError when torch.compile is wanted and does not work, HpcmError when the run blows up again and again.
         """
-        compiled = torch.compile(self.model) if self.settings.compile else self.model
-        self.update = updating(self.model, self.optimiser, self.average, self.processes)
-        wrapped = self.update.wrap(compiled)  # type: ignore[arg-type]
+        self._begin()
+        self._prepare_update()
         self.model.train()
         began, seconds_before, saved_at = time.monotonic(), self.seconds, time.monotonic()
         waited_in_all = 0.0
@@ -104,13 +120,14 @@ class Trainer:
             progress, save_due, stop = self.processes.of_first((self._progress(), save_due, stop))  # type: ignore[assignment]
             if progress >= 1 or stop:
                 break
-            if save_due:
-                self.save()
+            if save_due and self.guard.settled and self.step != self.states.step:
+                if problem := self.save():
+                    self._go_back(problem)
                 saved_at = time.monotonic()
             waited = time.monotonic()
             batch = self._draw(progress)
             waited = time.monotonic() - waited
-            window.append({**self._train_step(wrapped, batch, progress), "waited": waited})
+            window.append({**self._train_step(batch, progress), "waited": waited})
             self.step += 1
             waited_in_all += waited
             self.seconds = seconds_before + time.monotonic() - began
@@ -118,9 +135,18 @@ class Trainer:
             if self.step % self.settings.log_every == 0:
                 self._log(window, progress, on_log)
                 window = []
-        self.save()
+            if self.guard.verdict is Verdict.GO_BACK:
+                self._go_back("the loss or the gradient stays an outlier")
+        if problem := self.save():
+            self._say(f"step {self.step}: {problem}; not saved, the last good state is that of step {self.states.step}")
         if self.log is not None:
             self.log.close()
+
+    def _prepare_update(self) -> None:
+        """Hand the weights, averages and moments as they are now to the update, which may move them to other memory."""
+        compiled = torch.compile(self.model) if self.settings.compile else self.model
+        self.update = updating(self.model, self.optimiser, self.average, self.processes)
+        self._wrapped = self.update.wrap(compiled)  # type: ignore[arg-type]
 
     def _progress(self) -> float:
         return progress_at(self.step, self.seconds, self.settings)
@@ -131,12 +157,14 @@ class Trainer:
             self.pictures, self.config, self.settings, phase, self.step, together.rank, together.world
         ).to(self.device)  # fmt: skip
 
-    def _train_step(self, wrapped: nn.Module, batch: Batch, progress: float) -> dict[str, float]:
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.settings.bfloat16 else nullcontext()
+
+    def _train_step(self, batch: Batch, progress: float) -> dict[str, float]:
         x = batch.pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.settings.bfloat16 else nullcontext()
         try:
-            with autocast:
-                result = wrapped(x, batch.position, batch.noise)
+            with self._autocast():
+                result = self._wrapped(x, batch.position, batch.noise)
         except Exception as error:
             if self.settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 reason = f"torch.compile does not work here ({str(error)[:200]})"
@@ -146,8 +174,11 @@ class Trainer:
         self.update.backward(outcome.loss)
         norm = self.update.norm()
         rate = self.settings.learning_rate * schedule_factor(progress, self.step, self.settings, self.warm_up)
-        # All processes hold the same norm, so they all skip or none does.
-        if math.isfinite(norm):
+        # All processes hold the same numbers, so they all skip or none does.
+        loss, size = self.processes.mean(
+            torch.tensor((float(outcome.loss.detach()), norm), device=self.device)
+        ).tolist()
+        if self.guard.judge(loss, size, kind=x.shape) is Verdict.USE:
             self.update.apply(rate, clipping(norm, self.settings.clip_norm))
         else:
             self.update.skip()
@@ -160,7 +191,86 @@ class Trainer:
             "learning_rate": rate,
         }
 
-    # -- files --------------------------------------------------------------------------------------------------
+    # -- good states --------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Have a good state to go back to, and a score to compare with; raises HpcmError when the weights are broken already."""
+        problem = self._look() if self.step else self.save()
+        if problem:
+            raise HpcmError(f"the run begins with broken weights: {problem}", file=self.folder, advice=OTHER_WEIGHTS)
+
+    def _look(self) -> str | None:
+        """Score the weights and their averages; returns why they are no good state, None when they are."""
+        averaged, raw = (self._score_of(weights) for weights in (self.average.values, self.model.state_dict()))
+        problem = objection(averaged, raw, self.best_score)
+        if problem is None:
+            self.score, self.best_score = averaged, min(averaged, self.best_score or averaged)
+        return problem
+
+    def _score_of(self, weights: dict[str, Tensor]) -> float:
+        with self._autocast():
+            return shared_score(self.config, weights, self.scored, self.processes)
+
+    def _go_back(self, reason: str) -> None:
+        """Take up the last good state; step and seconds count on, so that schedule and samples do not repeat."""
+        state = self.states.go_back()
+        self._take(state)
+        self.processes.wait()
+        self._prepare_update()
+        self.guard.went_back()
+        self.went_back += 1
+        self._say(
+            f"step {self.step}: {reason}; going back to the good state of step {state['step']}, with other samples"
+        )
+
+    def save(self) -> str | None:
+        """Write a good state and weights.safetensors, each under a temporary name first; returns why not when nothing is written.
+
+        A process that is killed in between leaves weights that are older than the state; the run that goes on writes them again.
+        """
+        problem = self._look() if self.guard.settled else "the last steps were outliers, or the run has just gone back"
+        if problem is not None:
+            return problem
+        settings = dataclasses.asdict(self.settings)
+        state: State = {
+            "config": self.config.to_json(),
+            "settings": settings,
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "went_back": self.went_back,
+            "score": self.score,
+            "warm_up": dataclasses.asdict(self.warm_up),
+            "model": self.model.state_dict(),
+            "average": self.average.values,
+            "average_updates": self.average.updates,
+            "optimiser": self.optimiser.state_dict(),
+            "generators": [],  # versions up to 0.1 look for it; random numbers now follow from seed and step
+        }
+        self.states.write(state, here=self.processes.rank == 0)
+        if self.processes.rank == 0:
+            record = {"steps": self.step, "seconds": round(self.seconds), "score": self.score, "settings": settings}
+            save_checkpoint(self.folder / "weights.safetensors", self.config, self.average.values, record)
+        self.processes.wait()
+        return None
+
+    def _resume(self, state: State, path: Path) -> None:
+        """Take over the state of a run; raises FileError for another model's or optimiser's."""
+        refuse_another_run(state, path, self.config, self.settings)
+        self._take(state)
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        self.went_back = state.get("went_back", 0)
+        saved, warm_up = TrainSettings.from_saved(state["settings"]), WarmUp(**state.get("warm_up", {}))
+        self.warm_up = warm_up_after(self.step, self.seconds, saved, warm_up, self.settings)
+
+    def _take(self, state: State) -> None:
+        """The weights, averages and moments of a state."""
+        self.model.load_state_dict(state["model"])
+        self.average.values = {name: value.to(self.device) for name, value in state["average"].items()}
+        self.average.updates = state["average_updates"]
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    # -- metrics ------------------------------------------------------------------------------------------------
 
     def _log(self, window: list[dict[str, float]], progress: float, on_log: OnLog | None) -> None:
         """A row of the window's means, over its steps and over all processes."""
@@ -169,56 +279,8 @@ class Trainer:
         row = {"step": self.step, "progress": round(progress, 4), "seconds": round(self.seconds, 1)}
         row |= {key: round(mean, 5) for key, mean in zip(window[0], means, strict=True)}
         if self.log is not None:
-            self.log.write({**row, "skipped": self.skipped})
+            counts: dict[str, float] = {"skipped": self.skipped, "went_back": self.went_back}
+            assert self.score is not None  # no run begins without one
+            self.log.write({**row, **counts, "score": round(self.score, 5)})
             if on_log is not None:
                 on_log(row)
-
-    def save(self) -> None:
-        """Write state.pt and weights.safetensors, each under a temporary name first.
-
-        A process that is killed in between leaves weights that are older than the state; the run that goes on writes them again.
-        """
-        if self.processes.rank == 0:
-            settings = dataclasses.asdict(self.settings)
-            state: dict[str, Any] = {
-                "config": self.config.to_json(),
-                "settings": settings,
-                "step": self.step,
-                "seconds": self.seconds,
-                "skipped": self.skipped,
-                "warm_up": dataclasses.asdict(self.warm_up),
-                "model": self.model.state_dict(),
-                "average": self.average.values,
-                "average_updates": self.average.updates,
-                "optimiser": self.optimiser.state_dict(),
-                "generators": [],  # versions up to 0.1 look for it; random numbers now follow from seed and step
-            }
-            write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file), overwrite=True)
-            record = {"steps": self.step, "seconds": round(self.seconds), "settings": settings}
-            save_checkpoint(self.folder / "weights.safetensors", self.config, self.average.values, record)
-        self.processes.wait()
-
-    def _resume(self, path: Path) -> None:
-        """Take over the state of a run; raises FileError for a damaged file and for another model's or optimiser's."""
-        try:
-            # Our own file, and read without running anything that is pickled in it.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise FileError("damaged", file=path, advice="start again from weights.safetensors with --from") from error
-        if ModelConfig.from_json(state["config"]) != self.config:
-            raise FileError(f"{path}: this run trains another model; choose another folder")
-        saved = TrainSettings.from_saved(state["settings"])
-        if saved.optimiser != self.settings.optimiser:
-            raise FileError(
-                f"this run uses the optimiser {saved.optimiser}", file=path, advice="name it, or choose another folder"
-            )
-        if (saved.patch_rate_factor == 1) != (self.settings.patch_rate_factor == 1):
-            reason = f"this run's patch rate factor is {saved.patch_rate_factor:g}, and it stays 1 or not 1"
-            raise FileError(reason, file=path, advice="give it with --patch-rate-factor, or choose another folder")
-        self.model.load_state_dict(state["model"])
-        self.average.values = {name: value.to(self.device) for name, value in state["average"].items()}
-        self.average.updates = state["average_updates"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        warm_up = WarmUp(**state.get("warm_up", {}))
-        self.warm_up = warm_up_after(self.step, self.seconds, saved, warm_up, self.settings)

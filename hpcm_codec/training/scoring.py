@@ -15,10 +15,12 @@ from torch import Tensor
 
 from hpcm_codec.errors import FileError
 from hpcm_codec.images import read_picture
+from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.training.data import image_files
 from hpcm_codec.training.losses import lambda_at, rate_distortion
+from hpcm_codec.training.processes import Processes
 
 EDGE = 256  # pixels; of the middle of every picture
 _BATCH = 4
@@ -76,3 +78,14 @@ def score(model: HPCM, pictures: Tensor) -> Score:
         loss = float(torch.stack(losses).sum()) / len(pictures)
         rows.append(PositionScore(position, loss, float(torch.cat(rates).mean()), float(torch.cat(fidelities).mean())))
     return Score(sum(row.loss for row in rows) / len(rows), tuple(rows))
+
+
+def shared_score(config: ModelConfig, weights: dict[str, Tensor], pictures: Tensor, together: Processes) -> float:
+    """The value of `score` for these weights, the same in all processes; each looks at its part of the pictures."""
+    model = HPCM(config, initialise=False)
+    model.load_state_dict(weights)
+    model.to(together.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mine = pictures[together.rank :: together.world]
+    total = score(model.eval(), mine).value * len(mine) if len(mine) else 0.0
+    mean = together.mean(torch.tensor([total], dtype=torch.float64, device=together.device))
+    return float(mean) * together.world / len(pictures)
