@@ -18,14 +18,15 @@ void hpcm_training_pack(const float* weight, BFloat16* forward, BFloat16* backwa
   });
 }
 
-// y = leaky(x₁·W₁ᵀ + x₂·W₂ᵀ + bias) + added; x₂ may be null, the rest too.
+// y = leaky(x₁·W₁ᵀ + x₂·W₂ᵀ + bias) + added; x₂ may be null, the rest too. `added` repeats after so many tokens.
 void hpcm_training_linear(const BFloat16* x1, const BFloat16* weights1, const BFloat16* x2, const BFloat16* weights2,
                           const float* bias, const BFloat16* added, BFloat16* y, int64_t tokens, int64_t width1,
-                          int64_t width2, int64_t outputs, int64_t leaky, int64_t threads) {
+                          int64_t width2, int64_t outputs, int64_t leaky, int64_t added_tokens, int64_t threads) {
   Finish finish{outputs, y};
   finish.bias = bias;
   finish.leaky = leaky != 0;
   finish.added = added;
+  finish.added_tokens = added_tokens;
   if (x2) {
     product<2>({{x1, width1, weights1}, {x2, width2, weights2}}, tokens, finish, threads);
   } else {

@@ -24,6 +24,7 @@ struct Finish {
   BFloat16* before = nullptr;  // this and `kept` for the backward pass, much later
   BFloat16* kept = nullptr;    // y once more
   const BFloat16* added = nullptr;
+  int64_t added_tokens = INT64_MAX;  // after which `added` repeats
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
 
   void operator()(const Place& place, const Block& block) const {
@@ -59,7 +60,7 @@ struct Finish {
   Floats result(Floats value, int64_t token, int64_t output, int64_t live) const {
     const int64_t at = token * outputs + output;
     if (factor) value *= read(factor + (tokens_of_factor ? (first_token + token) / tokens_of_factor : 0) * outputs + output, live);
-    if (added) value += read(added + at, live);
+    if (added) value += read(added + (token < added_tokens ? token : token % added_tokens) * outputs + output, live);
     if (activated) value = read(activated + at, live) > 0 ? value : value * kLeakySlope;
     return value;
   }

@@ -86,9 +86,9 @@ class ResidualBlock(nn.Module):
         if isinstance(self.spatial, nn.Conv2d) and fused.active(x):
             spatial, expand, project = self.spatial, self.expand, self.project
             assert spatial.bias is not None and expand.bias is not None and project.bias is not None
-            factor = None if self.factor is None else self.factor(rate)
+            levels = None if self.factor is None else self.factor.level_values
             return fused.residual(
-                x, spatial.weight, spatial.bias, expand.weight, expand.bias, project.weight, project.bias, factor
+                x, spatial.weight, spatial.bias, expand.weight, expand.bias, project.weight, project.bias, levels, rate
             )
         # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
         in_place = torch.is_inference_mode_enabled()
@@ -113,7 +113,7 @@ def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | Non
     if fused.active(inputs[0]):
         return fused.linear(layer.weight, layer.bias, *inputs, added=added)
     y = layer(inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1))
-    return y if added is None else added + y
+    return y if added is None else y + added.to(y.dtype)
 
 
 def silence(layer: nn.Conv2d, weight_factor: float) -> None:

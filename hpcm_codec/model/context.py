@@ -198,7 +198,7 @@ class _AtRate:
     def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
         adaptor = cast(StepAdaptor, cast(nn.ModuleList, self._network.adaptors[scale])[step])
         prior = self._network.prior_s3 if scale == 2 else self._network.prior_s12
-        return prior(adaptor(context, latents), adaptor.gain(self._rate), context, self._rate)
+        return prior(adaptor(context, latents), adaptor.gain, context, self._rate)
 
     def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
         return self._network._code_step(step, params, latents, self._port, self._log_gain)

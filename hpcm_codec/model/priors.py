@@ -27,10 +27,13 @@ class Prior(nn.Module):
         if self.residual:
             silence(self.head, 0.1)
 
-    def forward(self, adapted: Tensor, gain: Tensor, context: Tensor, rate: Tensor) -> Tensor:
-        """adapted: B×width×h×w; gain: B×width×1×1; context: B×2M×h×w. Returns parameters B×2M×h×w."""
+    def forward(self, adapted: Tensor, gain: RateFactor, context: Tensor, rate: Tensor) -> Tensor:
+        """adapted: B×width×h×w; gain: of the step; context: B×2M×h×w; rate: B×L. Returns parameters B×2M×h×w."""
         before = self.before(adapted, rate)
-        scaled = fused_mixing.scaled_add(None, before, gain) if fused.active(before) else before * gain
+        if fused.active(before):
+            scaled = fused_mixing.scaled_add(None, before, gain.level_values, rate)
+        else:
+            scaled = before * gain(rate)
         refined = self.after(scaled, rate)
         return pointwise(self.head, refined, added=context if self.residual else None)
 
@@ -50,13 +53,12 @@ class StepAdaptor(nn.Module):
         self.phase_bias = nn.Parameter(torch.zeros(width, cell_size, cell_size)) if config.phase_bias else None
 
     def forward(self, context: Tensor, latents: Tensor) -> Tensor:
-        adapted = pointwise(self.adapt, context, latents)
-        if self.phase_bias is not None:
-            height, width = adapted.shape[-2:]
-            cell = self.phase_bias.shape[-1]
-            tiled = self.phase_bias.repeat(1, -(-height // cell), -(-width // cell))
-            adapted = adapted + tiled[:, :height, :width].to(adapted.dtype)
-        return adapted
+        if self.phase_bias is None:
+            return pointwise(self.adapt, context, latents)
+        height, width = context.shape[-2:]
+        cell = self.phase_bias.shape[-1]
+        tiled = self.phase_bias.repeat(1, -(-height // cell), -(-width // cell))[None, :, :height, :width]
+        return pointwise(self.adapt, context, latents, added=tiled)
 
 
 def prior_width(config: ModelConfig) -> int:

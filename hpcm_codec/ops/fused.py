@@ -77,6 +77,7 @@ class _Linear(torch.autograd.Function):
             start += x.shape[-1]
         ctx.save_for_backward(*rows)
         ctx.packs, ctx.shape, ctx.has_bias = packs, weight.shape, bias is not None
+        ctx.added_once = added is not None and len(added) == 1
         y = training.linear(
             rows, tuple(pack.forward for pack in packs), weight.shape[0],
             bias=None if bias is None else bias.detach(), added=None if added is None else rows_of(added),
@@ -96,12 +97,14 @@ class _Linear(torch.autograd.Function):
             start += pack.inputs
             wanted = ctx.needs_input_grad[3 + number]
             inputs.append(plane_of(training.linear((g,), (pack.backward,), pack.inputs)) if wanted else None)
-        added = plane_of(g) if ctx.needs_input_grad[2] else None
+        added = None
+        if ctx.needs_input_grad[2]:
+            added = plane_of(g.sum(dim=0, keepdim=True) if ctx.added_once else g)
         return weight.view(ctx.shape), bias, added, *inputs
 
 
 def linear(weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
-    """A linear layer or 1×1 convolution of one or two inputs side by side, plus a plane; bfloat16."""
+    """A linear layer or 1×1 convolution of one or two inputs side by side, plus a plane (one for all if its batch is 1); bfloat16."""
     y: Tensor = _Linear.apply(weight, bias, added, *inputs)
     return y
 
@@ -110,18 +113,18 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, kernel: Tensor, kernel_bias: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor,
-        project_bias: Tensor, factor: Tensor | None,
+        project_bias: Tensor, levels: Tensor | None, rate: Tensor | None,
     ) -> Tensor:  # fmt: skip
         rows = rows_of(x)
         taps = _taps(kernel)
-        factors = None if factor is None else factor.detach().flatten(1).float().contiguous()
+        factors = None if levels is None else factors_at(levels, rate)
         packs = (_pack(expand, 0, expand.shape[1]), _pack(project, 0, project.shape[1]))
         y, *kept = training.residual(
             rows, taps, kernel_bias.detach(), packs[0], expand_bias.detach(), packs[1], project_bias.detach(), factors
         )
         ctx.save_for_backward(rows, *kept, taps, factors)
+        ctx.rate, ctx.levels = rate, 0 if levels is None else len(levels)
         ctx.packs, ctx.shapes = packs, (kernel.shape, expand.shape, project.shape)
-        ctx.factor_shape = None if factor is None else factor.shape
         return plane_of(y)
 
     @staticmethod
@@ -134,7 +137,7 @@ class _Residual(torch.autograd.Function):
         shapes = ctx.shapes
         return (
             plane_of(x), kernel.t().reshape(shapes[0]), kernel_bias, expand.view(shapes[1]), expand_bias,
-            project.view(shapes[2]), project_bias, None if factor is None else factor.view(ctx.factor_shape),
+            project.view(shapes[2]), project_bias, None if factor is None else levels_gradient(factor, ctx.rate, ctx.levels), None,
         )  # fmt: skip
 
 
@@ -146,11 +149,24 @@ def residual(
     expand_bias: Tensor,
     project: Tensor,
     project_bias: Tensor,
-    factor: Tensor | None,
+    levels: Tensor | None,
+    rate: Tensor | None,
 ) -> Tensor:
-    """x + factor · project(leaky(expand(depthwise 3×3(x)))); factor: B×C×1×1 or 1×C×1×1."""
-    y: Tensor = _Residual.apply(x, kernel, kernel_bias, expand, expand_bias, project, project_bias, factor)
+    """x + factor · project(leaky(expand(depthwise 3×3(x)))); levels: L×C, the factor at each rate level; rate: level weights B×L."""
+    y: Tensor = _Residual.apply(x, kernel, kernel_bias, expand, expand_bias, project, project_bias, levels, rate)
     return y
+
+
+def factors_at(levels: Tensor, rate: Tensor | None) -> Tensor:
+    """Factors B×C of level weights B×L, without a gradient; 1×C where there is one level."""
+    values = levels.detach().float()
+    with torch.autocast("cpu", enabled=False):
+        return values.contiguous() if rate is None or len(values) == 1 else rate.detach().float() @ values
+
+
+def levels_gradient(factors: Tensor, rate: Tensor | None, levels: int) -> Tensor:
+    """The gradient of the levels L×C from that of `factors_at`."""
+    return factors if rate is None or levels == 1 else rate.float().t() @ factors
 
 
 def _taps(kernel: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hpcm_codec.ops import training
 from hpcm_codec.ops.biwkv4 import biwkv4
-from hpcm_codec.ops.fused import plane_of, rows_of
+from hpcm_codec.ops.fused import factors_at, levels_gradient, plane_of, rows_of
 from hpcm_codec.ops.training import call
 
 
@@ -114,12 +114,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
 
 class _ScaledAdd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor | None, branch: Tensor, factor: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor | None, branch: Tensor, levels: Tensor, rate: Tensor | None) -> Tensor:
         branch_rows = rows_of(branch)
-        factors = factor.detach().float().reshape(-1, branch_rows.shape[-1]).contiguous()
+        factors = factors_at(levels.reshape(-1, branch_rows.shape[-1]), rate)
         y = torch.empty_like(branch_rows)
         ctx.save_for_backward(branch_rows, factors)
-        ctx.factor_shape = factor.shape
+        ctx.levels_shape, ctx.rate = levels.shape, rate
+        ctx.levels = levels.numel() // branch_rows.shape[-1]
         call("scaled_add", None if x is None else rows_of(x), branch_rows, factors, y, *_sizes(branch_rows, factors))
         return plane_of(y)
 
@@ -129,7 +130,7 @@ class _ScaledAdd(torch.autograd.Function):
         g, by_branch, by_factor = rows_of(gradient), torch.empty_like(branch), torch.zeros_like(factors)
         call("scaled_add_backward", g, branch, factors, by_branch, by_factor, *_sizes(branch, factors))
         x = plane_of(g) if ctx.needs_input_grad[0] else None
-        return x, plane_of(by_branch), by_factor.view(ctx.factor_shape)
+        return x, plane_of(by_branch), levels_gradient(by_factor, ctx.rate, ctx.levels).view(ctx.levels_shape), None
 
 
 def _sizes(rows: Tensor, factors: Tensor) -> tuple[int, int, int]:
@@ -138,7 +139,7 @@ def _sizes(rows: Tensor, factors: Tensor) -> tuple[int, int, int]:
     return len(factors), rows.numel() // channels // len(factors), channels
 
 
-def scaled_add(x: Tensor | None, branch: Tensor, factor: Tensor) -> Tensor:
-    """x + factor·branch, or factor·branch, of B×C×h×w; factor: C numbers, or B×C×1×1."""
-    y: Tensor = _ScaledAdd.apply(x, branch, factor)
+def scaled_add(x: Tensor | None, branch: Tensor, levels: Tensor, rate: Tensor | None = None) -> Tensor:
+    """x + factor·branch, or factor·branch, of B×C×h×w; levels: C factors, or L×C, of level weights `rate` B×L."""
+    y: Tensor = _ScaledAdd.apply(x, branch, levels, rate)
     return y

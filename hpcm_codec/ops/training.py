@@ -78,13 +78,17 @@ def linear(
     leaky: bool = False,
     added: Tensor | None = None,
 ) -> Tensor:
-    """leaky(Σ x·Wᵀ + bias) + added, …×outputs, over one or two inputs …×width with their packed weights."""
+    """leaky(Σ x·Wᵀ + bias) + added, …×outputs, over one or two inputs …×width with their packed weights.
+
+    added: as large as the result, or with a batch of 1.
+    """
     first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
     y = first.new_empty(*first.shape[:-1], outputs)
     tokens = first.numel() // first.shape[-1]
     call(
         "linear", first, weights[0], second, weights[1] if second is not None else None, bias, added, y,
         tokens, first.shape[-1], 0 if second is None else second.shape[-1], outputs, int(leaky),
+        tokens if added is None else added.numel() // outputs,
     )  # fmt: skip
     return y
 
