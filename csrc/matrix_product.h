@@ -523,11 +523,10 @@ inline void column_sums(const BFloat16* g, int64_t tokens, int64_t columns, floa
   });
 }
 
-// gᵀ·x (outputs × inputs, float32, rows `stride` apart) and, if wanted, the sums of g's columns: written, or added.
+// gᵀ·x (outputs × inputs, float32, rows `stride` apart): written, or added.
 inline void weight_gradient(const BFloat16* g, int64_t outputs, const BFloat16* x, int64_t inputs, int64_t tokens,
-                            float* gradient, int64_t stride, float* sums, bool added, int64_t threads) {
+                            float* gradient, int64_t stride, bool added, int64_t threads) {
   static thread_local Scratch<BFloat16> packed_x;
-  if (sums) column_sums(g, tokens, outputs, sums, added, threads);
   const int64_t panels = blocks_of(inputs, kEdge);
   for (int64_t start = 0; start < tokens; start += kChunk) {
     const bool add_to = added || start > 0;

@@ -35,8 +35,9 @@ void hpcm_training_linear(const BFloat16* x1, const BFloat16* weights1, const BF
 }
 
 void hpcm_training_weight_gradient(const BFloat16* g, const BFloat16* x, float* gradient, float* sums, int64_t tokens,
-                                   int64_t outputs, int64_t inputs, int64_t stride, int64_t threads) {
-  weight_gradient(g, outputs, x, inputs, tokens, gradient, stride, sums, false, threads);
+                                   int64_t outputs, int64_t inputs, int64_t stride, int64_t added, int64_t threads) {
+  weight_gradient(g, outputs, x, inputs, tokens, gradient, stride, added != 0, threads);
+  if (sums) column_sums(g, tokens, outputs, sums, false, threads);
 }
 
 void hpcm_training_depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
@@ -96,14 +97,16 @@ void hpcm_training_residual(const BFloat16* x, const float* taps, const float* t
   streams_end();
 }
 
-// Its gradients from g, that of y. expand and project are packed for gradients; factor_gradient begins as zeros. Goes through
+// Its gradients from g, that of y. expand and project are packed for gradients; factor_gradient begins as zeros; the
+// gradients of expand and project are added to where said. Goes through
 // the tokens in parts whose working memory stays in the cache.
 void hpcm_training_residual_backward(
     const BFloat16* g, const BFloat16* x, const BFloat16* shifted, const BFloat16* hidden, const BFloat16* branch,
     const float* taps, const BFloat16* expand, const BFloat16* project, const float* factor, BFloat16* x_gradient,
     float* taps_gradient, float* taps_bias_gradient, float* expand_gradient, float* expand_bias_gradient,
     float* project_gradient, float* project_bias_gradient, float* factor_gradient, int64_t factor_rows, int64_t batch,
-    int64_t height, int64_t width, int64_t channels, int64_t hidden_channels, int64_t threads) {
+    int64_t height, int64_t width, int64_t channels, int64_t hidden_channels, int64_t expand_added,
+    int64_t project_added, int64_t threads) {
   static thread_local Scratch<BFloat16> branch_memory, hidden_memory, shifted_memory;
   const int64_t picture = height * width, part = kChunk * threads;
   const int64_t together = pictures_together(batch, picture, threads);
@@ -135,9 +138,11 @@ void hpcm_training_residual_backward(
         multiply_rows(expansion, channels, n * kRows, rows, to_shifted);
       });
       weight_gradient(out, channels, hidden + first * hidden_channels, hidden_channels, tokens, project_gradient,
-                      hidden_channels, project_bias_gradient, first > 0, threads);
+                      hidden_channels, first > 0 || project_added, threads);
+      column_sums(out, tokens, channels, project_bias_gradient, first > 0, threads);
       weight_gradient(hidden_gradient, hidden_channels, shifted + first * channels, channels, tokens, expand_gradient,
-                      channels, expand_bias_gradient, first > 0, threads);
+                      channels, first > 0 || expand_added, threads);
+      column_sums(hidden_gradient, tokens, hidden_channels, expand_bias_gradient, first > 0, threads);
     }
     const Plane plane{(end - begin) / picture, height, width, channels};
     const int64_t at = begin * channels;

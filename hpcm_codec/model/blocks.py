@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from hpcm_codec.ops import fused
+from hpcm_codec.ops import fused, fused_mixing
 
 LEAKY_SLOPE = 0.01  # negative slope of HPCM's activations
 
@@ -48,6 +48,12 @@ class RateFactor(nn.Module):
         if rate is None or self.level_values.shape[0] == 1:
             return self.level_values[:1, :, None, None]
         return (rate @ self.level_values)[:, :, None, None]
+
+    def times(self, x: Tensor, rate: Tensor | None) -> Tensor:
+        """x, B×C×h×w, times the factors."""
+        if fused.active(x):
+            return fused_mixing.scaled_add(None, x, self.level_values, rate)
+        return x * self(rate)
 
 
 class PartialConv(nn.Module):

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, pointwise, silence
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.ops import fused, fused_mixing
 
 
 class Prior(nn.Module):
@@ -29,12 +28,7 @@ class Prior(nn.Module):
 
     def forward(self, adapted: Tensor, gain: RateFactor, context: Tensor, rate: Tensor) -> Tensor:
         """adapted: B×width×h×w; gain: of the step; context: B×2M×h×w; rate: B×L. Returns parameters B×2M×h×w."""
-        before = self.before(adapted, rate)
-        if fused.active(before):
-            scaled = fused_mixing.scaled_add(None, before, gain.level_values, rate)
-        else:
-            scaled = before * gain(rate)
-        refined = self.after(scaled, rate)
+        refined = self.after(gain.times(self.before(adapted, rate), rate), rate)
         return pointwise(self.head, refined, added=context if self.residual else None)
 
 

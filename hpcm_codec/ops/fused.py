@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,40 @@ def step() -> Iterator[None]:
         yield
     finally:
         _packed = before
+
+
+class _Sinks(NamedTuple):
+    """Where gradients of weights go: by a parameter's id, as outputs×inputs; and those that have come."""
+
+    matrices: dict[int, Tensor]
+    written: set[int]
+
+
+_sinks: _Sinks | None = None
+
+
+@contextmanager
+def gradients_into(matrices: dict[int, Tensor]) -> Iterator[set[int]]:
+    """Inside, the backward pass puts gradients of weights there and not into `grad`: a shared weight's need no adding up.
+
+    matrices: by the id of a parameter that is a matrix (1×1 convolutions too), float32, outputs×inputs, contiguous; what they hold
+              is overwritten. Gives the set of ids whose gradients have come. A gradient from torch's operators still is in `grad`.
+    """
+    global _sinks
+    before, _sinks = _sinks, _Sinks(matrices, set())
+    try:
+        yield _sinks.written
+    finally:
+        _sinks = before
+
+
+def _target(key: int, shape: torch.Size) -> tuple[Tensor, bool, bool]:
+    """Where the gradient of a weight is to be written, whether it is to be added there, and whether autograd wants it."""
+    if _sinks is None or key not in _sinks.matrices:
+        return torch.empty(shape[0], shape.numel() // shape[0]), False, True
+    added = key in _sinks.written
+    _sinks.written.add(key)
+    return _sinks.matrices[key], added, False
 
 
 def active(x: Tensor) -> bool:
@@ -77,6 +111,7 @@ class _Linear(torch.autograd.Function):
             start += x.shape[-1]
         ctx.save_for_backward(*rows)
         ctx.packs, ctx.shape, ctx.has_bias = packs, weight.shape, bias is not None
+        ctx.key = id(weight)
         ctx.added_once = added is not None and len(added) == 1
         y = training.linear(
             rows, tuple(pack.forward for pack in packs), weight.shape[0],
@@ -87,20 +122,20 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         g, outputs = rows_of(gradient), ctx.shape[0]
-        weight = torch.empty(outputs, sum(pack.inputs for pack in ctx.packs))
+        weight, to_add, wanted_here = _target(ctx.key, ctx.shape)
         bias = torch.empty(outputs) if ctx.has_bias else None
         inputs: list[Tensor | None] = []
         start = 0
         for number, (x, pack) in enumerate(zip(ctx.saved_tensors, ctx.packs, strict=True)):
             part = weight[:, start : start + pack.inputs]
-            training.weight_gradient(g, x, part, bias if number == 0 else None)
+            training.weight_gradient(g, x, part, bias if number == 0 else None, added=to_add)
             start += pack.inputs
             wanted = ctx.needs_input_grad[3 + number]
             inputs.append(plane_of(training.linear((g,), (pack.backward,), pack.inputs)) if wanted else None)
         added = None
         if ctx.needs_input_grad[2]:
             added = plane_of(g.sum(dim=0, keepdim=True) if ctx.added_once else g)
-        return weight.view(ctx.shape), bias, added, *inputs
+        return weight.view(ctx.shape) if wanted_here else None, bias, added, *inputs
 
 
 def linear(weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
@@ -125,19 +160,25 @@ class _Residual(torch.autograd.Function):
         ctx.save_for_backward(rows, *kept, taps, factors)
         ctx.rate, ctx.levels = rate, 0 if levels is None else len(levels)
         ctx.packs, ctx.shapes = packs, (kernel.shape, expand.shape, project.shape)
+        ctx.keys = id(expand), id(project)
         return plane_of(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, shifted, hidden, branch, taps, factors = ctx.saved_tensors
         to_hidden, to_branch = ctx.packs
-        x, kernel, kernel_bias, expand, expand_bias, project, project_bias, factor = training.residual_backward(
-            rows_of(gradient), rows, shifted, hidden, branch, taps, to_hidden, to_branch, factors
-        )
         shapes = ctx.shapes
+        expand, expand_added, expand_wanted = _target(ctx.keys[0], shapes[1])
+        project, project_added, project_wanted = _target(ctx.keys[1], shapes[2])
+        x, kernel, kernel_bias, expand_bias, project_bias, factor = training.residual_backward(
+            rows_of(gradient), rows, shifted, hidden, branch, taps, to_hidden, to_branch, factors, expand, project,
+            (expand_added, project_added),
+        )  # fmt: skip
         return (
-            plane_of(x), kernel.t().reshape(shapes[0]), kernel_bias, expand.view(shapes[1]), expand_bias,
-            project.view(shapes[2]), project_bias, None if factor is None else levels_gradient(factor, ctx.rate, ctx.levels), None,
+            plane_of(x), kernel.t().reshape(shapes[0]), kernel_bias,
+            expand.view(shapes[1]) if expand_wanted else None, expand_bias,
+            project.view(shapes[2]) if project_wanted else None, project_bias,
+            None if factor is None else levels_gradient(factor, ctx.rate, ctx.levels), None,
         )  # fmt: skip
 
 

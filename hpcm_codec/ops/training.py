@@ -93,10 +93,11 @@ def linear(
     return y
 
 
-def weight_gradient(g: Tensor, x: Tensor, gradient: Tensor, sums: Tensor | None = None) -> None:
-    """Write gᵀ·x into `gradient` (outputs×inputs, float32, rows contiguous) and g's column sums into `sums`."""
+def weight_gradient(g: Tensor, x: Tensor, gradient: Tensor, sums: Tensor | None = None, *, added: bool = False) -> None:
+    """Write gᵀ·x into `gradient` (outputs×inputs, float32, rows contiguous), or add it, and write g's column sums into `sums`."""
     outputs, inputs = g.shape[-1], x.shape[-1]
-    call("weight_gradient", g, x, gradient, sums, g.numel() // outputs, outputs, inputs, gradient.stride(0))
+    tokens = g.numel() // outputs
+    call("weight_gradient", g, x, gradient, sums, tokens, outputs, inputs, gradient.stride(0), int(added))
 
 
 def depthwise(
@@ -151,25 +152,25 @@ def residual_backward(
     expand: PackedWeight,
     project: PackedWeight,
     factor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, taps, taps_bias, expand, expand_bias, project, project_bias and factor, in that order."""
+    expand_gradient: Tensor,
+    project_gradient: Tensor,
+    added: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, taps, taps_bias, expand_bias, project_bias and factor, in that order.
+
+    Those of expand and project (float32, contiguous) are written into what is given, or added to it where `added` says so.
+    """
     channels, hidden_channels = x.shape[-1], hidden.shape[-1]
     x_gradient, taps_gradient = torch.empty_like(x), torch.empty_like(taps)
     factor_gradient = None if factor is None else torch.zeros_like(factor)
-    expand_gradient, project_gradient = (
-        taps.new_empty(hidden_channels, channels),
-        taps.new_empty(channels, hidden_channels),
-    )
     biases = [taps.new_empty(size) for size in (channels, hidden_channels, channels)]
     call(
         "residual_backward", g, x, shifted, hidden, branch, taps, expand.backward, project.backward, factor,
         x_gradient, taps_gradient, biases[0], expand_gradient,
         biases[1], project_gradient, biases[2], factor_gradient, 0 if factor is None else factor.shape[0],
-        *x.shape, hidden_channels,
+        *x.shape, hidden_channels, *map(int, added),
     )  # fmt: skip
-    return (
-        x_gradient, taps_gradient, biases[0], expand_gradient, biases[1], project_gradient, biases[2], factor_gradient,
-    )  # fmt: skip
+    return x_gradient, taps_gradient, biases[0], biases[1], biases[2], factor_gradient
 
 
 def take_patches(image: Tensor, patches: Tensor, edge: int, stride: int, first: int, *, repeat: bool) -> None:

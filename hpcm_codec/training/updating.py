@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.ops import update
+from hpcm_codec.ops import fused, update
 from hpcm_codec.training.averaging import Averaged
 from hpcm_codec.training.optimisers import Optimiser
 from hpcm_codec.training.processes import Processes
@@ -143,14 +143,15 @@ class FusedUpdate:
             return [array[begin:end] for _, begin, end in spans]
 
         self._weights = update.Weights(*map(pieces, (parameters, averages, means, squares)))
-        self._shared_gradients: list[list[Tensor]] = []
-        if memory is not None:
-            buffers = [arrays.take(total) for _ in range(self._world)]
-            self._shared_gradients = [pieces(buffer) for buffer in buffers]
-            own = buffers[processes.rank]
-            self._own_gradients = [_view(own, p, s) for p, s in zip(self._parameters, starts, strict=True)]
-            self._sums = arrays.take(self._world, torch.float64)
-            self._received = arrays.take(self._world * len(starts), torch.bool).view(self._world, len(starts))
+        buffers = [arrays.take(total) for _ in range(self._world)]
+        self._all_gradients = [pieces(buffer) for buffer in buffers]
+        own = buffers[processes.rank]
+        self._own_gradients = [_view(own, p, s) for p, s in zip(self._parameters, starts, strict=True)]
+        self._matrices = {
+            id(p): _matrix(g) for p, g in zip(self._parameters, self._own_gradients, strict=True) if _is_matrix(g)
+        }
+        self._sums = arrays.take(self._world, torch.float64)
+        self._received = arrays.take(self._world * len(starts), torch.bool).view(self._world, len(starts))
         self._given = np.ones(len(starts), dtype=bool)
         processes.wait()  # until process 0 has filled what all see
 
@@ -195,25 +196,28 @@ class FusedUpdate:
     def backward(self, loss: Tensor) -> None:
         for parameter in self._parameters:
             parameter.grad = None
-        loss.backward()
-        self._given = np.array([p.grad is not None for p in self._parameters])
-        if not self._shared_gradients:
-            return
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        torch._foreach_copy_(
-            [own for own, given in zip(self._own_gradients, self._given, strict=True) if given], gradients
-        )
-        for index in np.flatnonzero(~self._given):
-            self._own_gradients[index].zero_()
+        with fused.gradients_into(self._matrices) as written:
+            loss.backward()
+        there = [id(p) in written for p in self._parameters]
+        copied: tuple[list[Tensor], list[Tensor]] = [], []
+        for parameter, own, already in zip(self._parameters, self._own_gradients, there, strict=True):
+            if parameter.grad is None:
+                if not already:
+                    own.zero_()
+            elif already:
+                own.add_(parameter.grad)
+            else:
+                copied[0].append(own)
+                copied[1].append(parameter.grad)
+        torch._foreach_copy_(*copied)
+        self._given = np.array([p.grad is not None or done for p, done in zip(self._parameters, there, strict=True)])
         self._received[self._processes.rank] = torch.from_numpy(self._given)
         self._processes.wait()
         self._given = self._received.any(dim=0).numpy()
 
     def _gradients(self, owned: Sequence[int]) -> list[list[Tensor]]:
         """For each process, its gradients of those of the owned pieces."""
-        if self._shared_gradients:
-            return [[pieces[n] for n in owned] for pieces in self._shared_gradients]
-        return [[_in_memory_order(self._parameters[self._owned[n]]) for n in owned]]
+        return [[pieces[n] for n in owned] for pieces in self._all_gradients]
 
     def _changing(self) -> list[int]:
         """Those of the owned pieces that have a gradient."""
@@ -221,11 +225,9 @@ class FusedUpdate:
 
     def norm(self) -> float:
         squares = update.squared_norm(self._gradients(self._changing()))
-        if self._shared_gradients:
-            self._sums[self._processes.rank] = squares
-            self._processes.wait()
-            squares = math.fsum(self._sums.tolist())
-        return math.sqrt(squares) / self._world
+        self._sums[self._processes.rank] = squares
+        self._processes.wait()
+        return math.sqrt(math.fsum(self._sums.tolist())) / self._world
 
     def apply(self, rate: float, scale: float) -> None:
         self._optimiser.set_rate(rate)
@@ -283,13 +285,10 @@ def _is_dense(x: Tensor) -> bool:
     return x.numel() > 0 and last + 1 == x.numel()
 
 
-def _in_memory_order(parameter: Tensor) -> Tensor:
-    """The gradient as one axis, in the order in which the parameter lies in memory; a copy only where it lies otherwise."""
-    gradient = parameter.grad
-    assert gradient is not None
-    wanted = parameter.stride()
-    if gradient.stride() != wanted:
-        axes = zip(gradient.shape, gradient.stride(), wanted, strict=True)
-        if any(size > 1 and has != wants for size, has, wants in axes):
-            gradient = torch.empty_strided(parameter.shape, wanted).copy_(gradient)
-    return torch.as_strided(gradient, (gradient.numel(),), (1,))
+def _is_matrix(x: Tensor) -> bool:
+    """Whether it is the weight of a linear layer or 1×1 convolution, its rows one behind the other."""
+    return x.ndim >= 2 and all(n == 1 for n in x.shape[2:]) and x.stride()[:2] == (x.shape[1], 1)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    return torch.as_strided(x, x.shape[:2], x.stride()[:2])
