@@ -7,6 +7,7 @@ import pickle
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.losses import lambda_at, rate_distortion
 from hpcm_codec.training.metrics import MetricsLog
 from hpcm_codec.training.optimisers import Optimiser
+from hpcm_codec.training.prefetch import Prefetcher
 from hpcm_codec.training.processes import processes
 from hpcm_codec.training.samples import Batch, draw_batch
 from hpcm_codec.training.settings import (
@@ -62,6 +64,8 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Averaged(self.model, settings.ema)
         self.optimiser = Optimiser(self.model, settings)
+        draw = partial(draw_batch, pictures, config, settings, rank=self.processes.rank, world=self.processes.world)
+        self.samples = Prefetcher(draw, settings.loaders)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.warm_up = WarmUp()
         self.waited_share = 0.0
@@ -115,6 +119,7 @@ class Trainer:
             if self.step % self.settings.log_every == 0:
                 self._log(window, progress, on_log)
                 window = []
+        self.samples.close()
         self.save()
         if self.log is not None:
             self.log.close()
@@ -123,10 +128,7 @@ class Trainer:
         return progress_at(self.step, self.seconds, self.settings)
 
     def _draw(self, progress: float) -> Batch:
-        phase, together = crop_phase(progress, self.settings), self.processes
-        return draw_batch(
-            self.pictures, self.config, self.settings, phase, self.step, together.rank, together.world
-        ).to(self.device)  # fmt: skip
+        return self.samples.take(crop_phase(progress, self.settings), self.step).to(self.device)
 
     def _train_step(self, wrapped: nn.Module, batch: Batch, progress: float) -> dict[str, float]:
         x = batch.pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
