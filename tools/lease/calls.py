@@ -1,0 +1,150 @@
+"""The calls of a lease in their order: what the device tool is given, what to look at after each, and what to do when one fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcm_codec.errors import HpcmError
+from lease.plan import Plan
+
+LONGEST_COMMAND, LONGEST_CALL, MOST_PATHS = 2000, 600, 8  # the device tool's limits
+SLACK = 30.0  # seconds from a command's own limit to the tool's
+
+
+@dataclass(frozen=True)
+class Call:
+    """name: what CALLS.md calls it; carry: ignored paths that travel; timeout_s: the tool's limit; look, fails: sentences."""
+
+    name: str
+    command: str
+    timeout_s: int
+    carry: tuple[str, ...]
+    look: str
+    fails: str
+
+    def __post_init__(self) -> None:
+        if len(self.command) > LONGEST_COMMAND or self.timeout_s > LONGEST_CALL or len(self.carry) > MOST_PATHS:
+            raise HpcmError(f"the call {self.name} does not fit the device tool's limits")
+
+
+def _call(name: str, arguments: str, seconds: float, carry: tuple[str, ...], look: str, fails: str) -> Call:
+    command = f"set -o pipefail; python3 -u tools/gpu_lease.py {arguments} 2>&1 | tee $OUT/log.txt"
+    paths = tuple(f".lease/{path}" for path in ("plan", *carry))
+    return Call(name, command, min(LONGEST_CALL, round(seconds + SLACK)), paths, look, fails)
+
+
+def calls_of(plan: Plan) -> list[Call]:
+    """Those of a lease in which nothing is lost, in order."""
+    calls = []
+    for number in range(1, len(plan.parts) + 1):
+        wheels = ("wheels",) if number == 1 else ()
+        what = "`part-N is there`, the last time `all parts are there`" + (
+            "; `installed:` with four wheels" if wheels else ""
+        )
+        calls.append(
+            _call(
+                f"stage {number}",
+                f"stage {number}",
+                90,
+                (*wheels, f"part-{number}"),
+                what,
+                "Make it again; nothing else depends on its time.",
+            )
+        )
+    calls.append(
+        _call(
+            "choose",
+            "choose",
+            plan.choose_seconds,
+            ("start", "checks"),
+            "`CHOSEN:` at the end, and above it the table: crops in a second, and how much of a step waits for data (above 20%: more --loaders next time). `tests passed`.",
+            "Failed GPU tests of Bi-WKV4: do not train, go to `check`. Only other tests: train. `no way of training works`: give the machine back.",
+        )
+    )
+    for number in range(1, plan.stretches + 1):
+        last = number == plan.stretches
+        calls.append(
+            _call(
+                f"train {number}",
+                f"train --stretch {number}",
+                plan.stretch_seconds,
+                (),
+                f"The line of figures at the end: `ended` is {'`finished`' if last else '`cut`'}, `score` has fallen, `rate_factor` is 1 and `restarts` 0. Then, while the next call runs: "
+                "`python tools/gpu_lease.py bring FILES_AT`.",
+                "`this machine lacks`: it was lost, see below. Anything else: the same call again goes on from the last save (at most 1.5 minutes back).",
+            )
+        )
+    calls.append(
+        _call(
+            "check",
+            "check",
+            plan.check_seconds,
+            ("checks",),
+            "Every `read alike` is true; the two tables; check.json and bench.json come back.",
+            "`symbols differ`: keep check.json, it is a bug to look into here. A part that failed leaves the others valid.",
+        )
+    )
+    return calls
+
+
+def calls_after_a_loss(plan: Plan, stretch: int, of: int) -> list[Call]:
+    """Those that go on at a stretch on a new machine, from what `bring` has kept here."""
+    stages = [call for call in calls_of(plan) if call.name.startswith("stage")]
+    again = _call(
+        f"train {stretch} again",
+        f"train --stretch {stretch} --of {of}",
+        plan.stretch_seconds,
+        ("back", "checks"),
+        "`NOTE: a new run, from the weights that came back`, then as above.",
+        "As above.",
+    )
+    return [*stages, again]
+
+
+def write_calls(plan: Plan, folder: Path, sizes: dict[str, float]) -> None:
+    """CALLS.md to read, calls.json for programs. sizes: MiB of what travels with each call, by its name."""
+    calls = calls_of(plan)
+    (folder / "calls.json").write_text(json.dumps([dataclasses.asdict(call) for call in calls], indent=1) + "\n")
+    lost = calls_after_a_loss(plan, 2, plan.stretches)[-1]
+    lines = [
+        "# The calls of this lease",
+        "",
+        "One after the other, without a pause: the machine goes back after 30 idle seconds and all that was staged is lost with it. Each is a call of",
+        "the device tool `run` with exactly this command, `timeout_s` and `carry`. Why, and what comes after: docs/gpu-lease.md.",
+        "",
+    ]
+    for number, call in enumerate(calls, 1):
+        lines += _section(f"{number}. {call.name}", call, sizes.get(call.name))
+    lines += [
+        "## A lost machine",
+        "",
+        "A call that answers `this machine lacks …`, or an answer that the machine was given or taken back: the new one is bare, and warm now. Make sure that what came back",
+        "is kept (`bring`), give all `stage` calls again at once, then this one in place of the `train` call that is due, N its number and M the number of stretches",
+        "that the time still allows in all (the last one lets the rate fall). Where nothing has come back yet: the `stage` calls, then `choose`, then on as usual.",
+        "",
+        *_section("train N again", lost, None)[2:],
+    ]
+    text = (
+        "\n".join(lines).replace("--stretch 2 --of", "--stretch N --of").replace(f"--of {plan.stretches} ", "--of M ")
+    )
+    (folder / "CALLS.md").write_text(text.rstrip() + "\n")
+
+
+def _section(title: str, call: Call, size: float | None) -> list[str]:
+    travels = "" if size is None else f" ({size:.1f} MiB travel)"
+    return [
+        f"## {title}",
+        "",
+        "```",
+        f"command: {call.command}",
+        f"timeout_s: {call.timeout_s}",
+        f"carry: {json.dumps(list(call.carry))}",
+        "```",
+        "",
+        f"- Look at{travels}: {call.look}",
+        f"- If it fails: {call.fails}",
+        "",
+    ]
