@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ class Machine:
 
     here: Path
     folder: Path
-    told: list[str] = field(default_factory=list)
 
     def start(self, call: dict[str, Any]) -> subprocess.Popen[str]:
         """Begin a call."""
@@ -151,7 +150,8 @@ def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
     process = machine.start(call["train 1"])
     wait_for(machine.home / "run" / "metrics.jsonl", process)
     os.kill(child_of(process, "gpu_lease.py"), signal.SIGTERM)
-    assert process.wait(timeout=300) == 0
+    process.communicate(timeout=300)
+    assert process.returncode == 0
     cut = machine.figures()
     assert cut["ended"] == "asked to end" and cut["steps"] >= 1 and cut["last_row"]["progress"] < 0.5
     # and once more, to the end of its time

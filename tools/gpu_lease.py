@@ -1,9 +1,9 @@
 """Half an hour on a borrowed GPU, one command a call, all of it rehearsed here. The recipe: docs/gpu-lease.md.
 
-    python tools/gpu_lease.py prepare --pictures DIR --valid DIR --checks DIR --weights FILE [--rehearse] …    here: fills .lease/
-    python3 tools/gpu_lease.py stage N | choose | train --stretch N [--of M] | check                           there, as .lease/CALLS.md says
-    python tools/gpu_lease.py bring FILES_AT                                                                   here, after each stretch
-    python tools/gpu_lease.py finish [--calibrate DIR] [--evaluate DIR]                                        here, in the end
+Here, to fill .lease/:           python tools/gpu_lease.py prepare --pictures DIR --valid DIR --checks DIR --weights FILE [--rehearse]
+There, as .lease/CALLS.md says:  python3 tools/gpu_lease.py stage N | choose | train --stretch N [--of M] [--seconds S] | check
+Here, after each stretch:        python tools/gpu_lease.py bring FILES_AT
+Here, in the end:                python tools/gpu_lease.py finish [--calibrate DIR] [--evaluate DIR]
 
 Errors are one line; the exit status is that of the error.
 """
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="one stretch of the training")
     train.add_argument("--stretch", type=int, required=True, metavar="N")
     train.add_argument("--of", type=int, metavar="M", help="stretches in all (default: as planned)")
+    train.add_argument("--seconds", type=float, metavar="S", help="from start to end (default: as planned)")
     commands.add_parser("check", help="symbols, speed, Bi-WKV4")
     bring = commands.add_parser("bring", help="check and keep what came back")
     bring.add_argument("source", type=Path, metavar="FILES_AT")
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.name == "train":
         from lease.stretches import Stretch
 
-        Stretch(plan, options.stretch, options.of or plan.stretches).train()
+        Stretch(plan, options.stretch, options.of or plan.stretches, options.seconds).train()
     else:
         from lease.checking import check
 

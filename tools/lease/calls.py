@@ -13,6 +13,25 @@ from lease.plan import Plan
 LONGEST_COMMAND, LONGEST_CALL, MOST_PATHS = 2000, 600, 8  # the device tool's limits
 SLACK = 30.0  # seconds from a command's own limit to the tool's
 
+INTRODUCTION = """\
+# The calls of this lease
+
+One after the other, without a pause: the machine goes back after 30 idle seconds, and all that was staged is lost with it.
+Each is a call of the device tool `run` with exactly this command, `timeout_s` and `carry`. Why, and what comes after:
+docs/gpu-lease.md.
+
+Before the last `train` call look at `budget_left_s` in the reply before it. Where it is less than the call's `timeout_s` and a
+minute, add `--seconds S` to the command, S a minute less than what is left, and leave `check` out.
+"""
+LOST_MACHINE = """\
+## A lost machine
+
+A call answers `this machine lacks …`, or the tool that the machine was given or taken back: the new one is bare, and warm from
+now on. Make sure that what came back is kept (`bring`), give all `stage` calls again at once, then this one in place of the
+`train` call that is due: N its number, M how many stretches the time still allows, those before it counted (in the last one the
+rate falls). Where nothing has come back yet: the `stage` calls, then `choose`, then on as usual.
+"""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -38,56 +57,52 @@ def _call(name: str, arguments: str, seconds: float, carry: tuple[str, ...], loo
 
 def calls_of(plan: Plan) -> list[Call]:
     """Those of a lease in which nothing is lost, in order."""
-    calls = []
-    for number in range(1, len(plan.parts) + 1):
-        wheels = ("wheels",) if number == 1 else ()
-        what = "`part-N is there`, the last time `all parts are there`" + (
-            "; `installed:` with four wheels" if wheels else ""
-        )
-        calls.append(
-            _call(
-                f"stage {number}",
-                f"stage {number}",
-                90,
-                (*wheels, f"part-{number}"),
-                what,
-                "Make it again; nothing else depends on its time.",
-            )
-        )
-    calls.append(
+    stages = [
         _call(
-            "choose",
-            "choose",
-            plan.choose_seconds,
-            ("start", "checks"),
-            "`CHOSEN:` at the end, and above it the table: crops in a second, and how much of a step waits for data (above 20%: more --loaders next time). `tests passed`.",
-            "Failed GPU tests of Bi-WKV4: do not train, go to `check`. Only other tests: train. `no way of training works`: give the machine back.",
+            f"stage {number}",
+            f"stage {number}",
+            90,
+            (*(("wheels",) if number == 1 else ()), f"part-{number}"),
+            f"`part-{number} is there`"
+            + ("; `installed:` with four wheels" if number == 1 else "")
+            + ("; `all parts are there`" if number == len(plan.parts) else ""),
+            "Make it again.",
         )
+        for number in range(1, len(plan.parts) + 1)
+    ]
+    choose = _call(
+        "choose",
+        "choose",
+        plan.choose_seconds,
+        ("start", "checks"),
+        "`CHOSEN:` at the end; the table above it: crops in a second, and how much of a step waits for data (above 20%: "
+        "more `--loaders` next time); `tests passed`.",
+        "Failed GPU tests of Bi-WKV4: do not train, go to `check`. Other tests alone: train. `no way of training works`: give the "
+        "machine back.",
     )
-    for number in range(1, plan.stretches + 1):
-        last = number == plan.stretches
-        calls.append(
-            _call(
-                f"train {number}",
-                f"train --stretch {number}",
-                plan.stretch_seconds,
-                (),
-                f"The line of figures at the end: `ended` is {'`finished`' if last else '`cut`'}, `score` has fallen, `rate_factor` is 1 and `restarts` 0. Then, while the next call runs: "
-                "`python tools/gpu_lease.py bring FILES_AT`.",
-                "`this machine lacks`: it was lost, see below. Anything else: the same call again goes on from the last save (at most 1.5 minutes back).",
-            )
-        )
-    calls.append(
+    trains = [
         _call(
-            "check",
-            "check",
-            plan.check_seconds,
-            ("checks",),
-            "Every `read alike` is true; the two tables; check.json and bench.json come back.",
-            "`symbols differ`: keep check.json, it is a bug to look into here. A part that failed leaves the others valid.",
+            f"train {number}",
+            f"train --stretch {number}",
+            plan.stretch_seconds,
+            (),
+            f"The line of figures at the end: `ended` is `{'finished' if number == plan.stretches else 'cut'}`, `score` has fallen, "
+            "`rate_factor` is 1 and `restarts` 0. Then at once, before anything else runs there: "
+            "`python tools/gpu_lease.py bring FILES_AT`.",
+            "`this machine lacks`: it was lost, see below. Anything else: the same call again goes on from the last save "
+            f"(every {plan.save_minutes:g} minutes).",
         )
+        for number in range(1, plan.stretches + 1)
+    ]
+    check = _call(
+        "check",
+        "check",
+        plan.check_seconds,
+        ("wheels", "checks"),
+        "Every `read alike` is true; Bi-WKV4 beside its floor; the table of stages. check.json and bench.json come back.",
+        "`symbols differ`: keep check.json, it is a bug to look into here. A part that failed leaves the others valid.",
     )
-    return calls
+    return [*stages, choose, *trains, check]
 
 
 def calls_after_a_loss(plan: Plan, stretch: int, of: int) -> list[Call]:
@@ -108,29 +123,13 @@ def write_calls(plan: Plan, folder: Path, sizes: dict[str, float]) -> None:
     """CALLS.md to read, calls.json for programs. sizes: MiB of what travels with each call, by its name."""
     calls = calls_of(plan)
     (folder / "calls.json").write_text(json.dumps([dataclasses.asdict(call) for call in calls], indent=1) + "\n")
-    lost = calls_after_a_loss(plan, 2, plan.stretches)[-1]
-    lines = [
-        "# The calls of this lease",
-        "",
-        "One after the other, without a pause: the machine goes back after 30 idle seconds and all that was staged is lost with it. Each is a call of",
-        "the device tool `run` with exactly this command, `timeout_s` and `carry`. Why, and what comes after: docs/gpu-lease.md.",
-        "",
-    ]
+    lines = [INTRODUCTION]
     for number, call in enumerate(calls, 1):
         lines += _section(f"{number}. {call.name}", call, sizes.get(call.name))
-    lines += [
-        "## A lost machine",
-        "",
-        "A call that answers `this machine lacks …`, or an answer that the machine was given or taken back: the new one is bare, and warm now. Make sure that what came back",
-        "is kept (`bring`), give all `stage` calls again at once, then this one in place of the `train` call that is due, N its number and M the number of stretches",
-        "that the time still allows in all (the last one lets the rate fall). Where nothing has come back yet: the `stage` calls, then `choose`, then on as usual.",
-        "",
-        *_section("train N again", lost, None)[2:],
-    ]
-    text = (
-        "\n".join(lines).replace("--stretch 2 --of", "--stretch N --of").replace(f"--of {plan.stretches} ", "--of M ")
-    )
-    (folder / "CALLS.md").write_text(text.rstrip() + "\n")
+    again = calls_after_a_loss(plan, 2, 3)[-1]
+    again = dataclasses.replace(again, command=again.command.replace("--stretch 2 --of 3", "--stretch N --of M"))
+    lines += [LOST_MACHINE, *_section("", again, sizes.get("back"))[2:]]
+    (folder / "CALLS.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 def _section(title: str, call: Call, size: float | None) -> list[str]:

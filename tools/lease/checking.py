@@ -1,4 +1,7 @@
-"""`check`: what only a GPU can tell of the codec: that it reads the CPU's files and the CPU reads its, what a picture takes, how far Bi-WKV4 is from the memory's speed."""
+"""`check`: what only a GPU can tell of the codec.
+
+That it reads the CPU's files and the CPU reads its; what a picture takes; how far Bi-WKV4 is from the memory's speed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from hpcm_codec.errors import HpcmError
 from lease.choosing import keep_what_came
 from lease.machine import Clock, home, hpcm, out, run_for, use_here
 from lease.plan import Plan
+from lease.staging import install_wheels
 
 FORWARD_ARRAYS, BACKWARD_ARRAYS = 3, 5  # k, v → y; k, v, dy → dk, dv: each read or written once, B×T×C float32
 
@@ -20,6 +24,7 @@ def check(plan: Plan) -> None:
     clock = Clock(plan.check_seconds)
     use_here(plan)
     keep_what_came()
+    install_wheels()  # should this machine be a new one
     failed = []
     report: dict[str, Any] = {}
     for name, part in (("symbols", symbols), ("operator", operator), ("bench", bench)):

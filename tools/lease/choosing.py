@@ -34,7 +34,9 @@ FEWEST_ROWS = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """crops_per_second: once it runs; start_seconds: from the command to the first row; waited: share of a step for data; note: what went wrong."""
+    """crops_per_second: once it runs, 0 if it does not; start_seconds: from the command to the first row; waited: share of a step for
+    data; note: what went wrong.
+    """
 
     choice: Choice
     crops_per_second: float = 0.0
@@ -65,9 +67,10 @@ def choose(plan: Plan) -> None:
     choice.write(out() / "choice.json")
     (out() / "trials.json").write_text(json.dumps([dataclasses.asdict(trial) for trial in trials], indent=1) + "\n")
     for trial in trials:
+        step = 1e3 * trial.choice.batch / max(1e-9, trial.crops_per_second)
         print(
-            f"{str(trial.choice):<28} {trial.crops_per_second:8.1f} crops/s  {1e3 * trial.choice.batch / max(1e-9, trial.crops_per_second):8.1f} ms "
-            f"a step  first row after {trial.start_seconds:.1f} s  waits for data {100 * trial.waited:.0f}%  {trial.note}"
+            f"{trial.choice!s:<28} {trial.crops_per_second:8.1f} crops/s  {step:8.1f} ms a step  "
+            f"first row after {trial.start_seconds:.1f} s  waits for data {100 * trial.waited:.0f}%  {trial.note}"
         )
     print(f"tests {'passed' if tests_passed else 'FAILED: look before training'}; {clock.left:.0f} s were left")
     print(f"CHOSEN: {choice}, rate {plan.rate_for(choice.batch):g}")

@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hpcm_codec.errors import FileError, HpcmError
 from lease.calls import calls_after_a_loss, calls_of, write_calls
 from lease.machine import ROOT
 from lease.plan import LEASE, PLAN, Plan
-from lease.staging import TAR
+from lease.staging import ARCHIVE
 
 # What the machine's image lacks of our dependencies (/work/.library/device/KINDS.md), and pooch's own platformdirs.
 WHEELS = ("compressai==1.2.8", "pooch==1.9.0", "platformdirs==4.14.8", "bjontegaard==1.3.0")
@@ -31,8 +31,8 @@ def prepare(
 ) -> Plan:
     """Fill the folder; returns the plan that is written there.
 
-    pictures, valid: training and validation pictures; checks: the folder with the plan's `check_pictures`; weights: where training begins, a
-    checkpoint's name, path, run or pieces; wheels: a folder of them, None to ask pip.
+    pictures, valid: training and validation pictures; checks: the folder with the plan's `check_pictures`; weights: where training
+    begins, a checkpoint's name, path, run or pieces; wheels: a folder of them, None to ask pip.
     Raises FileError for what is missing, HpcmError where a call would be too large or .lease would travel as a whole.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -69,7 +69,9 @@ def tree_mib() -> float:
     """MiB that travel with every call: tracked files and those that git does not ignore; raises HpcmError if .lease is among them."""
     listing = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listing, capture_output=True, check=False)
-    ignored = subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", str(LEASE / PLAN)], check=False).returncode == 0
+    ignored = (
+        subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", str(LEASE / PLAN)], check=False).returncode == 0
+    )
     if done.returncode or not ignored:
         raise HpcmError("this is no checkout whose git ignores .lease", advice="prepare in the session's own clone")
     files = [ROOT / name for name in done.stdout.decode().split("\0") if name]
@@ -85,28 +87,28 @@ def _write_parts(folder: Path, pictures: Path, most_mib: float, least_parts: int
     from hpcm_codec.training.data import image_files
 
     files = image_files(pictures)
-    total = sum(_size_in_tar(path) for path in files)
+    total = sum(_size_in_archive(path) for path in files)
     count = max(least_parts, -(-total // int(most_mib * MIB)))
     parts: dict[str, str] = {}
     ends = [total * (number + 1) / count for number in range(count)]
     done, waiting = 0, iter(files)
     for number, stop in enumerate(ends, 1):
         data = io.BytesIO()
-        with tarfile.open(fileobj=data, mode="w") as archive:
+        with zipfile.ZipFile(data, "w") as archive:  # stored: they are compressed already
             for path in waiting:
-                archive.add(path, path.name)
-                done += _size_in_tar(path)
+                archive.write(path, path.name)
+                done += _size_in_archive(path)
                 if done >= stop:
                     break
         name = f"part-{number}"
         (folder / name).mkdir()
-        (folder / name / TAR).write_bytes(data.getbuffer())
+        (folder / name / ARCHIVE).write_bytes(data.getbuffer())
         parts[name] = hashlib.sha256(data.getbuffer()).hexdigest()
     return parts
 
 
-def _size_in_tar(path: Path) -> int:
-    return 512 * (1 + -(-path.stat().st_size // 512))
+def _size_in_archive(path: Path) -> int:
+    return path.stat().st_size + 2 * len(path.name) + 76
 
 
 def _write_weights(plan: Plan, folder: Path, weights: str) -> None:

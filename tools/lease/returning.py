@@ -38,8 +38,8 @@ def bring(folder: Path, source: Path) -> None:
     if pieces:
         line = json.loads((back / "figures.jsonl").read_text().splitlines()[-1])
         print(
-            f"stretch {line['stretch']} of {line['of']} {line['ended']}: {line['seconds']:.0f} s trained in all, {line['steps']} steps of this run, "
-            f"score {line.get('score', 'not measured')}, rate factor {line['rate_factor']:g}"
+            f"stretch {line['stretch']} of {line['of']} {line['ended']}: {line['seconds']:.0f} s trained in all, "
+            f"{line['steps']} steps of this run, score {line.get('score', 'not measured')}, rate factor {line['rate_factor']:g}"
         )
 
 

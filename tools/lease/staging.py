@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import tarfile
+import zipfile
 
 from hpcm_codec.errors import FileError, HpcmError
 from lease.machine import home
 from lease.plan import LEASE, Plan
 
-TAR = "pictures.tar"
+ARCHIVE = "pictures.zip"
 
 
 def stage(plan: Plan, number: int) -> None:
@@ -19,15 +19,15 @@ def stage(plan: Plan, number: int) -> None:
     name = f"part-{number}"
     if name not in plan.parts:
         raise FileError(f"there is no part {number}, there are {len(plan.parts)}", file=LEASE / name)
-    tar = LEASE / name / TAR
-    if not tar.exists():
-        raise FileError("has not come", file=tar, advice=f"name .lease/{name} in carry")
-    if hashlib.sha256(tar.read_bytes()).hexdigest() != plan.parts[name]:
-        raise FileError("has not come whole, or is of another plan", file=tar, advice="make the call again")
+    archive = LEASE / name / ARCHIVE
+    if not archive.exists():
+        raise FileError("has not come", file=archive, advice=f"name .lease/{name} in carry")
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != plan.parts[name]:
+        raise FileError("has not come whole, or is of another plan", file=archive, advice="make the call again")
     folder = home() / "pictures"
     folder.mkdir(exist_ok=True)
-    with tarfile.open(tar) as archive:
-        archive.extractall(folder, filter="data")
+    with zipfile.ZipFile(archive) as pictures:
+        pictures.extractall(folder)
     (home() / f"{name}.staged").touch()
     install_wheels()
     missing = [part for part in plan.parts if not (home() / f"{part}.staged").exists()]

@@ -48,8 +48,8 @@ SHORTEST = 1.0  # seconds of training that are worth a start
 
 @dataclass(frozen=True)
 class Position:
-    """offset: seconds trained before this run's own clock began; rate_factor: of the peak, halved when the loss blows up; start: the weights
-    that the run begins with, a file or its pieces' common name.
+    """offset: seconds trained before this run's own clock began; rate_factor: of the peak, halved when the loss blows up; start: the
+    weights that the run begins with, a file or its pieces' common name.
     """
 
     offset: float = 0.0
@@ -106,9 +106,9 @@ def record_of(weights: Path) -> dict[str, Any]:
 class Stretch:
     """One call's training."""
 
-    def __init__(self, plan: Plan, number: int, of: int) -> None:
+    def __init__(self, plan: Plan, number: int, of: int, seconds: float | None = None) -> None:
         self.plan, self.number, self.of = plan, number, of
-        self.clock = Clock(plan.stretch_seconds)
+        self.clock = Clock(plan.stretch_seconds if seconds is None else seconds)
         self.run, self.good, self.pending = home() / "run", home() / "good.safetensors", home() / "pending.safetensors"
         self.position = Position.read()
         self.asked = False  # to end, by SIGTERM
