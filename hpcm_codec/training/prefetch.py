@@ -7,13 +7,14 @@ the same weights with and without, and there is nothing to save or to resume.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 from torch import multiprocessing
 
+from hpcm_codec.errors import HpcmError
 from hpcm_codec.training.samples import Batch
 from hpcm_codec.training.settings import CropPhase
 from hpcm_codec.workers import prepare_worker
@@ -26,7 +27,7 @@ class Prefetcher:
     """What `draw` gives for a phase and a step, for steps that are asked for in order.
 
     draw:      a function that can be pickled; called here where `processes` is 0, else in as many others, each with one thread.
-    The processes start with the first `take`. Should one of them die, samples are drawn here from then on.
+    The processes start with the first `take`. Should one of them die, samples are drawn here from then on, with a warning.
     """
 
     def __init__(self, draw: Draw, processes: int) -> None:
@@ -42,7 +43,12 @@ class Prefetcher:
             return self._draw(phase, step)
         try:
             return self._taken(phase, step)
-        except BrokenProcessPool:
+        except HpcmError:
+            raise
+        except (
+            Exception
+        ) as error:  # a process has died, or shared memory is short; what is wrong with the draw itself is raised here
+            warnings.warn(f"the training process draws its samples itself from now on ({error})", stacklevel=2)
             self.close()
             self._processes = 0
             return self._draw(phase, step)

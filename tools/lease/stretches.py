@@ -213,12 +213,12 @@ class Stretch:
 
     def _go_back(self) -> None:
         """Put the last good weights in place of a run whose loss blew up, with half the rate and the clock where they were."""
-        kept = home() / f"blown-{time.time():.0f}"
+        kept = home() / f"blown-{time.time_ns()}"
         self.run.rename(kept)
         self.run.mkdir()
         if self.good.exists():
             at = self.position.offset + float(record_of(self.good)["seconds"])
-            start = str(self.good.replace(home() / f"good-{time.time():.0f}.safetensors"))
+            start = str(self.good.replace(home() / f"good-{time.time_ns()}.safetensors"))
         else:
             at, start = self.position.offset, self.position.start
         self.position = Position(at, self.position.rate_factor / 2, start)
