@@ -144,6 +144,7 @@ def child_of(process: subprocess.Popen[str], name: str) -> int:
     return int(next(child.pid for child in below if any(name in part for part in child.cmdline())))
 
 
+@pytest.mark.slow
 def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
     machine, call = Machine(here, tmp_path), calls(here)
     assert list(call) == ["stage 1", "stage 2", "choose", "train 1", "train 2", "check"]

@@ -76,7 +76,7 @@ def calls_of(plan: Plan) -> list[Call]:
         plan.choose_seconds,
         ("start", "checks"),
         "`CHOSEN:` at the end; the table above it: crops in a second, and how much of a step waits for data (above 20%: "
-        "more `--loaders` next time); `tests passed`.",
+        "more `--loaders` next time); `tests passed`. `bring`, as after `train`.",
         "Failed GPU tests of Bi-WKV4: do not train, go to `check`. Other tests alone: train. `no way of training works`: give the "
         "machine back.",
     )
@@ -87,8 +87,9 @@ def calls_of(plan: Plan) -> list[Call]:
             plan.stretch_seconds,
             (),
             f"The line of figures at the end: `ended` is `{'finished' if number == plan.stretches else 'cut'}`, `score` has fallen, "
-            "`rate_factor` is 1 and `restarts` 0. Then at once, before anything else runs there: "
-            "`python tools/gpu_lease.py bring FILES_AT`.",
+            "`rate_factor` is 1 and `restarts` 0. Then at once "
+            "`(python tools/gpu_lease.py bring FILES_AT > .lease/bring.txt 2>&1 &); sleep 3; cat .lease/bring.txt`: "
+            "it copies first, says that the next call may begin, and checks the weights while that runs. Look at .lease/bring.txt again later.",
             "`this machine lacks`: it was lost, see below. Anything else: the same call again goes on from the last save "
             f"(every {plan.save_minutes:g} minutes).",
         )

@@ -17,13 +17,22 @@ from lease.stretches import WEIGHTS
 def bring(folder: Path, source: Path) -> None:
     """Keep the files of a call that lie below `source` in .lease/back, from where they would travel again.
 
-    Weights are looked at first; raises FileError for pieces that are missing, damaged or not of one export, and then keeps nothing.
+    Weights are looked at first; raises FileError for pieces that are missing, damaged or not of one export, and then leaves what was
+    kept before.
     """
     if not source.is_dir():
         raise FileError("no such folder", file=source, advice="give the folder that the call's reply names as files_at")
-    back = folder / "back"
-    back.mkdir(parents=True, exist_ok=True)
-    files = {path.name: path for path in source.rglob("*") if path.is_file()}
+    back, came = folder / "back", folder / "came"
+    shutil.rmtree(came, ignore_errors=True)
+    for made in (back, came):
+        made.mkdir(parents=True, exist_ok=True)
+    for path in source.rglob("*"):
+        if path.is_file():
+            shutil.copyfile(path, came / path.name)  # not the permissions: what comes back is read-only
+    print(
+        f"{came}: a copy; the next call may begin", flush=True
+    )  # before torch is loaded: the machine waits for nobody
+    files = {path.name: path for path in came.iterdir()}
     pieces = [path for name, path in files.items() if name.startswith(WEIGHTS)]
     if pieces:
         from hpcm_codec.checkpoints import verify_checkpoint
@@ -33,7 +42,7 @@ def bring(folder: Path, source: Path) -> None:
         for earlier in back.glob(f"{WEIGHTS}*"):
             earlier.unlink()
     for name, path in files.items():
-        shutil.copyfile(path, back / name)  # not the permissions: what comes back is read-only
+        shutil.copyfile(path, back / name)
     print(f"{back}: {', '.join(sorted(files))}")
     if pieces:
         line = json.loads((back / "figures.jsonl").read_text().splitlines()[-1])
