@@ -89,7 +89,8 @@ def calls_of(plan: Plan) -> list[Call]:
             f"The line of figures at the end: `ended` is `{'finished' if number == plan.stretches else 'cut'}`, `score` has fallen, "
             "`rate_factor` is 1 and `restarts` 0. Then at once "
             "`(python tools/gpu_lease.py bring FILES_AT > .lease/bring.txt 2>&1 &); sleep 3; cat .lease/bring.txt`: "
-            "it copies first, says that the next call may begin, and checks the weights while that runs. Look at .lease/bring.txt again later.",
+            "it copies first, says that the next call may begin, and checks the weights while that runs. "
+            "Look at .lease/bring.txt again later.",
             "`this machine lacks`: it was lost, see below. Anything else: the same call again goes on from the last save "
             f"(every {plan.save_minutes:g} minutes).",
         )
