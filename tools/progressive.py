@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 
 from compare_with_jpeg import Panel, parse_crop, parser_of, write_sheet
-
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture, read_picture

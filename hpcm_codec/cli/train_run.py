@@ -19,6 +19,7 @@ from hpcm_codec.errors import FileError, UnsupportedError, UsageError
 from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
+    from hpcm_codec.model.config import ModelConfig
     from hpcm_codec.training.loop import Trainer
     from hpcm_codec.training.settings import CropPhase
 
@@ -38,7 +39,12 @@ SHARE = click.FloatRange(0, 1)
     help="The run's folder, resumed if it exists.",
 )
 @click.option(
-    "--model", "preset_name", default="phase1-lite", show_default=True, metavar="PRESET", help="What to train."
+    "--model",
+    "preset_name",
+    default="phase1-lite",
+    show_default=True,
+    metavar="PRESET|CONFIG.json",
+    help="What to train.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the run in steps…")
 @click.option("--minutes", type=POSITIVE, help="…or in minutes, added up over resumes.")
@@ -72,6 +78,11 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True, metavar="STEPS")
 @click.option("--save-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Between two saves.")
 @click.option("--tensorboard", is_flag=True, help="Metrics in RUN/tensorboard too.")
+@click.option(
+    "--loaders",
+    type=click.IntRange(0, 256),
+    help="Processes that draw crops ahead.  [default: 0, the trainer draws them]",
+)
 @click.option("--activation-checkpointing", is_flag=True, help="Less memory, more time.")
 @click.option("--compile", is_flag=True, help="Use torch.compile; minutes for each size of crops, then faster steps.")
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True)
@@ -102,13 +113,12 @@ def run(
     if validation is not None:
         options.refuse_missing(validation)
 
-    from hpcm_codec.model.config import preset
     from hpcm_codec.training.data import PackedPictures
     from hpcm_codec.training.loop import Trainer
     from hpcm_codec.training.scoring import middles
     from hpcm_codec.training.settings import TrainSettings
 
-    config = preset(preset_name)
+    config = _configuration(preset_name)
     set_threads(threads)
     # All options left are settings of the same name; those not given keep their defaults.
     settings = TrainSettings(crops=phases, **{name: value for name, value in values.items() if value is not None})
@@ -156,6 +166,17 @@ def parse_crops(text: str, batch: int | None = None) -> tuple[CropPhase, ...]:
     if any(phase.edge < 64 or phase.edge % 64 or phase.batch < 1 for phase in phases):
         raise UsageError("--crops takes edges that are multiples of 64, and one crop or more")
     return tuple(phases)
+
+
+def _configuration(name: str) -> ModelConfig:
+    """A preset's configuration, or one in a file of JSON, as `hpcm checkpoints show` prints it."""
+    from hpcm_codec.model.config import ModelConfig, preset
+
+    path = Path(name)
+    if path.suffix != ".json":
+        return preset(name)
+    options.refuse_missing(path)
+    return ModelConfig.from_json(path.read_text())
 
 
 def torch_device(name: str) -> str:

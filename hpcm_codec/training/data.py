@@ -77,6 +77,10 @@ class PackedPictures:
         if self._pixels.size != last["start"] + last["height"] * last["width"] * 3:
             raise FileError(f"{path}: not the file that {index_path.name} describes; pack again")
 
+    def __reduce__(self) -> tuple[type[PackedPictures], tuple[Path]]:
+        """Another process opens the file anew; the pixels do not travel."""
+        return PackedPictures, (self.path,)
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hpcm_codec.training.guard import Guard, Verdict, objection
 from hpcm_codec.training.losses import lambda_at, rate_distortion
 from hpcm_codec.training.metrics import MetricsLog
 from hpcm_codec.training.optimisers import Optimiser
+from hpcm_codec.training.prefetch import Prefetcher
 from hpcm_codec.training.processes import processes
 from hpcm_codec.training.samples import Batch, draw_batch
 from hpcm_codec.training.scoring import EDGE, shared_score
@@ -75,6 +77,8 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Averaged(self.model, settings.ema)
         self.optimiser = Optimiser(self.model, settings)
+        draw = partial(draw_batch, pictures, config, settings, rank=self.processes.rank, world=self.processes.world)
+        self.samples = Prefetcher(draw, settings.loaders)
         self.step, self.seconds, self.skipped, self.went_back = 0, 0.0, 0, 0
         self.guard = Guard()
         self.scored = pictures.sample(EDGE, SCORED_CROPS) if validation is None else validation
@@ -137,6 +141,7 @@ class Trainer:
                 window = []
             if self.guard.verdict is Verdict.GO_BACK:
                 self._go_back("the loss or the gradient stays an outlier")
+        self.samples.close()
         if problem := self.save():
             self._say(f"step {self.step}: {problem}; not saved, the last good state is that of step {self.states.step}")
         if self.log is not None:
@@ -152,10 +157,7 @@ class Trainer:
         return progress_at(self.step, self.seconds, self.settings)
 
     def _draw(self, progress: float) -> Batch:
-        phase, together = crop_phase(progress, self.settings), self.processes
-        return draw_batch(
-            self.pictures, self.config, self.settings, phase, self.step, together.rank, together.world
-        ).to(self.device)  # fmt: skip
+        return self.samples.take(crop_phase(progress, self.settings), self.step).to(self.device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.settings.bfloat16 else nullcontext()

@@ -31,6 +31,7 @@ class TrainSettings:
     optimiser:        "adamw"; "muon": Muon for matrices, 1×1 convolutions among them, and AdamW for the rest.
     crops:            crop sizes over the run.
     smallest_scale:   crops are drawn from pictures shrunk by a random factor between this and 1; 1 never shrinks.
+    loaders:          processes that draw samples ahead of their step; 0: the training process itself draws them.
     activation_checkpointing: recompute the cells' activations in the backward pass: less memory, more time.
     compile:          run the network through torch.compile.
     tensorboard:      write the metrics for TensorBoard too.
@@ -49,6 +50,7 @@ class TrainSettings:
     optimiser: Literal["adamw", "muon"] = "adamw"
     crops: tuple[CropPhase, ...] = (CropPhase(0.0, 128, 8), CropPhase(0.6, 256, 2))
     smallest_scale: float = 1.0
+    loaders: int = 0
     save_minutes: float = 5.0
     log_every: int = 50
     seed: int = 0
