@@ -38,10 +38,14 @@ class Optimiser:
         apart = settings.patch_rate_factor != 1 and model.config.transform == "patch"
         patches = [*model.g_a[0].parameters(), *model.g_s[-1].parameters()] if apart else []
         taken |= {id(p) for p in (*slow, *patches)}
+        lower = settings.transform_rate_factor != 1
+        transforms = [p for p in (*model.g_a.parameters(), *model.g_s.parameters()) if lower and id(p) not in taken]
+        taken |= {id(p) for p in transforms}
         groups = [
             {"params": [p for _, p in named if id(p) not in taken], "factor": 1.0},
             {"params": slow, "factor": settings.decay_rate_factor, "weight_decay": 0.0},
             {"params": patches, "factor": settings.patch_rate_factor},
+            {"params": transforms, "factor": settings.transform_rate_factor},
         ]
         shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         self._parts: dict[str, torch.optim.Optimizer] = {

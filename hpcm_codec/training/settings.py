@@ -25,6 +25,7 @@ class TrainSettings:
                       added up over resumes).
     learning_rate:    peak; constant after `warmup_steps`, then cosine to 0 from `decay_start` (a share of the run) on.
     decay_rate_factor: learning-rate factor of the RWKV decay and boost.
+    transform_rate_factor: learning-rate factor of everything else in analysis and synthesis.
     patch_rate_factor: learning-rate factor of the projections between pixels and patches: sums over hundreds of pixels of one sign.
     clip_norm:        largest gradient norm.
     ema:              decay of the averaged weights, which are the ones to ship.
@@ -44,6 +45,7 @@ class TrainSettings:
     decay_start: float = 0.4
     decay_rate_factor: float = 1.0
     patch_rate_factor: float = 1.0
+    transform_rate_factor: float = 1.0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema: float = 0.998

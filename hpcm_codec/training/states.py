@@ -98,6 +98,8 @@ def refuse_another_run(state: State, path: Path, config: ModelConfig, settings: 
         raise FileError(
             f"this run uses the optimiser {saved.optimiser}", file=path, advice="name it, or choose another folder"
         )
-    if (saved.patch_rate_factor == 1) != (settings.patch_rate_factor == 1):
-        reason = f"this run's patch rate factor is {saved.patch_rate_factor:g}, and it stays 1 or not 1"
-        raise FileError(reason, file=path, advice="give it with --patch-rate-factor, or choose another folder")
+    for part in ("patch", "transform"):
+        before, now = (getattr(s, f"{part}_rate_factor") for s in (saved, settings))
+        if (before == 1) != (now == 1):
+            reason = f"this run's {part} rate factor is {before:g}, and it stays 1 or not 1"
+            raise FileError(reason, file=path, advice=f"give it with --{part}-rate-factor, or choose another folder")
