@@ -214,12 +214,13 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
 def test_training_is_measured_by_the_real_command(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hpcm_codec.benchmark import training
 
+    counts = [2] if machine.usable_cores() > 1 else [1]  # each run takes ten seconds to start
+    monkeypatch.setattr(training, "PROCESSES", counts)
     monkeypatch.setattr(training, "bfloat16_rate", lambda processes, threads: 1e12)
     settings = training.TrainingSettings(
         "phase1-lite", 1, steps=10, turns=1, against=root, against_crops=2, edge=64, warm_up_steps=1
     )
     found = training.measure_training(settings)
-    counts = [1, 2] if machine.usable_cores() > 1 else [1]
     assert [(run["processes"], run["version"], run["crops_per_process"]) for run in found["runs"]] == [
         (count, *version) for count in counts for version in (("this", 1), ("other", 2))
     ]
