@@ -23,7 +23,7 @@ def test_the_document_says_what_the_results_say(tool: ModuleType) -> None:
 def test_a_changed_figure_is_noticed_and_written(tool: ModuleType, root: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     results.mkdir()
-    for section in tool.COMMANDS:
+    for section in tool.COMMANDS.keys() - tool.ON_REQUEST:
         original = tool.results_file(root / "docs" / "results", section)
         tool.results_file(results, section).write_text(original.read_text())
     document = tmp_path / "benchmarks.md"
@@ -52,3 +52,17 @@ def test_what_is_no_results_file_or_no_document_with_markers_is_refused(tool: Mo
     assert tool.main(["--results", str(tmp_path), "--document", str(document), "--only", "stages"]) == 5
     assert tool.main(["--results", str(tmp_path / "none"), "--document", str(document), "--only", "stages"]) == 5
     assert document.read_text() == "no markers\n"
+
+
+def test_training_has_its_table_once_it_was_measured(tool: ModuleType, root: Path, tmp_path: Path) -> None:
+    from test_bench import run_of, training_results
+
+    document = tmp_path / "benchmarks.md"
+    document.write_text((root / "docs" / "benchmarks.md").read_text())
+    results = training_results([run_of("this", 1, 4, [6.0]), run_of("other", 1, 2, [2.0])])
+    arguments = ["--results", str(tmp_path), "--document", str(document), "--only", "training"]
+    assert tool.main(arguments) == 5  # not measured
+    tool.results_file(tmp_path, "training").write_text(json.dumps(results))
+    assert tool.main(arguments) == 0 and tool.main([*arguments, "--check"]) == 0
+    section = document.read_text().split("<!-- training -->")[1].split("<!-- /training -->")[0]
+    assert "hpcm bench --training --against ../d1d4bf1" in section and "| other (d1d4bf1) |" in section

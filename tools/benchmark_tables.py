@@ -1,7 +1,8 @@
 """Write the tables of docs/benchmarks.md anew from the results of `hpcm bench`, after measuring them where that is asked for.
 
-    python tools/benchmark_tables.py --measure     # all of COMMANDS below, a quarter of an hour; then the tables
+    python tools/benchmark_tables.py --measure     # all of COMMANDS below but ON_REQUEST, a quarter of an hour; then the tables
     python tools/benchmark_tables.py               # the tables alone
+    python tools/benchmark_tables.py --measure --only training   # needs: git worktree add ../d1d4bf1 d1d4bf1
 
 What stands between `<!-- stages -->` and `<!-- /stages -->`, and the other sections of that kind, is made of the JSON files in
 docs/results and of nothing else. `--check` writes nothing and fails when the document is not what the files say.
@@ -29,7 +30,10 @@ COMMANDS = {
     "presets": ["--model", "phase1", "--model", "hpcm-base", "--size", "768x512", "--size", "1920x1080"],
     "cells": ["--cell"],
     "growth": ["--growth"],
+    "training": ["--training", "--against", "../d1d4bf1"],
 }
+# Measured only when named with --only, since it needs another checkout: git worktree add ../d1d4bf1 d1d4bf1
+ON_REQUEST = {"training"}
 
 
 def results_file(folder: Path, section: str) -> Path:
@@ -73,10 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fail when the document is not up to date; write nothing")
     options = parser.parse_args(arguments)
     try:
-        sections = options.only or list(COMMANDS)
+        sections = options.only or [section for section in COMMANDS if section not in ON_REQUEST]
         if options.measure and not options.check:
             for section in sections:
                 measure(section, options.results)
+        if not options.only:
+            sections += [section for section in sorted(ON_REQUEST) if results_file(options.results, section).is_file()]
         texts = {section: section_text(section, options.results) for section in sections}
         updated = with_sections(options.document, texts, check=options.check)
         if not options.check:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -19,6 +20,8 @@ from hpcm_codec.ops.integer import LinearWeights
 EDGE = {"cpu": 1536, "cuda": 8192}  # of the float32 matrices
 TOKENS, CHANNELS = 4096, 512  # of the integer product
 NUMBERS = {"cpu": 2**25, "cuda": 2**28}  # in each array: 128 MiB and 1 GiB, beyond every cache
+# tokens, inputs and outputs of bfloat16 products: layers of phase1-lite, and a large one
+BFLOAT16_SHAPES = ((4096, 384, 192), (4096, 192, 768), (4096, 1024, 1024))
 LEAST_RUNS, LEAST_SECONDS = 3, 1.0  # of each work: a shared machine has slow moments that are longer than a run
 
 
@@ -70,6 +73,21 @@ def _integer_product() -> float | None:
     weights = LinearWeights(weight, zeros, zeros)
     seconds = _shortest(lambda: integer.linear(x, weights), lambda: None)
     return 2 * TOKENS * CHANNELS**2 / seconds
+
+
+def bfloat16_operations() -> float:
+    """Operations a second of torch's bfloat16 matrix product on the processor, of the shape that it is fastest at; takes three seconds.
+
+    Where torch has no fast one, that of training may be above it.
+    """
+    rates = []
+    with torch.inference_mode():
+        for tokens, inputs, outputs in BFLOAT16_SHAPES:
+            x, weight = (torch.rand(rows, inputs).to(torch.bfloat16) for rows in (tokens, outputs))
+            y = torch.empty(tokens, outputs, dtype=torch.bfloat16)
+            seconds = _shortest(partial(torch.mm, x, weight.t(), out=y), lambda: None)
+            rates.append(2 * tokens * inputs * outputs / seconds)
+    return max(rates)
 
 
 def _shortest(work: Callable[[], object], wait: Callable[[], None]) -> float:

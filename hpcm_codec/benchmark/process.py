@@ -71,13 +71,17 @@ def seconds_from_the_shell(action: Action, source: Path, target: Path, model: st
     return time.perf_counter() - start
 
 
-def _run(command: list[str], what: str) -> str:
-    # The child must find this very package, installed or not.
-    package = str(Path(__file__).resolve().parents[2])
-    found = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+def fresh_environment(package: Path) -> dict[str, str]:
+    """The environment of a process that finds the very package in that folder, installed or not."""
+    found = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": found, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     # Modules are compiled once and kept, as where the program is installed, or its start would take 0.1 s longer than there.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def _run(command: list[str], what: str) -> str:
+    environment = fresh_environment(Path(__file__).resolve().parents[2])
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_TIMEOUT, env=environment)
     except subprocess.TimeoutExpired as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +33,13 @@ def markdown_table(headings: Row, rows: Sequence[Row]) -> str:
 
 def as_markdown(results: dict[str, Any]) -> str:
     """All tables of a results file, with the machine they were measured on. results: as `hpcm bench --json` writes them."""
-    make = {"stages": stages_in_words, "growth": growth_in_words, "cells": cells_in_words}[results["kind"]]
-    return f"{_measured_on(results)}\n\n{make(results)}"
+    kinds = {
+        "stages": stages_in_words,
+        "growth": growth_in_words,
+        "cells": cells_in_words,
+        "training": training_in_words,
+    }
+    return f"{_measured_on(results)}\n\n{kinds[results['kind']](results)}"
 
 
 def _measured_on(results: dict[str, Any]) -> str:
@@ -204,3 +210,51 @@ def _cell_row(cell: dict[str, Any], baseline: dict[str, Any], before: dict[str, 
         change = cell[quantity] / baseline[quantity] - 1
         cells += [text, DASH if cell is baseline else f"{change:+.0%}".replace("-", "−")]
     return [*cells, step]
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def training_in_words(results: dict[str, Any]) -> str:
+    """Crops a second by the number of processes, for this version and the one it is compared with."""
+    found = results["training"]
+    runs = found["runs"]
+    others = {run["processes"]: run for run in runs if run["version"] == "other"}
+    rows = []
+    for run in runs:
+        ceiling = found["bfloat16_operations"][str(run["processes"])]
+        step = run["processes"] * run["crops_per_process"] / run["crops_per_second"]
+        taken = run["all_crops_per_second"]
+        commit = "" if run["commit"] is None else f" ({run['commit']})"
+        rows.append(
+            [
+                f"{run['version']}{commit}",
+                str(run["processes"]),
+                str(run["crops_per_process"]),
+                _milliseconds(step),
+                f"**{run['crops_per_second']:.2f}**",
+                f"{min(taken):.2f}–{max(taken):.2f}",
+                f"{ceiling / 1e12:.2f} TFLOP/s",
+                f"{run['operations_per_second'] / ceiling:.1%}",
+                DASH if run["version"] == "other" else _times(run, others.get(run["processes"])),
+            ]
+        )
+    headings = ["version", "processes", "crops each", "step", "crops a second", "range", "bfloat16 rate", "share of it"]
+    headings.append("times the other")
+    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    allocator = "the C library's allocator" if found["allocator"] is None else f"{found['allocator']} preloaded"
+    turns = len(runs[0]["all_crops_per_second"])
+    return (
+        f"`{found['model']}` ({found['kmac_per_pixel']:.1f} kMAC/pixel), crops of {found['edge']}×{found['edge']} of {found['picture']}, "
+        f"{threads} a process, matrix products: {found['matrix_products']}, {allocator}. Each figure is the median of {turns} "
+        f"run{'s' if turns > 1 else ''} of {found['steps']} steps after {found['warm_up_steps']} that do not count.\n\n"
+        f"{markdown_table(headings, rows)}"
+    )
+
+
+def _times(run: dict[str, Any], other: dict[str, Any] | None) -> str:
+    """How many times as fast as the other version: the median over the turns, in each of which both met the same load."""
+    if other is None:
+        return DASH
+    pairs = zip(run["all_crops_per_second"], other["all_crops_per_second"], strict=True)
+    return f"**{statistics.median(here / there for here, there in pairs):.2f}**"

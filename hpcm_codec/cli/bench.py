@@ -1,4 +1,5 @@
-"""`hpcm bench`: what encoding and decoding take on this machine, by stage; how that grows; and what the context cells take."""
+"""`hpcm bench`: what encoding and decoding take on this machine, by stage; how that grows; what the context
+cells take; and how fast training is."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 2**15
 DEFAULT_SIZE = "768x512"
+RUNS, TURNS = 5, 3
+OF_TRAINING = ("steps", "crops_per_process", "against", "against_crops")
+NOT_OF_TRAINING = ("sizes", "quality", "profile", "longest")
 
 Size = tuple[int, int]
 
@@ -40,6 +45,9 @@ def parse_size(text: str) -> Size:
 @click.option(
     "--cell", "kind", flag_value="cells", help="One full-resolution context step with different cells instead."
 )
+@click.option(
+    "--training", "kind", flag_value="training", help="Crops of 256x256 a second in `hpcm train run` instead."
+)
 @click.option("--size", "sizes", metavar="WxH", multiple=True, help=f"Once or more.  [default: {DEFAULT_SIZE}]")
 @click.option("--image", type=click.Path(path_type=Path), help="The picture.  [default: a sample photograph]")
 @click.option("-q", "--quality", type=click.FloatRange(0, 100), default=50.0, show_default=True)
@@ -52,14 +60,41 @@ def parse_size(text: str) -> Size:
 )
 @options.profile
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the model runs.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: torch's choice]")
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Runs a median is taken of, at most."
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Processor threads.  [default: torch's choice; --training: 1 a process]",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    help=f"Runs a median is taken of, at most.  [default: {RUNS}; --training: {TURNS}]",
 )
 @click.option("--longest", type=click.FloatRange(min=0), metavar="SECONDS", help="Leave out what takes longer one way.")
+@click.option("--steps", type=click.IntRange(min=2), help="--training: steps that are timed in a run.  [default: 40]")
+@click.option(
+    "--crops-per-process",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="--training: crops of a process in a step.  [default: 4]",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="--training: a checkout of another version, measured in turns with this one.",
+)
+@click.option(
+    "--against-crops",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="--training: the other version's crops of a process.  [default: 2]",
+)
 @click.option("--json", "output", metavar="OUT", help="Write the figures as JSON (- for stdout).")
 @click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
+@click.pass_context
 def command(
+    context: click.Context,
     kind: str | None,
     sizes: tuple[str, ...],
     image: Path | None,
@@ -68,8 +103,12 @@ def command(
     profile: str,
     device: str,
     threads: int | None,
-    runs: int,
+    runs: int | None,
     longest: float | None,
+    steps: int | None,
+    crops_per_process: int | None,
+    against: Path | None,
+    against_crops: int | None,
     output: str | None,
     force: bool,
 ) -> None:
@@ -77,13 +116,26 @@ def command(
 
     Times are inside the process, the model loaded, medians after a warm-up (where one run takes 10 seconds and more, of that run);
     memory is that of a whole fresh process.
+
+    --training measures `hpcm train run` on the processor, in one process and in two; LD_PRELOAD and the like hold for it too.
     """
     chosen = [parse_size(size) for size in sizes]
     options.check_device(device)
     if kind == "growth" and (len(models) > 1 or 0 < len(chosen) < 3):
         raise UsageError("--growth takes one model, and three sizes or more (or none for its own)")
+    _refuse_options_of_another_kind(context, kind == "training")
+    if kind == "training" and (len(models) > 1 or device.startswith("cuda")):
+        raise UsageError("--training takes one preset, and measures the processor")
+    if against_crops is not None and against is None:
+        raise UsageError("--against-crops needs --against")
     options.refuse_existing(output, force)
-    results = _results(kind or "stages", chosen, models, image, quality, profile, device, threads, runs, longest)
+    if kind == "training":
+        given: dict[str, Any] = {"crops": crops_per_process, "steps": steps, "turns": runs, "threads": threads}
+        given |= {"image": image, "against": against, "against_crops": against_crops}
+        results = _training(models, {name: value for name, value in given.items() if value is not None})
+    else:
+        few = RUNS if runs is None else runs
+        results = _results(kind or "stages", chosen, models, image, quality, profile, device, threads, few, longest)
     if output is not None:
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         if output == "-":
@@ -95,6 +147,26 @@ def command(
     from hpcm_codec.benchmark.tables import as_markdown
 
     click.echo(as_markdown(results), nl=False)
+
+
+def _refuse_options_of_another_kind(context: click.Context, training: bool) -> None:
+    """Raise UsageError for what is given and means nothing with, or without, --training."""
+    for name in NOT_OF_TRAINING if training else OF_TRAINING:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = next(parameter.opts[-1] for parameter in context.command.params if parameter.name == name)
+            raise UsageError(f"{option} {'means nothing with' if training else 'is for'} --training")
+
+
+def _training(models: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
+    from hpcm_codec.benchmark.training import TrainingSettings, measure_training
+    from hpcm_codec.evaluation.machine import describe_machine, load_average
+    from hpcm_codec.shipped import DEFAULT_MODEL
+
+    load_before = round(load_average(), 2)
+    settings = TrainingSettings(models[0] if models else DEFAULT_MODEL, **given)
+    set_threads(settings.threads)
+    about = {"kind": "training", "machine": describe_machine("cpu"), "load_average_before": load_before}
+    return about | {"training": measure_training(settings)}
 
 
 def _results(

@@ -38,14 +38,16 @@ def examine(build: bool = False) -> dict[str, Any]:
     """Everything doctor tells; `problems` are what keeps pictures from being coded, `hints` what only makes it slow."""
     problems: list[str] = []
     hints: list[str] = []
+    operator = _operator(build, hints)
     return {
         "hpcm-codec": __version__,
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         "packages": {name: _version(name, problems) for name in PACKAGES},
         "devices": _devices(problems),
         "range coder": _range_coder(problems),
-        "operator": _operator(build, hints),
+        "operator": operator,
         "checkpoints": _checkpoints(problems),
+        "training": _training(operator),
         "problems": problems,
         "hints": hints,
     }
@@ -109,6 +111,24 @@ def _operator(build: bool, hints: list[str]) -> dict[str, str]:
         if topic.startswith("last build error") and text != "none":
             hints.append(f"the operator runs in plain PyTorch, slower, because of this: {text}")
     return report
+
+
+def _training(operator: dict[str, str]) -> dict[str, str]:
+    """What makes training on the processor fast or slow; nobody who codes pictures needs any of it. operator: as `_operator` tells."""
+    try:
+        from hpcm_codec.training.processor import matrix_products, matrix_units, preloaded_allocator, tcmalloc_advice
+    except (ImportError, OSError):
+        return {}  # torch's absence has been told
+    compiled = operator.get("training operators", "torch").partition(" ")[0] != "torch"
+    advice = tcmalloc_advice()
+    memory = preloaded_allocator() or "from the C library"
+    return {
+        "matrix units": ", ".join(matrix_units()) or "none for bfloat16",
+        "matrix products": matrix_products() if compiled else "by torch",
+        "memory": memory
+        if advice is None
+        else f"{memory}; for `hpcm train run` on the CPU tcmalloc is faster: {advice}",
+    }
 
 
 def _checkpoints(problems: list[str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ COMMANDS = {
     "info": "Show what a .hpcm file, a model or a checkpoint is made of.",
     "eval": "Measure rate, quality and time on a data set.",
     "compare": "Write a page that shows pictures before and after, beside other codecs.",
-    "bench": "Measure encode and decode times and memory on this machine.",
+    "bench": "Measure encode and decode times and memory on this machine, or training's speed.",
     "train": "Train a model on your own pictures.",
     "checkpoints": "List, check and export weights.",
     "doctor": "Check the installation, and say what to do about what is missing.",
