@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import fused_distribution
+from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, up2
 from hpcm_codec.model.config import preset
@@ -17,7 +19,12 @@ from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimatorPort, Noise
 from hpcm_codec.model.rwkv import OmniShift
 from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut, _patches_in
 from hpcm_codec.ops import build, fused, training
+from hpcm_codec.training.conditioning import condition
+from hpcm_codec.training.data import PackedPictures
+from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.losses import lambda_at, rate_distortion
+from hpcm_codec.training.settings import CropPhase, TrainSettings
+from test_hpcm_phase1 import SMALL
 
 pytestmark = pytest.mark.skipif(build.find_compiler("training") is None, reason="no C++ compiler here")
 
@@ -248,3 +255,46 @@ def test_without_a_compiler_the_blocks_are_plain(
 def test_packing_refuses_what_it_cannot_read() -> None:
     with pytest.raises(ValueError, match="contiguous rows"):
         training.PackedWeight.of(torch.rand(4, 8).t())
+
+
+def test_a_run_is_the_same_fused_and_plain(
+    pictures: PackedPictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Losses of every step and the score of the averaged weights, to the accuracy of bfloat16."""
+    settings = TrainSettings(
+        steps=8, warmup_steps=2, learning_rate=2e-4, crops=(CropPhase(0.0, 64, 2),), log_every=1, save_minutes=60
+    )
+    losses, scores = [], []
+    for operators in ("torch", "auto"):
+        monkeypatch.setenv("HPCM_OPS", operators)
+        folder = tmp_path / operators
+        trainer = Trainer(SMALL, pictures, folder, settings)
+        trainer.run()
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows])
+        scores.append(trainer.score)
+    assert losses[0][-1] != losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert scores[1] == pytest.approx(scores[0], rel=0.01)
+
+
+def test_conditioning_leaves_the_function_alone() -> None:
+    """Channels between the projections get one size; what the network computes stays."""
+    torch.manual_seed(12)
+    model = HPCM(preset("phase1-lite")).eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("g_a", "g_s")):
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    x = torch.rand(2, 3, 64, 128)
+    with torch.no_grad():
+        before = model(x, 3.0)
+        sizes = condition(model, x)
+        after = model(x, 3.0)
+        again = condition(model, x)
+    assert (before["x_hat"] - after["x_hat"]).abs().max() < 1e-4
+    assert torch.allclose(before["likelihoods"]["y"], after["likelihoods"]["y"], atol=1e-3)
+    for first, second in zip(sizes, again, strict=True):
+        assert first.max() / first.min() > 2
+        assert torch.allclose(second, torch.ones_like(second), atol=1e-3)
+    with pytest.raises(UnsupportedError, match="patch"):
+        condition(HPCM(preset("hpcm-base"), initialise=False), x)
