@@ -75,6 +75,9 @@ SHARE = click.FloatRange(0, 1)
     metavar="FOLDER",
     help="Pictures to score the weights on before each save.  [default: four crops of the training pictures]",
 )
+@click.option(
+    "--condition", is_flag=True, help="Bring the transforms' channels to one size first; the function stays the same."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--log-every", type=click.IntRange(min=1), default=50, show_default=True, metavar="STEPS")
 @click.option("--save-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Between two saves.")
@@ -93,6 +96,7 @@ def run(
     out: Path,
     preset_name: str,
     start: str | None,
+    condition: bool,
     validation: Path | None,
     crops: str,
     batch: int | None,
@@ -136,8 +140,11 @@ def run(
         _say_first(first, f"faster with tcmalloc ({GAIN}): {advice}")
     if trainer.step:
         _say_first(first, f"{out}: going on from step {trainer.step}")
-    elif start is not None:
-        _start_from(trainer, start)
+    else:
+        if start is not None:
+            _start_from(trainer, start)
+        if condition:
+            _condition(trainer)
     with _stop_requests(first) as asked_to_stop, _display(first) as on_log:
         trainer.run(on_log, lambda: bool(asked_to_stop()))
     stopped = "; stopped, the same command goes on" if asked_to_stop() else ""
@@ -226,6 +233,17 @@ def _start_from(trainer: Trainer, name: str) -> None:
         raise UnsupportedError(
             f"{name} holds the weights of another model", advice="name its preset with --model"
         ) from error
+
+
+def _condition(trainer: Trainer) -> None:
+    """Rescale the channels inside the transforms; see `training.conditioning`."""
+    from hpcm_codec.model.hpcm import HPCM
+    from hpcm_codec.training.conditioning import condition
+
+    model = HPCM(trainer.config, initialise=False).eval()
+    model.load_state_dict(trainer.model.state_dict())
+    condition(model, trainer.pictures.sample(edge=256, batch=12))
+    trainer.start_from(model.state_dict())
 
 
 def _say_first(first: bool, line: str) -> None:

@@ -46,6 +46,8 @@ HEADERS: dict[str, tuple[str, ...]] = {
     "cuda": ("biwkv4.h",),
     "integer": ("integer.h", "integer_mixing.h", "range_decoder.h"),
     "training": (
+        "bfloat16.h",
+        "matrix_block.h",
         "matrix_product.h",
         "training_mixing.h",
         "training_patches.h",
