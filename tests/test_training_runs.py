@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from hpcm_codec.checkpoints import load_checkpoint
+from hpcm_codec.cli.train_run import _condition
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training import loop
@@ -304,7 +305,9 @@ def test_muon_makes_all_singular_values_of_a_step_alike() -> None:
 def test_projections_between_pixels_and_patches_have_a_rate_of_their_own(
     pictures: PackedPictures, tmp_path: Path
 ) -> None:
-    settings = dataclasses.replace(QUICK, steps=1, warmup_steps=1, ema=0.0, decay_start=0.99, patch_rate_factor=0.1)
+    settings = dataclasses.replace(
+        QUICK, steps=1, warmup_steps=1, ema=0.0, decay_start=0.99, patch_rate_factor=0.1, transform_rate_factor=0.5
+    )
     trainer = Trainer(SMALL, pictures, tmp_path, settings)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.run()
@@ -313,11 +316,27 @@ def test_projections_between_pixels_and_patches_have_a_rate_of_their_own(
     last = len(trainer.model.g_s) - 1
     for name in ("g_a.0.weight", "g_a.0.bias", f"g_s.{last}.weight", f"g_s.{last}.bias"):
         assert moved[name] == pytest.approx(0.1 * settings.learning_rate, rel=1e-2), name
-    assert moved["g_a.1.expand.weight"] == pytest.approx(settings.learning_rate, rel=1e-2)
+    assert moved["g_a.1.expand.weight"] == pytest.approx(0.5 * settings.learning_rate, rel=1e-2)
+    assert moved["h_a.0.weight"] == pytest.approx(settings.learning_rate, rel=1e-2)
     resumed = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(settings, steps=2))
     assert resumed.step == 1
     with pytest.raises(FileError, match="patch rate factor"):
         Trainer(SMALL, pictures, tmp_path, QUICK)
+    with pytest.raises(FileError, match="transform rate factor is 0.5"):
+        Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, patch_rate_factor=0.1))
+
+
+def test_conditioned_runs_begin_with_the_same_function(pictures: PackedPictures, tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, pictures, tmp_path, QUICK)
+    x = pictures.sample(edge=64, batch=2)
+    trainer.model.eval()
+    with torch.no_grad():
+        before, weights = trainer.model(x, 0.5)["x_hat"], trainer.model.g_a[0].weight.clone()
+        _condition(trainer)
+        after = trainer.model(x, 0.5)["x_hat"]
+    assert not torch.equal(weights, trainer.model.g_a[0].weight)
+    assert torch.allclose(before, after, atol=1e-4)
+    assert torch.equal(trainer.average.values["g_a.0.weight"], trainer.model.g_a[0].weight)
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(pictures: PackedPictures, tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ class Guard:
         return self.verdict
 
     @property
+    def experienced(self) -> bool:
+        """Whether enough steps were used for medians: before, scores may become worse too, as at the start of a run."""
+        return len(self._losses) >= ENOUGH
+
+    @property
     def settled(self) -> bool:
         """Whether the last steps speak for the weights: used, and enough of them where the run went back before."""
         return self._unsettled == 0 and not any(list(self._skipped)[-CLEAN:])

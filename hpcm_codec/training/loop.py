@@ -204,7 +204,7 @@ class Trainer:
     def _look(self) -> str | None:
         """Score the weights and their averages; returns why they are no good state, None when they are."""
         averaged, raw = (self._score_of(weights) for weights in (self.average.values, self.model.state_dict()))
-        problem = objection(averaged, raw, self.best_score)
+        problem = objection(averaged, raw, self.best_score if self.guard.experienced else None)
         if problem is None:
             self.score, self.best_score = averaged, min(averaged, self.best_score or averaged)
         return problem

@@ -135,6 +135,7 @@ def train_command(
         "learning-rate": f"{plan.rate_for(choice.batch) * rate_factor:.6g}",
         "warmup-steps": plan.warmup_steps,
         "patch-rate-factor": plan.patch_rate_factor,
+        "transform-rate-factor": plan.transform_rate_factor,
         "smallest-scale": plan.smallest_scale,
         "optimiser": choice.optimiser,
         "ema": plan.ema,

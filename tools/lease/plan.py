@@ -14,7 +14,7 @@ from hpcm_codec.errors import FileError
 LEASE = Path(".lease")  # at the root of the checkout; the same name there as here
 PLAN = Path("plan") / "plan.json"
 
-TRUNK_RATE, TRUNK_BATCH = 1e-3, 8  # what the weights that a lease begins with were trained at
+TRUNK_RATE, TRUNK_BATCH = 7e-4, 8  # what the weights that a lease begins with were trained at
 HIGHEST_RATE = 1.4e-3  # the highest that a long run of ours kept finite
 
 
@@ -49,6 +49,7 @@ class Plan:
     learning_rate: float | None = None
     warmup_steps: int = 200
     patch_rate_factor: float = 0.1
+    transform_rate_factor: float = 0.3
     smallest_scale: float = 0.6
     ema: float = 0.999
     decay_start: float = 0.8
@@ -94,7 +95,7 @@ class Plan:
         """The peak: what the trunk was trained at, times the square root of the larger batch, but never above `HIGHEST_RATE`.
 
         >>> [round(Plan().rate_for(batch), 5) for batch in (8, 12, 32, 64)]
-        [0.001, 0.00122, 0.0014, 0.0014]
+        [0.0007, 0.00086, 0.0014, 0.0014]
         """
         if self.learning_rate is not None:
             return self.learning_rate
