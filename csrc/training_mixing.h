@@ -189,7 +189,7 @@ inline void gate_backward(const BFloat16* r, const BFloat16* x, const BFloat16* 
 // y = max(x, 0)² and its gradient.
 inline void squared_relu(const BFloat16* x, BFloat16* y, int64_t count, int64_t threads) {
   for_each_vector(count, threads, [&](int64_t at, int64_t live) {
-    const Floats value = read(x + at, live), positive = value > 0 ? value : Floats{};
+    const Floats value = read(x + at, live), positive = value < 0 ? Floats{} : value;  // NaN stays
     write(positive * positive, y + at, live);
   });
 }
@@ -197,7 +197,7 @@ inline void squared_relu(const BFloat16* x, BFloat16* y, int64_t count, int64_t 
 inline void squared_relu_backward(const BFloat16* x, const BFloat16* g, BFloat16* gradient, int64_t count,
                                   int64_t threads) {
   for_each_vector(count, threads, [&](int64_t at, int64_t live) {
-    const Floats value = read(x + at, live), positive = value > 0 ? value : Floats{};
+    const Floats value = read(x + at, live), positive = value < 0 ? Floats{} : value;  // NaN stays
     write(2.0f * positive * read(g + at, live), gradient + at, live);
   });
 }

@@ -79,7 +79,7 @@ struct Survival {
     }
     const Floats rise = y1 - y0;
     const Floats tail = exponential(y0 + x * (d0 + x * ((3.0f * rise - 2.0f * d0 - d1) + x * (d0 + d1 - 2.0f * rise))));
-    return v < 0 ? 1.0f - tail : tail;
+    return v != v ? v : (v < 0 ? 1.0f - tail : tail);  // NaN stays
   }
   Floats density(Floats v) const {
     const Floats size_of = magnitude(v);
@@ -129,7 +129,7 @@ inline void code_step(const Step& step, int64_t channels, const Survival& surviv
       const Floats rated = residual + read(io.noise + packed, live), size = magnitude(rated);
       const Floats near = (size - 0.5f) / d.scale, far = (size + 0.5f) / d.scale;
       const Floats mass = survival(near) - survival(far);
-      write(mass > bounds.smallest_likelihood ? mass : splat(bounds.smallest_likelihood), io.likelihood + packed, live);
+      write(mass < bounds.smallest_likelihood ? splat(bounds.smallest_likelihood) : mass, io.likelihood + packed, live);
       const Floats at_near = survival.density(near), at_far = survival.density(far);
       const Floats slope = (at_far - at_near) / d.scale;
       write(rated < 0 ? -slope : slope, io.by_latent + packed, live);

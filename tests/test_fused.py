@@ -16,9 +16,9 @@ from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, up2
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimatorPort, Noise
-from hpcm_codec.model.rwkv import OmniShift
+from hpcm_codec.model.rwkv import OmniShift, RWKVBlock
 from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut, _patches_in
-from hpcm_codec.ops import build, fused, training
+from hpcm_codec.ops import build, fused, fused_mixing, training
 from hpcm_codec.training.conditioning import condition
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.loop import Trainer
@@ -68,7 +68,7 @@ def check(
             parameter.grad = None
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=half):
             patch.setenv("HPCM_OPS", operators)
-            assert fused.active(taken[0]) == (half and operators == "auto")
+            assert fused.active(taken[0], parameters[0]) == (half and operators == "auto")
             y = compute(*taken)
         generator = torch.Generator().manual_seed(5)
         y.backward(torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.dtype))
@@ -256,8 +256,37 @@ def test_without_a_compiler_the_blocks_are_plain(
     monkeypatch.setattr(build, "find_compiler", lambda backend: None)
     block = ResidualBlock(16)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fused.active(torch.zeros(1))
+        assert not fused.active(torch.zeros(1), torch.zeros(1))
         assert block(torch.rand(1, 16, 4, 4)).isfinite().all()
+
+
+def test_blocks_of_another_dtype_are_plain() -> None:
+    """The operators read float32 parameters: anything else would be read beyond its end."""
+    block = RWKVBlock(24, 2).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.active(torch.zeros(1), block.gamma1)
+        block(torch.rand(2, 24, 4, 4, dtype=torch.bfloat16)).float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+
+
+def test_what_does_not_fit_is_refused_or_plain() -> None:
+    block, x = ResidualBlock(16, factor_levels=4), torch.rand(2, 16, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match="factors for 3 pictures"):
+            block(x, torch.rand(3, 4))
+        assert down2(16, 8)(torch.rand(1, 16, 5, 7)).shape == (1, 8, 2, 3)
+        assert up2(1, 1)(torch.rand(1, 1, 2, 2)).shape == (1, 1, 4, 4)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    """A loss that hides it would let broken weights pass."""
+    params, latents = torch.full((1, 16, 2, 2), torch.nan), torch.zeros(1, 8, 2, 2)
+    port = FusedEstimatorPort(torch.rand(1, 8, 8, 8), torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 1, 1))
+    scale = schedule.scales(8)[0]
+    port.begin(scale)
+    port.code(scale.steps[0], params, latents)
+    assert _bits(port).isnan()
+    assert fused_mixing.squared_relu(torch.full((1, 2, 16), torch.nan)).isnan().all()
 
 
 def test_packing_refuses_what_it_cannot_read() -> None:

@@ -18,6 +18,7 @@ from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.guard import ENOUGH, MANY, RECENT, Guard, Verdict, objection
 from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.processes import Processes
+from hpcm_codec.training.samples import Batch
 from hpcm_codec.training.scoring import score, shared_score
 from hpcm_codec.training.states import TRIES
 from test_hpcm_phase1 import SMALL
@@ -218,8 +219,39 @@ def test_a_run_does_not_begin_with_weights_that_are_broken(pictures: PackedPictu
     last = [name for name in state["model"] if name.startswith("g_s.") and name.endswith(".weight")][-1]
     state["model"][last] *= 1e3
     torch.save(state, tmp_path / "state.pt")
+    before = (tmp_path / "state.before.pt").read_bytes()
+    (tmp_path / "state.before.pt").unlink()
     with pytest.raises(HpcmError, match="begins with broken weights: the weights score .* --from"):
         Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=9)).run()
+    (tmp_path / "state.before.pt").write_bytes(before)
+    said: list[str] = []
+    trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=9), say=said.append)
+    trainer.run()
+    assert "the newest state is broken (the weights score" in said[0] and trainer.step == 9
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_state_that_lacks_something_is_damaged(pictures: PackedPictures, tmp_path: Path) -> None:
+    torch.save({"step": 5}, tmp_path / "state.pt")
+    with pytest.raises(FileError, match="damaged"):
+        Trainer(SMALL, pictures, tmp_path, QUICK)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_outlier_in_the_last_step_does_not_cost_the_run_its_weights(
+    pictures: PackedPictures, tmp_path: Path
+) -> None:
+    trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=6))
+    draw = trainer._draw
+
+    def with_a_hole(progress: float) -> Batch:
+        batch = draw(progress)
+        return dataclasses.replace(batch, position=batch.position * math.nan) if trainer.step == 5 else batch
+
+    trainer._draw = with_a_hole  # type: ignore[method-assign]
+    trainer.run()
+    assert trainer.skipped == 1 and trainer.states.step == 6
+    assert load_checkpoint(str(tmp_path / "weights.safetensors")).training["steps"] == 6
 
 
 # ------------------------------------------------------------------------------------------------- states and scores

@@ -140,6 +140,8 @@ def run(
         _say_first(first, f"faster with tcmalloc ({GAIN}): {advice}")
     if trainer.step:
         _say_first(first, f"{out}: going on from step {trainer.step}")
+        if condition:
+            _say_first(first, "--condition is left out: it is for the beginning of a run")
     else:
         if start is not None:
             _start_from(trainer, start)
@@ -150,10 +152,12 @@ def run(
     stopped = "; stopped, the same command goes on" if asked_to_stop() else ""
     _say_first(
         first,
-        f"{out / 'weights.safetensors'}: {trainer.step} steps, {trainer.seconds / 60:.1f} minutes, "
+        f"{out / 'weights.safetensors'}: {trainer.states.step} steps, {trainer.seconds / 60:.1f} minutes, "
         f"{100 * trainer.waited_share:.1f}% of the time waiting for data{stopped}",
     )
-    return 128 + asked_to_stop() if asked_to_stop() else 0
+    if asked_to_stop():
+        return 128 + asked_to_stop()
+    return 0 if trainer.states.step == trainer.step else 1
 
 
 def parse_crops(text: str, batch: int | None = None) -> tuple[CropPhase, ...]:

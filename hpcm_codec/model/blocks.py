@@ -51,7 +51,7 @@ class RateFactor(nn.Module):
 
     def times(self, x: Tensor, rate: Tensor | None) -> Tensor:
         """x, B×C×h×w, times the factors."""
-        if fused.active(x):
+        if fused.active(x, self.level_values):
             return fused_mixing.scaled_add(None, x, self.level_values, rate)
         return x * self(rate)
 
@@ -89,7 +89,7 @@ class ResidualBlock(nn.Module):
         self.factor = RateFactor(factor_levels, channels, initial=0.1) if factor_levels else None
 
     def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
-        if isinstance(self.spatial, nn.Conv2d) and fused.active(x):
+        if isinstance(self.spatial, nn.Conv2d) and fused.active(x, self.expand.weight):
             spatial, expand, project = self.spatial, self.expand, self.project
             assert spatial.bias is not None and expand.bias is not None and project.bias is not None
             levels = None if self.factor is None else self.factor.level_values
@@ -116,7 +116,7 @@ class RateSequential(nn.Sequential):
 
 def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
     """A 1×1 convolution of B×C×h×w, or a linear layer of tokens B×T×C, over one or two inputs side by side; plus `added`."""
-    if fused.active(inputs[0]):
+    if fused.active(inputs[0], layer.weight):
         return fused.linear(layer.weight, layer.bias, *inputs, added=added)
     y = layer(inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1))
     return y if added is None else y + added.to(y.dtype)
@@ -132,12 +132,15 @@ def silence(layer: nn.Conv2d, weight_factor: float) -> None:
 
 class _Down2(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return fused.halve(x, self.weight, self.bias) if fused.active(x) else super().forward(x)
+        even = not (x.shape[-2] % 2 or x.shape[-1] % 2)
+        if even and fused.active(x, self.weight):
+            return fused.halve(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class _Up2(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.bias is not None and fused.active(x):
+        if self.bias is not None and fused.active(x, self.weight):
             return fused.double(x, self.weight, self.bias)
         return super().forward(x, output_size)
 

@@ -223,7 +223,12 @@ class HPCM(nn.Module):
         log_gain = self.latent_log_gain(rate)
         scaled = exact if log_gain is None else exact * log_gain.exp()
         port: EstimatorPort | FusedEstimatorPort
-        if noise is not None and log_gain is not None and self.config.scale_domain == "log" and fused.active(x):
+        if (
+            noise is not None
+            and log_gain is not None
+            and self.config.scale_domain == "log"
+            and fused.active(x, log_gain)
+        ):
             port = FusedEstimatorPort(scaled, noise.latents, log_gain)
         else:
             port = EstimatorPort(scaled, noise and noise.latents)

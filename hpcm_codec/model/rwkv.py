@@ -41,7 +41,7 @@ class OmniShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Folding the kernel costs C·25 operations, so the folded form serves training too: its gradient is the same.
-        if fused.active(x):
+        if fused.active(x, self.conv5x5.weight):
             return fused.depthwise(x, self.folded_kernel())
         return functional.conv2d(x, self.folded_kernel().to(x.dtype), padding=2, groups=x.shape[1])
 
@@ -50,7 +50,7 @@ class ChannelLayerNorm(nn.LayerNorm):
     """Layer normalisation over the channels of B×C×h×w, in float32 under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused.active(x):
+        if fused.active(x, self.weight):
             return fused_mixing.layer_norm(x, self.weight, self.bias, self.eps)
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -80,7 +80,7 @@ class SpatialMix(nn.Module):
         tokens = _tokens(self.shift(x))
         key, value, receptance = (pointwise(layer, tokens) for layer in (self.key, self.value, self.receptance))
         length = height * width
-        if fused.active(x):
+        if fused.active(x, self.decay):
             mixed = fused_mixing.gated_wkv(self.decay / length, self.boost / length, key, value, receptance)
         else:
             exact = torch.promote_types(key.dtype, torch.float32)
@@ -108,7 +108,7 @@ class ChannelMix(nn.Module):
         height, width = x.shape[-2:]
         tokens = _tokens(self.shift(x))
         key, receptance = pointwise(self.key, tokens), pointwise(self.receptance, tokens)
-        if fused.active(x):
+        if fused.active(x, self.key.weight):
             out = fused_mixing.gate(receptance, pointwise(self.value, fused_mixing.squared_relu(key)))
         else:
             out = torch.sigmoid(receptance) * pointwise(self.value, functional.relu(key).square())
@@ -128,7 +128,7 @@ class RWKVBlock(nn.Module):
         self.gamma2 = nn.Parameter(torch.full((channels,), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused.active(x):
+        if fused.active(x, self.gamma1):
             x = fused_mixing.scaled_add(x, self.spatial_mix(self.norm1(x)), self.gamma1)
             return fused_mixing.scaled_add(x, self.channel_mix(self.norm2(x)), self.gamma2)
         x = x + self.gamma1[:, None, None] * self.spatial_mix(self.norm1(x))

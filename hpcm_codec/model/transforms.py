@@ -32,7 +32,7 @@ def _depthwise(channels: int, count: int, levels: int) -> list[nn.Module]:
 
 class _PatchesIn(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is not None and not x.requires_grad and fused.active(x):
+        if self.bias is not None and not x.requires_grad and fused.active(x, self.weight):
             return fused.take_patches(x, self.weight, self.bias, PATCH)
         return super().forward(x)
 
@@ -66,7 +66,7 @@ class PatchesOut(nn.ConvTranspose2d):
         if self.beyond:
             x = functional.pad(x, (self.beyond,) * 4, mode="replicate")
         assert self.bias is not None
-        if fused.active(x):
+        if fused.active(x, self.weight):
             return fused.draw_patches(x, self.weight, self.bias, PATCH, self.overlap + PATCH * self.beyond)
         batch, channels, height, width = x.shape
         # A 1×1 convolution, whose last bits do not depend on where its arguments lie in memory, as those of `@` may.

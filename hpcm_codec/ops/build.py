@@ -325,9 +325,8 @@ def ensure_built(
             _state.errors[entry] = str(error)
             if backend not in _state.warned:
                 _state.warned.add(backend)
-                text = (
-                    f"{WITHOUT[backend]} in plain PyTorch, slower and with the same results; {backend} backend: {error}"
-                )
+                same = "the same results but for rounding" if backend in ("training", "update") else "the same results"
+                text = f"{WITHOUT[backend]} in plain PyTorch, slower and with {same}; {backend} backend: {error}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 

@@ -67,10 +67,11 @@ def _target(key: int, shape: torch.Size) -> tuple[Tensor, bool, bool]:
     return _sinks.matrices[key], added, False
 
 
-def active(x: Tensor) -> bool:
-    """Whether a block that was given x is to use these operations."""
+def active(x: Tensor, parameter: Tensor) -> bool:
+    """Whether a block that was given x and has that parameter (and others of its dtype) is to use these operations."""
     return (
         x.device.type == "cpu"
+        and parameter.dtype == torch.float32
         and torch.is_grad_enabled()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -153,6 +154,8 @@ class _Residual(torch.autograd.Function):
         rows = rows_of(x)
         taps = _taps(kernel)
         factors = None if levels is None else factors_at(levels, rate)
+        if factors is not None and len(factors) not in (1, len(rows)):
+            raise ValueError(f"factors for {len(factors)} pictures, but there are {len(rows)}")
         packs = (_pack(expand, 0, expand.shape[1]), _pack(project, 0, project.shape[1]))
         y, *kept = training.residual(
             rows, taps, kernel_bias.detach(), packs[0], expand_bias.detach(), packs[1], project_bias.detach(), factors

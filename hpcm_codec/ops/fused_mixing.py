@@ -136,6 +136,8 @@ class _ScaledAdd(torch.autograd.Function):
 def _sizes(rows: Tensor, factors: Tensor) -> tuple[int, int, int]:
     """Rows of factors, tokens that share one, channels."""
     channels = rows.shape[-1]
+    if len(factors) not in (1, len(rows)):
+        raise ValueError(f"factors for {len(factors)} pictures, but there are {len(rows)}")
     return len(factors), rows.numel() // channels // len(factors), channels
 
 

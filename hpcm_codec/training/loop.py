@@ -142,7 +142,7 @@ class Trainer:
             if self.guard.verdict is Verdict.GO_BACK:
                 self._go_back("the loss or the gradient stays an outlier")
         self.samples.close()
-        if problem := self.save():
+        if problem := self.save(last=True):
             self._say(f"step {self.step}: {problem}; not saved, the last good state is that of step {self.states.step}")
         if self.log is not None:
             self.log.close()
@@ -198,6 +198,10 @@ class Trainer:
     def _begin(self) -> None:
         """Have a good state to go back to, and a score to compare with; raises HpcmError when the weights are broken already."""
         problem = self._look() if self.step else self.save()
+        if problem and self.step and self.states.pass_over():
+            self._say(f"{self.folder}: the newest state is broken ({problem}); taking the one before")
+            self._resume(*self.states.newest())
+            problem = self._look()
         if problem:
             raise HpcmError(f"the run begins with broken weights: {problem}", file=self.folder, advice=OTHER_WEIGHTS)
 
@@ -225,12 +229,17 @@ class Trainer:
             f"step {self.step}: {reason}; going back to the good state of step {state['step']}, with other samples"
         )
 
-    def save(self) -> str | None:
+    def save(self, last: bool = False) -> str | None:
         """Write a good state and weights.safetensors, each under a temporary name first; returns why not when nothing is written.
 
+        last: at a run's end the scores alone decide; before, a state right after outliers is not worth a save.
         A process that is killed in between leaves weights that are older than the state; the run that goes on writes them again.
         """
-        problem = self._look() if self.guard.settled else "the last steps were outliers, or the run has just gone back"
+        problem = (
+            self._look()
+            if self.guard.settled or last
+            else "the last steps were outliers, or the run has just gone back"
+        )
         if problem is not None:
             return problem
         settings = dataclasses.asdict(self.settings)

@@ -18,6 +18,7 @@ from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.training.settings import TrainSettings
 
 NEWEST, BEFORE = "state.pt", "state.before.pt"
+NAMES = ("config", "settings", "step", "seconds", "skipped", "model", "average", "average_updates", "optimiser")
 TRIES = 3  # times that a run goes back to one state before it takes the one before
 LOWER_RATE = "lower --learning-rate, and give the same command again"
 
@@ -54,6 +55,13 @@ class GoodStates:
         self._passed_over = True
         return self._read(before), before
 
+    def pass_over(self) -> bool:
+        """Take the state before the newest one from now on; False when there is none."""
+        if self._passed_over or not (self.folder / BEFORE).exists():
+            return False
+        self._passed_over = True
+        return True
+
     def go_back(self) -> State:
         """The state that a run with broken weights takes up again: the newest `TRIES` times, then the one before as often.
 
@@ -83,6 +91,9 @@ class GoodStates:
         try:
             # Our own file, and read without running anything that is pickled in it.
             state = torch.load(path, map_location="cpu", weights_only=True)
+            missing = [name for name in NAMES if name not in state]
+            if missing:
+                raise KeyError(missing[0])
             self.step = state["step"]
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise FileError("damaged", file=path, advice="start again from weights.safetensors with --from") from error
@@ -101,5 +112,5 @@ def refuse_another_run(state: State, path: Path, config: ModelConfig, settings: 
     for part in ("patch", "transform"):
         before, now = (getattr(s, f"{part}_rate_factor") for s in (saved, settings))
         if (before == 1) != (now == 1):
-            reason = f"this run's {part} rate factor is {before:g}, and it stays 1 or not 1"
+            reason = f"this run's {part} rate factor is {before:g}; it cannot change from 1 or to 1"
             raise FileError(reason, file=path, advice=f"give it with --{part}-rate-factor, or choose another folder")
