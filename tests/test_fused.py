@@ -224,6 +224,9 @@ def test_a_whole_step_agrees_with_a_plain_one(model: HPCM, monkeypatch: pytest.M
     positions = torch.tensor([1.5, 6.0])
     noise = Noise(torch.rand(2, 320, 4, 8) - 0.5, torch.rand(2, 96, 1, 2) - 0.5)
     losses, gradients = [], []
+    called: list[str] = []
+    call = training._function
+    monkeypatch.setattr(training, "_function", lambda name, count: called.append(name) or call(name, count))
     for ops in ("torch", "auto"):
         monkeypatch.setenv("HPCM_OPS", ops)
         model.zero_grad()
@@ -236,6 +239,10 @@ def test_a_whole_step_agrees_with_a_plain_one(model: HPCM, monkeypatch: pytest.M
         assert result["likelihoods"]["y"].shape == (2, 320, 4, 8)
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
     assert relative(gradients[1], gradients[0]) < 0.15
+    counts = {
+        name: called.count(name) for name in ("residual", "residual_backward", "code_step", "gated_wkv", "add_patches")
+    }
+    assert counts == {"residual": 49, "residual_backward": 49, "code_step": 11, "gated_wkv": 5, "add_patches": 1}
 
 
 def test_weights_are_packed_anew_after_they_changed(model: HPCM) -> None:

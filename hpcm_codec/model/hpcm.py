@@ -223,12 +223,8 @@ class HPCM(nn.Module):
         log_gain = self.latent_log_gain(rate)
         scaled = exact if log_gain is None else exact * log_gain.exp()
         port: EstimatorPort | FusedEstimatorPort
-        if (
-            noise is not None
-            and log_gain is not None
-            and self.config.scale_domain == "log"
-            and fused.active(x, log_gain)
-        ):
+        quick = self.config.scale_domain == "log" and fused.active(x, self.hyper_mean.level_values)
+        if quick and noise is not None and log_gain is not None:
             port = FusedEstimatorPort(scaled, noise.latents, log_gain)
         else:
             port = EstimatorPort(scaled, noise and noise.latents)
