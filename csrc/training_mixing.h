@@ -75,7 +75,8 @@ class PlainWkv {
     const Floats step = exponential(-decay_), own = exponential(boost_);
     Floats by_step{}, by_own{};
     // p, q: derivatives by the sums above and below; sums of them over the tokens behind, and how sums vary with `step`
-    Floats p_behind{}, q_behind{}, value{}, weight{}, value_slope{}, weight_slope{};
+    Floats p_behind{}, q_behind{};
+    Sums sums;
     for (int64_t t = length_ - 1; t >= 0; --t) {
       const Floats p = gradient(t) * get(4, t), q = -p * get(5, t), e = get(0, t), x = get(1, t);
       put(8, t, p);
@@ -84,14 +85,11 @@ class PlainWkv {
       put(11, t, q_behind);
       p_behind = step * p_behind + p;
       q_behind = step * q_behind + q;
-      by_step += p * value_slope + q * weight_slope;
-      value_slope = step * value_slope + value;
-      weight_slope = step * weight_slope + weight;
-      value = step * value + e * x;
-      weight = step * weight + e;
+      by_step += p * sums.value_slope + q * sums.weight_slope;
+      sums.pass(step, e, x);
     }
     Floats p_before{}, q_before{};
-    value = weight = value_slope = weight_slope = Floats{};
+    sums = Sums{};
     for (int64_t t = 0; t < length_; ++t) {
       const Floats p = get(8, t), q = get(9, t), e = get(0, t), x = get(1, t);
       const Floats by_value = get(10, t) + p_before + own * p, by_weight = get(11, t) + q_before + own * q;
@@ -99,16 +97,23 @@ class PlainWkv {
       by_own += e * (x * p + q);
       p_before = step * p_before + p;
       q_before = step * q_before + q;
-      by_step += p * value_slope + q * weight_slope;
-      value_slope = step * value_slope + value;
-      weight_slope = step * weight_slope + weight;
-      value = step * value + e * x;
-      weight = step * weight + e;
+      by_step += p * sums.value_slope + q * sums.weight_slope;
+      sums.pass(step, e, x);
     }
     return {-step * by_step, own * by_own};
   }
 
  private:
+  // Of weights and weighted values over the tokens passed, and their derivatives by `step`.
+  struct Sums {
+    Floats value{}, weight{}, value_slope{}, weight_slope{};
+    void pass(Floats step, Floats e, Floats x) {
+      value_slope = step * value_slope + value;
+      weight_slope = step * weight_slope + weight;
+      value = step * value + e * x;
+      weight = step * weight + e;
+    }
+  };
   Floats get(int plane, int64_t t) const { return load<Floats>(memory_ + (plane * length_ + t) * kLanes); }
   void put(int plane, int64_t t, Floats x) { store(x, memory_ + (plane * length_ + t) * kLanes); }
   int64_t length_, channels_, live_;
