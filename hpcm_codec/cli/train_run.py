@@ -89,6 +89,7 @@ SHARE = click.FloatRange(0, 1)
 )
 @click.option("--activation-checkpointing", is_flag=True, help="Less memory, more time.")
 @click.option("--compile", is_flag=True, help="Use torch.compile; minutes for each size of crops, then faster steps.")
+@click.option("--cuda-graph", is_flag=True, help="Replay a step's passes as a CUDA graph: faster with small batches.")
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads.  [default: torch's choice]")
 def run(

@@ -35,7 +35,7 @@ class _Survival(torch.autograd.Function):
     def forward(ctx, v: Tensor) -> Tensor:  # type: ignore[override]
         power = v.abs().pow(SHAPE)
         ctx.save_for_backward(power)
-        tail = 0.5 * torch.special.gammaincc(power.new_tensor(1 / SHAPE), power)
+        tail = 0.5 * torch.special.gammaincc(power.new_full((), 1 / SHAPE), power)
         return torch.where(v < 0, 1 - tail, tail)
 
     @staticmethod

@@ -35,6 +35,7 @@ class TrainSettings:
     loaders:          processes that draw samples ahead of their step; 0: the training process itself draws them.
     activation_checkpointing: recompute the cells' activations in the backward pass: less memory, more time.
     compile:          run the network through torch.compile.
+    cuda_graph:       replay forward and backward pass as a CUDA graph; on a CUDA device, in one process.
     tensorboard:      write the metrics for TensorBoard too.
     """
 
@@ -59,6 +60,7 @@ class TrainSettings:
     bfloat16: bool = True
     activation_checkpointing: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     tensorboard: bool = False
 
     @classmethod

@@ -145,7 +145,8 @@ def train_command(
         "device": plan.device,
     }
     flat = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return hpcm("train", "run", *flat, *(["--compile"] if choice.compile else []))
+    flags = [*(["--compile"] if choice.compile else []), *(["--cuda-graph"] if choice.cuda_graph else [])]
+    return hpcm("train", "run", *flat, *flags)
 
 
 def rows_of(folder: Path) -> list[Row]:

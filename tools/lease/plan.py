@@ -25,6 +25,7 @@ class Plan:
     edge, batches:   crops, and how many in a step are tried.
     optimisers:      the first is the usual one; others are taken if a step costs no more than `dearest_step` times as much.
     compile:         whether --compile is tried.
+    cuda_graph:      whether steps are replayed as a CUDA graph where that works.
     learning_rate:   None: `rate_for` the batch.
     stretches:       calls that train, of `stretch_seconds` each from the command's start to its end.
     most_training:   seconds of a stretch that may be training; in a rehearsal all other times are generous.
@@ -46,6 +47,7 @@ class Plan:
     optimisers: tuple[str, ...] = ("adamw", "muon")
     dearest_step: float = 1.2
     compile: bool = True
+    cuda_graph: bool = True
     learning_rate: float | None = None
     warmup_steps: int = 200
     patch_rate_factor: float = 0.1
@@ -134,6 +136,7 @@ REHEARSAL = Plan(
     batches=(2,),
     optimisers=("adamw",),
     compile=False,
+    cuda_graph=False,
     warmup_steps=2,
     smallest_scale=0.9,
     loaders=1,
@@ -167,9 +170,10 @@ class Choice:
     batch: int
     optimiser: str = "adamw"
     compile: bool = False
+    cuda_graph: bool = False
 
     def __str__(self) -> str:
-        return f"{self.batch} crops, {self.optimiser}{', compiled' if self.compile else ''}"
+        return f"{self.batch} crops, {self.optimiser}{', compiled' if self.compile else ''}{', CUDA graph' if self.cuda_graph else ''}"
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self)) + "\n")
