@@ -155,7 +155,7 @@ def test_a_run_goes_back_to_what_it_was_when_the_state_was_saved(pictures: Packe
     averages, updates = {name: value.clone() for name, value in trainer.average.values.items()}, trainer.average.updates
     for parameter in trainer.model.parameters():
         parameter.data.mul_(2)
-    trainer.average.update(trainer.model)
+    trainer.average.update(list(trainer.model.parameters()))
     trainer._go_back("for a test")
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     assert all(torch.equal(value, averages[name]) for name, value in trainer.average.values.items())

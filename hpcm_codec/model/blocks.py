@@ -97,7 +97,9 @@ class ResidualBlock(nn.Module):
                 x, spatial.weight, spatial.bias, expand.weight, expand.bias, project.weight, project.bias, levels, rate
             )
         # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
-        in_place = torch.is_inference_mode_enabled()
+        in_place = (
+            not torch.is_grad_enabled() and torch.is_inference_mode_enabled()
+        )  # torch.compile cannot ask the latter
         branch = self.project(functional.leaky_relu(self.expand(self.spatial(x)), LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:
             factor = self.factor(rate)

@@ -190,7 +190,7 @@ class _AtRate:
         self._network, self._port, self._rate, self._log_gain = network, port, rate, log_gain
 
     def no_latents(self, context: Tensor) -> Tensor:
-        return context.new_zeros(context.shape[0], self._network.latent_channels, *context.shape[-2:])
+        return torch.zeros_like(context[:, : self._network.latent_channels])  # with the context's order in memory
 
     def enter(self, scale: int, context: Tensor) -> Tensor:
         return pointwise(cast(nn.Conv2d, self._network.context_nets[scale - 1]), context)

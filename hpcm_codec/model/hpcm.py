@@ -5,6 +5,7 @@ Source: HPCM (Li, Zhang, Li, Liu, ICCV 2025, arXiv 2507.19125); which variant it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple, TypedDict
 
@@ -56,17 +57,22 @@ def round_and_rate(residual: Tensor, scale: Tensor, noise: Tensor | None) -> tup
     return rounded, lower_bounded_likelihood(rated, scale)
 
 
+RoundAndRate = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
 class EstimatorPort:
     """The estimator's end of the entropy coder: rounds the true latents and keeps their likelihoods.
 
     latents: B×M×h×w, in quantisation steps.
     noise:   of the same shape, in training: rates are taken at the latents plus noise instead of the rounded ones; None rounds.
              Rounding passes gradients straight through.
+    rate:    `round_and_rate`, or its compiled form.
     """
 
-    def __init__(self, latents: Tensor, noise: Tensor | None = None) -> None:
+    def __init__(self, latents: Tensor, noise: Tensor | None = None, rate: RoundAndRate = round_and_rate) -> None:
         self._planes = schedule.split(latents)
         self._noise = None if noise is None else schedule.split(noise)
+        self._round_and_rate = rate
         self._likelihoods: list[tuple[str, Lattice, Tensor]] = []
         self._scale_name = ""
 
@@ -76,7 +82,7 @@ class EstimatorPort:
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
         residual = step.take(self._planes[self._scale_name]) - mean
         noise = None if self._noise is None else step.take(self._noise[self._scale_name])
-        rounded, likelihood = round_and_rate(residual, scale, noise)
+        rounded, likelihood = self._round_and_rate(residual, scale, noise)
         self._likelihoods.append((self._scale_name, step, likelihood))
         return rounded + mean
 
@@ -140,6 +146,7 @@ class HPCM(nn.Module):
     def __init__(self, config: ModelConfig, *, initialise: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.round_and_rate: RoundAndRate = round_and_rate
         with nullcontext() if initialise else WithoutInitialValues():
             self.g_a = transforms.analysis_transform(config)
             self.g_s = transforms.synthesis_transform(config)
@@ -217,7 +224,7 @@ class HPCM(nn.Module):
             noise = None
         elif noise is None:
             noise = Noise(*(torch.rand(t.shape, device=t.device) - 0.5 for t in (latents, hyper)))
-        rounded, z_likelihood = round_and_rate(hyper - mean, scale, None if noise is None else noise.hyper)
+        rounded, z_likelihood = self.round_and_rate(hyper - mean, scale, None if noise is None else noise.hyper)
 
         exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)
@@ -227,7 +234,7 @@ class HPCM(nn.Module):
         if quick and noise is not None and log_gain is not None:
             port = FusedEstimatorPort(scaled, noise.latents, log_gain)
         else:
-            port = EstimatorPort(scaled, noise and noise.latents)
+            port = EstimatorPort(scaled, noise and noise.latents, self.round_and_rate)
         decoded = self.code_latents(rounded + mean, rate, port)
         return {
             "x_hat": self.synthesise(decoded, rate),

@@ -48,12 +48,13 @@ class CapturedStep:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            plain = [float(self._step(inputs).loss) for _ in range(WARM_UPS)][-1]
+            plain = [float(self._step(inputs).loss.detach()) for _ in range(WARM_UPS)][-1]
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that copies the next samples to the device may go on
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._outcome = self._step(inputs)
+            outcome = self._step(inputs)
+        self._outcome = outcome._replace(loss=outcome.loss.detach())
         self._graph.replay()
         replayed = float(self._outcome.loss)
         if not abs(replayed - plain) <= TOLERANCE * abs(plain):

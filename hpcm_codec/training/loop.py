@@ -20,6 +20,7 @@ from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.averaging import Averaged
 from hpcm_codec.training.captured import CapturedStep, Step
+from hpcm_codec.training.compiling import compile_blocks
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.guard import Guard, Verdict, objection
 from hpcm_codec.training.losses import RateDistortion, lambda_at, rate_distortion
@@ -80,6 +81,8 @@ class Trainer:
         self.model = HPCM(dataclasses.replace(config, use_checkpoint=settings.activation_checkpointing))
         self.model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.compile:
+            compile_blocks(self.model)
         self.average = Averaged(self.model, settings.ema)
         self.optimiser = Optimiser(self.model, settings)
         draw = partial(draw_batch, pictures, config, settings, rank=self.processes.rank, world=self.processes.world)
@@ -154,9 +157,8 @@ class Trainer:
 
     def _prepare_update(self) -> None:
         """Hand the weights, averages and moments as they are now to the update, which may move them to other memory."""
-        compiled = torch.compile(self.model) if self.settings.compile else self.model
         self.update = updating(self.model, self.optimiser, self.average, self.processes)
-        self._wrapped = self.update.wrap(compiled)  # type: ignore[arg-type]
+        self._wrapped = self.update.wrap(self.model)
         self._losses: Step = CapturedStep(self._plain_losses) if self.settings.cuda_graph else self._plain_losses
 
     def _progress(self) -> float:
