@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec import container
 from hpcm_codec.bands import Neighbourhood, latents_seen, tiles_needed
+from hpcm_codec.bitstream import container
+from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
 from hpcm_codec.checkpoints import Checkpoint, load_checkpoint
 from hpcm_codec.coding import TileCoder
-from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hpcm_codec.container import Header
+from hpcm_codec.bitstream.container import Header
 from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.ports import CodingPort
 from hpcm_codec.errors import UnsupportedError

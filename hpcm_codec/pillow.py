@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.errors import CutShortError, HpcmError
 from hpcm_codec.images import EXIF_PREFIX, Picture, picture_from_pil, picture_to_pil
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from conftest import small_photograph
+from hpcm_codec.bitstream.container import parse_stream
 from hpcm_codec.cli.main import main
-from hpcm_codec.container import parse_stream
 from hpcm_codec.workers import WorkerDiedError, Workers
 
 HPCM = [sys.executable, "-m", "hpcm_codec"]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from hpcm_codec import container
 from hpcm_codec.benchmark import cells, growth, measure, pictures, process, tables, timing
 from hpcm_codec.benchmark.meter import Meter
 from hpcm_codec.benchmark.stages import STAGES, STEPS, stages_watched
 from hpcm_codec.benchmark.work import work_by_stage
+from hpcm_codec.bitstream import container
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.images import Picture, write_picture
 from hpcm_codec.model.complexity import complexity_by_part

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, read_picture

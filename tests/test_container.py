@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcm_codec.container import (
+from hpcm_codec.bitstream.container import (
     ALPHA,
     DEFAULT_MAX_PIXELS,
     EXIF,

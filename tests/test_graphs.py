@@ -230,7 +230,7 @@ def test_replayed_walks_give_the_same_files_and_pictures_at_every_quality(small:
 
 
 def test_a_damaged_file_is_refused_by_replays_too(small: str) -> None:
-    from hpcm_codec import container
+    from hpcm_codec.bitstream import container
 
     codec = with_graphs(small, Recorders())
     data = codec.encode(picture(1), 60)

@@ -13,7 +13,8 @@ from PIL import Image, ImageFile
 
 import hpcm_codec
 from conftest import SHARED, small_photograph
-from hpcm_codec import container, memory
+from hpcm_codec import memory
+from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import FileError, HpcmError, MemoryLimitError, UsageError

@@ -13,8 +13,8 @@ from PIL import Image
 
 import hpcm_codec
 from conftest import small_photograph
-from hpcm_codec import container
 from hpcm_codec.bands import Neighbourhood, latents_seen, tiles_needed
+from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError, UsageError

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.checkpoints import ExactData, load_checkpoint
 from hpcm_codec.codec import Codec
-from hpcm_codec.container import parse_header
 from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.exact import export, layers
 from hpcm_codec.exact.tables import build_tables

@@ -73,6 +73,6 @@ def _import_torch() -> None:
 
 def pixel_limit(max_pixels: int | None) -> int:
     """The number of pixels above which pictures are refused; None is the default limit."""
-    from hpcm_codec.container import DEFAULT_MAX_PIXELS
+    from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 
     return DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels

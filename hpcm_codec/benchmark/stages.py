@@ -74,7 +74,7 @@ def stages_watched(codec: Codec, meter: Meter) -> Iterator[None]:
 
     Not for several threads: it wraps functions that all codecs share.
     """
-    from hpcm_codec import container
+    from hpcm_codec.bitstream import container
     from hpcm_codec.entropy import ports
     from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
     from hpcm_codec.entropy.range_coder import RangeEncoder

@@ -60,7 +60,7 @@ def command(
 
     The page is one file that needs no network. A codec that is not installed is named and left out.
     """
-    from hpcm_codec.container import DEFAULT_MAX_PIXELS
+    from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
     from hpcm_codec.evaluation.report import compare_page
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.versions import versions_of

@@ -54,7 +54,7 @@ def _show_file(path: str, json: bool) -> None:
 
 def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
-    from hpcm_codec import container
+    from hpcm_codec.bitstream import container
     from hpcm_codec.shipped import known_name
 
     largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
@@ -93,7 +93,7 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
 
 def scales_there(data: bytes) -> dict[str, int]:
     """How many tiles can be shown at each scale: those whose chunks up to it are there and sound."""
-    from hpcm_codec import container
+    from hpcm_codec.bitstream import container
 
     try:
         stream = container.parse_stream(data, max_pixels=container.LARGEST_NUMBER**2, allow_truncated=True)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hpcm_codec.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.files import file_error
 from hpcm_codec.images.metadata import exif_of, upright
