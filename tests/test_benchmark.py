@@ -23,7 +23,7 @@ from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.images import Picture, write_picture
 from hpcm_codec.model.complexity import complexity_by_part
 from hpcm_codec.model.config import CellConfig, preset
-from hpcm_codec.tiling import HALO_LATENTS
+from hpcm_codec.tiles.grid import HALO_LATENTS
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec

@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from conftest import small_photograph
-from hpcm_codec import memory
+from hpcm_codec.tiles import memory
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.images import (
     Picture,

@@ -100,7 +100,7 @@ class Decoding:
         """Raise MemoryLimitError when decoding and writing the picture would take more than the limit."""
         from hpcm_codec.bitstream.container import ALPHA, EXIF
         from hpcm_codec.images import format_for, held_bytes
-        from hpcm_codec.memory import check, decoding_bytes
+        from hpcm_codec.tiles.memory import check, decoding_bytes
 
         header, extensions = stream.header, stream.extensions
         width, height = (header.width, header.height) if self.region is None else self.region[2:]

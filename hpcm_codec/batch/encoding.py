@@ -152,7 +152,7 @@ class Encoding:
     def opened(self, source: str) -> Iterator[tuple[PixelSource, int]]:
         """The picture as it is to be encoded, and how many bytes its file has. Raises FileError, MemoryLimitError."""
         from hpcm_codec.images import open_picture
-        from hpcm_codec.memory import check, encoding_bytes
+        from hpcm_codec.tiles.memory import check, encoding_bytes
 
         # what cannot be read twice is kept in memory
         data = None if source != STDIO and os.path.isfile(source) else read_input(source)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from hpcm_codec.bitstream.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
 from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiles.grid import TileGrid
 
 MAGIC = b"HPC"
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.cli.encode import DEFAULT_QUALITY
-from hpcm_codec.memory import parse_size
+from hpcm_codec.tiles.memory import parse_size
 from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
