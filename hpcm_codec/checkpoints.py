@@ -21,7 +21,7 @@ from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.exact.network import ExactNetwork
 from hpcm_codec.exact.tables import IntegerTables
-from hpcm_codec.files import write_atomically
+from hpcm_codec.system.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.packing import pack_all, unpack_all

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpcm_codec.batch.tasks import for_all_jobs
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hpcm_codec.benchmark.meter import Meter
 from hpcm_codec.benchmark.stages import STAGES, stages_watched
-from hpcm_codec.files import write_atomically
+from hpcm_codec.system.files import write_atomically
 from hpcm_codec.images import open_picture, write_picture
 
 if TYPE_CHECKING:

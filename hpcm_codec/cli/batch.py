@@ -16,7 +16,7 @@ from hpcm_codec.batch.jobs import Job, parse_shard
 from hpcm_codec.batch.streams import STDIO, shown
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
-from hpcm_codec.temporaries import remove_left_behind
+from hpcm_codec.system.temporaries import remove_left_behind
 
 if TYPE_CHECKING:
     from hpcm_codec.batch.engines import Engine

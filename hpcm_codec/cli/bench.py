@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.benchmark.measure import Settings
@@ -141,7 +141,7 @@ def command(
         if output == "-":
             click.echo(text, nl=False)
             return
-        from hpcm_codec.files import write_atomically
+        from hpcm_codec.system.files import write_atomically
 
         write_atomically(output, text.encode(), overwrite=force)
     from hpcm_codec.benchmark.tables import as_markdown

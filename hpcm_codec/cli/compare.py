@@ -9,8 +9,8 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.cli.encode import DEFAULT_QUALITY
+from hpcm_codec.system.threads import set_threads
 from hpcm_codec.tiles.memory import parse_size
-from hpcm_codec.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.evaluation.versions import Aim
@@ -64,7 +64,7 @@ def command(
     from hpcm_codec.evaluation.report import compare_page
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.versions import versions_of
-    from hpcm_codec.files import write_atomically
+    from hpcm_codec.system.files import write_atomically
     from hpcm_codec.images import read_picture
 
     options.check_aims(quality, size, bpp, psnr)

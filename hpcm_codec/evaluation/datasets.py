@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.files import file_error
+from hpcm_codec.system.files import file_error
 from hpcm_codec.images import READABLE
 
 KODAK = "kodak"

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.files import file_error, write_atomically
+from hpcm_codec.system.files import file_error, write_atomically
 from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture, is_large
 from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
 from hpcm_codec.images.png import HELD_BYTES, LEVEL, png_in_strips
