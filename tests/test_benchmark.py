@@ -259,7 +259,7 @@ def test_sizes_that_would_take_too_long_are_named_and_left_out(monkeypatch: pyte
 
 def test_a_preset_without_a_checkpoint_gets_the_same_weights_every_time(tmp_path: Path) -> None:
     from hpcm_codec.benchmark.weights import is_untrained, random_checkpoint
-    from hpcm_codec.checkpoints import load_checkpoint
+    from hpcm_codec.weights.checkpoints import load_checkpoint
 
     assert is_untrained("phase1") and not is_untrained("phase1-lite") and not is_untrained("nonsense")
     # the smallest preset will do: what is tested is the seed

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from conftest import small_photograph
 from hpcm_codec.bitstream.container import parse_header
-from hpcm_codec.checkpoints import Checkpoint, ExactData, export_checkpoint, load_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, export_checkpoint, load_checkpoint, save_checkpoint
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
 from hpcm_codec.evaluation.metrics import psnr

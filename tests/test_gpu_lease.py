@@ -94,7 +94,7 @@ class Machine:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a prepared rehearsal in .lease: four training pictures, two to score with, one to check with, a small model."""
-    from hpcm_codec.checkpoints import save_checkpoint
+    from hpcm_codec.weights.checkpoints import save_checkpoint
     from hpcm_codec.model.hpcm import HPCM
     from test_hpcm_phase1 import SMALL
 
@@ -270,7 +270,7 @@ def test_the_choice_counts_crops_and_what_starting_costs() -> None:
 def test_a_loss_that_blows_up_is_seen_and_the_good_weights_are_put_back(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpcm_codec.checkpoints import save_checkpoint
+    from hpcm_codec.weights.checkpoints import save_checkpoint
     from hpcm_codec.model.hpcm import HPCM
     from lease.plan import Plan
     from lease.stretches import Position, Stretch, blown_up

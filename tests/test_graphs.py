@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import ROOT, small_photograph
-from hpcm_codec.checkpoints import load_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from hpcm_codec.codec import Codec
 from hpcm_codec.entropy import handover, ports
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from hpcm_codec.errors import FileError
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.loop import Trainer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training import guard as guarding

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from hpcm_codec.cli.train_run import _condition
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from conftest import small_photograph
-from hpcm_codec.checkpoints import load_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint, save_checkpoint
 from hpcm_codec.cli.main import main
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM

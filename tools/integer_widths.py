@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hpcm_codec.bitstream.container import parse_header
-from hpcm_codec.checkpoints import ExactData, load_checkpoint
+from hpcm_codec.weights.checkpoints import ExactData, load_checkpoint
 from hpcm_codec.codec import Codec
 from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.exact import export, layers

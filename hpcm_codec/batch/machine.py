@@ -38,7 +38,7 @@ class Machine:
         """The codec of a model (None: the default one), loaded once. Raises BatchStopped."""
         _import_torch()
         from hpcm_codec.api import kept_codec
-        from hpcm_codec.shipped import DEFAULT_MODEL
+        from hpcm_codec.weights.registry import DEFAULT_MODEL
 
         set_threads(self.threads)
         with for_all_jobs():

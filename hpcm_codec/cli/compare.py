@@ -64,8 +64,8 @@ def command(
     from hpcm_codec.evaluation.report import compare_page
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.versions import versions_of
-    from hpcm_codec.system.files import write_atomically
     from hpcm_codec.images import read_picture
+    from hpcm_codec.system.files import write_atomically
 
     options.check_aims(quality, size, bpp, psnr)
     wanted = parse_kinds(kinds)

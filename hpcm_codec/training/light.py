@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hpcm_codec.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from hpcm_codec.errors import FileError
 from hpcm_codec.system.files import write_atomically
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcm_codec.checkpoints import save_checkpoint
+from hpcm_codec.weights.checkpoints import save_checkpoint
 from hpcm_codec.errors import HpcmError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM

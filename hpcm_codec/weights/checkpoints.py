@@ -21,11 +21,11 @@ from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.exact.network import ExactNetwork
 from hpcm_codec.exact.tables import IntegerTables
-from hpcm_codec.system.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.packing import pack_all, unpack_all
-from hpcm_codec.shipped import DEFAULT_MODEL, find_checkpoint, identity_of_parts, opened
+from hpcm_codec.weights.packing import pack_all, unpack_all
+from hpcm_codec.weights.registry import DEFAULT_MODEL, find_checkpoint, identity_of_parts, opened
+from hpcm_codec.system.files import write_atomically
 
 FORMAT = "hpcm-checkpoint-1"
 PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
