@@ -14,10 +14,16 @@ from click.testing import CliRunner
 
 import hpcm_codec
 from conftest import small_photograph
-from hpcm_codec.weights.checkpoints import export_checkpoint, identity_of, load_checkpoint, save_checkpoint, verify_checkpoint
 from hpcm_codec.cli.checkpoints import command
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.weights.checkpoints import (
+    export_checkpoint,
+    identity_of,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from hpcm_codec.weights.registry import find_checkpoint, identity_of_file
 from test_hpcm_phase1 import SMALL
 

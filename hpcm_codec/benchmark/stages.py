@@ -53,7 +53,7 @@ class _Steps:
 @contextmanager
 def steps_watched(meter: Meter) -> Iterator[None]:
     """While it lasts, `meter` switches from step to step in every walk over the coding steps, which some stage must be around."""
-    from hpcm_codec.exact import network
+    from hpcm_codec.engines.exact import network
 
     plain = context.walk
 

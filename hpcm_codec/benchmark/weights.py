@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from hpcm_codec.weights.checkpoints import save_checkpoint
 from hpcm_codec.model.config import PRESETS, preset
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.weights.checkpoints import save_checkpoint
 from hpcm_codec.weights.registry import known_checkpoints
 
 SEED = 0

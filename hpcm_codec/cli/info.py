@@ -156,9 +156,9 @@ def describe_model(name: str) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from hpcm_codec.weights.checkpoints import load_checkpoint
     from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
     from hpcm_codec.model.config import PRESETS
+    from hpcm_codec.weights.checkpoints import load_checkpoint
     from hpcm_codec.weights.registry import known_checkpoints, known_name
 
     checkpoint: Checkpoint | None = None
