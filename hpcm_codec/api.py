@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hpcm_codec.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
+from hpcm_codec.images.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
 from hpcm_codec.errors import UnsupportedError, UsageError

@@ -78,10 +78,10 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen(
 
 @pytest.mark.usefixtures("one_thread")
 def test_taking_the_meter_away_leaves_the_codec_as_it_was(codec: Codec) -> None:
+    from hpcm_codec.engines.exact import network
     from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
     from hpcm_codec.entropy.range_coder import RangeEncoder
     from hpcm_codec.entropy.range_decoder import RangeDecoder
-    from hpcm_codec.engines.exact import network
     from hpcm_codec.model import context
 
     picture = Picture(pictures.synthetic_photograph(64, 64))

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from conftest import small_photograph
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec, load_codec
-from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
-from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.engines.exact.export import calibrate
 from hpcm_codec.engines.exact.layers import (
     integer_depthwise,
@@ -31,6 +29,8 @@ from hpcm_codec.engines.exact.layers import (
 )
 from hpcm_codec.engines.exact.network import level_of
 from hpcm_codec.engines.exact.tables import build_tables, power_of_two
+from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
+from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture, read_picture
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM

@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import ROOT, small_photograph
 from hpcm_codec.codec import Codec
+from hpcm_codec.engines.exact import layers
+from hpcm_codec.engines.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
 from hpcm_codec.entropy import handover, ports
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.errors import CorruptStreamError, UsageError
-from hpcm_codec.engines.exact import layers
-from hpcm_codec.engines.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.weights.checkpoints import load_checkpoint

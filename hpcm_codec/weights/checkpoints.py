@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
-from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.exact.tables import IntegerTables
+from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
+from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.system.files import write_atomically

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.engines.exact.layers import (
     integer_depthwise,
     integer_factor,
@@ -23,6 +22,7 @@ from hpcm_codec.engines.exact.layers import (
     times_power_of_two,
 )
 from hpcm_codec.engines.exact.tables import IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.priors import Prior, StepAdaptor
