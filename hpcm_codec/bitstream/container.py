@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from hpcm_codec.bitstream.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, LARGEST_QUALITY_CODE, SCALES
-from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError
-from hpcm_codec.tiles.grid import TileGrid
+from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError, UsageError
+from hpcm_codec.tiles.grid import PIXELS_PER_UNIT, TileGrid
 
 MAGIC = b"HPC"
 FORMAT_VERSION = 1
@@ -183,9 +183,12 @@ def parse_stream(
                      `problems` names them. At least one chunk must be sound.
     scale:           the finest one (of SCALES) that is wanted; chunks of finer ones need not be there, are not looked at, and are None.
     Raises CorruptStreamError (damaged, cut short, followed by other bytes, too large, not a .hpcm file) or UnsupportedError (newer
-    format version, reserved flag, unknown critical extension), with the reason.
+    format version, reserved flag, unknown critical extension), with the reason; UsageError for a scale that there is not.
     """
+    if scale not in SCALES:
+        raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(SCALES)}")
     contents = _examine(memoryview(data), max_pixels, scales=SCALES.index(scale) + 1)
+    _refuse_extended_size(contents.head.header, max_pixels)
     problems = contents.problems()
     if problems and not (allow_truncated and contents.confirmed):
         raise problems[0]
@@ -203,6 +206,16 @@ def parse_stream(
     return HpcmStream(
         contents.head.header, tuple(tiles), contents.sound_extensions, tuple(problem.reason for problem in problems)
     )
+
+
+def _refuse_extended_size(header: Header, max_pixels: int) -> None:
+    """A narrow picture is extended to 64 pixels: its latents may take far more memory than its pixels."""
+    extended = header.grid.pixels.height * header.grid.pixels.width
+    if extended > max(max_pixels, PIXELS_PER_UNIT**2):
+        raise CorruptStreamError(
+            f"a picture of {header.width}×{header.height} pixels is coded as {extended} pixels, above the limit of {max_pixels}",
+            advice="if it is sound, raise the limit",
+        )
 
 
 def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:

@@ -91,6 +91,11 @@ def scale_index(scale: Tensor) -> Tensor:
     return level.round().clamp(0, SCALE_LEVELS - 1).to(torch.int32)
 
 
+def table_index(scale: Tensor) -> Tensor:
+    """Table indexes (int32) of what a symbol port is given: scales, or indexes already, which the walk in integers finds itself."""
+    return scale_index(scale) if scale.is_floating_point() else scale
+
+
 def level_scale(index: Tensor) -> Tensor:
     """The scale (float64) of each level index: the inverse of `scale_index`."""
     return SMALLEST_SCALE * torch.exp(LOG_SCALE_STEP * index.double())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,10 @@ from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALL
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.context import ContextModel, hyper_planes, walk
+from hpcm_codec.model.context import ContextModel, SymbolPort, hyper_planes, walk
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import StepAdaptor
-from hpcm_codec.model.schedule import Lattice, Scale
+from hpcm_codec.model.schedule import Lattice
 from hpcm_codec.ops.integer import EXP_SHIFT, round_shift, saturate
 from hpcm_codec.ops.integer_tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
 from hpcm_codec.ops.powers import times_power_of_two
@@ -43,19 +43,6 @@ HYPER_MEAN_FRACTION = 8
 _INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT = 2171, 642, 16
 assert abs(_INDEX_OFFSET + math.log(SMALLEST_SCALE) * (1 << SCALE_FRACTION)) < 1
 assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SCALE_STEP * (1 << SCALE_FRACTION))) < 1
-
-
-class LevelPort(Protocol):
-    """One end of the entropy coder as the exact walk sees it: table indexes instead of scales, symbols instead of latents."""
-
-    def begin(self, scale: Scale) -> None:
-        """Called before the first step of each scale, coarse to fine."""
-
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
-        """Code a step's latents and return their symbols, int32 n.
-
-        levels: int32 n, table indexes; mean: float n, in quantisation steps, which only an encoder needs.
-        """
 
 
 def refuse_unsupported(config: ModelConfig) -> None:
@@ -84,7 +71,7 @@ class ExactNetwork:
     """The integer layers of a model. Raises UnsupportedError for models or weights that the exact profile does not cover.
 
     model:     in evaluation mode, with the checkpoint's float16 weights in float32.
-    fractions: the units of every activation, from the checkpoint (`exact.export` finds them).
+    fractions: the units of every activation, from the checkpoint (`engines.exact.export` finds them).
     """
 
     def __init__(self, model: HPCM, fractions: Fractions, tables: IntegerTables) -> None:
@@ -166,7 +153,7 @@ class ExactNetwork:
             _move(self, device)
         return self
 
-    def code_latents(self, hyper_symbols: Tensor, position: Tensor, port: LevelPort) -> Tensor:
+    def code_latents(self, hyper_symbols: Tensor, position: Tensor, port: SymbolPort) -> Tensor:
         """The walk over all steps from decoded hyper-symbols to decoded latents, shared by all ports.
 
         hyper_symbols: int32 1×N×h/4×w/4. Returns float32 1×M×h×w, in units of latents: the same numbers on every machine.
@@ -185,7 +172,7 @@ class ExactNetwork:
 class _AtQuality:
     """The network's arithmetic in integers, at one quality and with one port. Latents are int32, with FINE_BITS more than the context's."""
 
-    def __init__(self, network: ExactNetwork, port: LevelPort, position: Tensor, quality: QualityIntegers) -> None:
+    def __init__(self, network: ExactNetwork, port: SymbolPort, position: Tensor, quality: QualityIntegers) -> None:
         self._network, self._port, self._position, self._quality = network, port, position, quality
         self._mean_unit = network.steps_per_unit(quality, network.latent_fraction)
 
@@ -209,7 +196,7 @@ class _AtQuality:
         scale, mean = (step.take(half) for half in params.unflatten(0, (2, channels)))
         of_step = _PerChannel(step, height, width)
         levels = level_of(scale.long() + of_step(self._quality.log_gain))
-        symbols = self._port.exchange_levels(step, levels, mean.float() * of_step(self._mean_unit))
+        symbols = self._port.exchange(step, levels, mean.float() * of_step(self._mean_unit))
         decoded = round_shift(symbols.long() * of_step(self._quality.inverse_gain), EXP_SHIFT)
         decoded = decoded + (mean.long() << FINE_BITS)
         return step.place(decoded.clamp(-(2**30), 2**30).to(torch.int32), latents)
