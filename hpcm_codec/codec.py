@@ -254,7 +254,7 @@ class Codec:
         seen = latents_seen(area, grid) if engine.local_synthesis else grid.latents
 
         def decoded(tile: Tile) -> Latents:
-            return self._decode_tile(engine, tile, stream)
+            return self._decode_tile(tile, stream)
 
         with closing(in_order(decoded, tiles_needed(area, grid, seen), self._workers(engine, header))) as tiles:
             neighbourhood = Neighbourhood(grid, lambda _: next(tiles), seen, engine.new_latents)
@@ -267,9 +267,8 @@ class Codec:
         """
         digest = hashlib.sha256()
         stream = self._parse(data, max_pixels, partial=False, scale=FINEST_SCALE)
-        engine = self._engine_of(stream.header)
         for tile in stream.header.grid:
-            self._decode_tile(engine, tile, stream, lambda symbols: digest.update(symbols.astype("<i4").tobytes()))
+            self._decode_tile(tile, stream, lambda symbols: digest.update(symbols.astype("<i4").tobytes()))
         return digest.hexdigest()
 
     def _parse(self, data: bytes, max_pixels: int, partial: bool, scale: str) -> HpcmStream:
@@ -291,10 +290,10 @@ class Codec:
             )
         return self.engines[profile]
 
-    def _decode_tile(self, engine: Engine, tile: Tile, stream: HpcmStream, record: Record | None = None) -> Latents:
+    def _decode_tile(self, tile: Tile, stream: HpcmStream, record: Record | None = None) -> Latents:
         header, streams = stream.header, stream.tiles[tile.index]
         size = (tile.latents.height, tile.latents.width)
-        decoded = engine.decode(streams.payloads, size, header.quality_code, streams.begun, record)
+        decoded = self._engine_of(header).decode(streams.payloads, size, header.quality_code, streams.begun, record)
         if decoded.complete and decoded.symbol_check != streams.symbol_check:
             reason = f"tile {tile.index} does not decode to what its encoder coded"
             if header.float_profile:
