@@ -17,11 +17,10 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_codec.benchmark.meter import Meter
 from hpcm_codec.benchmark.stages import SCALES, STEPS, ObservedMeanPort
+from hpcm_codec.model.complexity import operations_counted
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.hpcm import HPCM
@@ -80,8 +79,7 @@ def _operations(config: ModelConfig, own: Sides, seen: Sides) -> dict[str, int]:
         image = torch.empty(1, 3, *(side * PIXELS_PER_LATENT for side in seen))
         latents, around = (torch.empty(1, config.latent_channels, *sides) for sides in (own, seen))
         hyper = torch.empty(1, config.hyper_channels, *(side // LATENTS_PER_UNIT for side in own))
-    # attention as plain matrix products: the counter does not know every fused kernel
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with operations_counted() as counter, torch.inference_mode():
         meter = Meter(counter.get_total_flops)
         meter.wrap(model.analyse, "analysis")(image)
         meter.wrap(model.hyper_latents, "hyper analysis")(latents, rate)

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec.constants import QUALITY_STEPS, SCALES
+from hpcm_codec.bitstream.quality import quality_of
+from hpcm_codec.constants import SCALES
 from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.graphs import CHECKED_USES, PLAIN_USES, Walk, graphs_for
 from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Record
@@ -143,7 +144,7 @@ class TorchEngine(ABC):
         return pixels
 
     def _rate(self, quality_code: int) -> Tensor:
-        return self.model.rate_at(quality_to_position(quality_code / QUALITY_STEPS, self.model.config.rate_levels))
+        return self.model.rate_at(quality_to_position(quality_of(quality_code), self.model.config.rate_levels))
 
 
 class FloatEngine(TorchEngine):
