@@ -58,7 +58,7 @@ def work_by_stage(
         own, seen = (tile.latents.height, tile.latents.width), (window.height, window.width)
         total.update(_operations(config, own, seen))
         least.update(_bytes(config, own, seen, profile))
-    least["range coding"] += coded_bytes
+    least["rANS coding"] += coded_bytes
     least["container"] = 2 * coded_bytes
     least["read"] = least["write"] = picture_bytes + 3 * width * height
     return {stage: Work(total[stage], least[stage]) for stage in least}
@@ -90,7 +90,7 @@ def _operations(config: ModelConfig, own: Sides, seen: Sides) -> dict[str, int]:
 
 @cache
 def _bytes(config: ModelConfig, own: Sides, seen: Sides, profile: str) -> dict[str, int]:
-    """The least bytes of each stage for such a tile; of "range coding" without the coded bytes."""
+    """The least bytes of each stage for such a tile; of "rANS coding" without the coded bytes."""
     model = _meta_model(config)
     area, around = own[0] * own[1], seen[0] * seen[1]
     latents, pixels = config.latent_channels, 3 * PIXELS_PER_LATENT**2
@@ -103,7 +103,7 @@ def _bytes(config: ModelConfig, own: Sides, seen: Sides, profile: str) -> dict[s
         "hyper synthesis": number * (hyper + 2 * latents * area + _parameters([model.h_s])),
         "synthesis": FLOAT * ((latents + pixels) * around + _parameters([model.g_s])),
         "symbols": (FLOAT + 2 * INT) * symbols,  # latents and table indexes to symbols
-        "range coding": 2 * INT * symbols,
+        "rANS coding": 2 * INT * symbols,
     }
     for scale, name in enumerate(SCALES):
         plane = area // 4 ** (len(SCALES) - 1 - scale)  # each scale has a quarter of the next one's positions

@@ -7,7 +7,7 @@ import torch
 from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.interface import Engine
 from hpcm_codec.engines.torch_engine import ExactEngine, FloatEngine
-from hpcm_codec.entropy.range_coder import CoderTables
+from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.weights.checkpoints import Checkpoint

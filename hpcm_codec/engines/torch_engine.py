@@ -20,8 +20,8 @@ from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.graphs import CHECKED_USES, PLAIN_USES, Walk, graphs_for
 from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Record
 from hpcm_codec.engines.ports import DecoderPort, EncoderPort
-from hpcm_codec.entropy.distributions import scale_index
-from hpcm_codec.entropy.range_coder import CoderTables
+from hpcm_codec.entropy.distributions import sigma_index
+from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.model.context import SymbolPort
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.rate import quality_to_position
@@ -30,7 +30,7 @@ from hpcm_codec.system.threads import on_threads
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
 
 # The float profile's context model always runs on this many threads: matrix products sum in another order under another number of
-# threads, and one last bit is enough to lose the range decoder. Transforms use as many threads as torch is set to.
+# threads, and one last bit is enough to lose the rANS decoder. Transforms use as many threads as torch is set to.
 CONTEXT_THREADS = 2
 
 CodeHyper = Callable[
@@ -161,7 +161,7 @@ class FloatEngine(TorchEngine):
             rate = self._rate(quality_code)
             with self.observer.stage("hyper synthesis"):
                 scale, mean = self.model.hyper_distribution(rate)
-            symbols = code_hyper(scale_index(scale), mean)
+            symbols = code_hyper(sigma_index(scale), mean)
             return self._walked(self._walk, port, symbols, rate)
 
     def _walk(self, port: SymbolPort, symbols: Tensor, rate: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class MeanPort:
     def begin(self, scale: Scale, number: int) -> None:
         pass
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
         return torch.zeros_like(mean)
 
 

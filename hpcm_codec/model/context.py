@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded
+from hpcm_codec.entropy.distributions import LARGEST_SIGMA, SMALLEST_SIGMA, bounded
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.model.cells import ContextCell
@@ -34,11 +34,11 @@ class SymbolPort(Protocol):
     def begin(self, scale: Scale, number: int) -> None:
         """Called before each step, coarse to fine; number counts a scale's steps from 1."""
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
         """Code a step's latents; returns their symbols, B×n: the rounded differences of latents and means, packed as `step` packs them.
 
-        scale: B×n, of the distributions: from the walk in floating point their scales within [0.12, 64], from the walk in integers their
-               table indexes (int32).
+        sigma: B×n, of the distributions: from the walk in floating point their widths σ within [0.12, 64], from the walk in integers
+               the indexes of their tables (int32).
         mean:  B×n, floating point, in quantisation steps. A decoder does not need it.
         The symbols are whole numbers, int32 or of the means' type.
         """
@@ -168,19 +168,19 @@ class ContextModel(nn.Module):
     ) -> Tensor:
         """Code one step and return the latents B×M×h×w with the step's positions filled in.
 
-        params: B×2M×h×w, scales and means before any gain.
+        params: B×2M×h×w, σ (or its logarithm) and means before any gain.
         """
-        scale, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
+        sigma, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
         if log_gain is not None:
             mean = mean * log_gain.exp()
         if self.scale_domain == "log":
-            shifted = scale if log_gain is None else scale + log_gain
-            scale = step.take(shifted)
-            scale = bounded(scale, math.log(SMALLEST_SCALE), math.log(LARGEST_SCALE)).exp()
+            shifted = sigma if log_gain is None else sigma + log_gain
+            sigma = step.take(shifted)
+            sigma = bounded(sigma, math.log(SMALLEST_SIGMA), math.log(LARGEST_SIGMA)).exp()
         else:
-            scale = bounded(step.take(scale), SMALLEST_SCALE, LARGEST_SCALE)
+            sigma = bounded(step.take(sigma), SMALLEST_SIGMA, LARGEST_SIGMA)
         means = step.take(mean)
-        decoded = step.place(port.exchange(step, scale, means).to(means.dtype) + means, torch.zeros_like(mean))
+        decoded = step.place(port.exchange(step, sigma, means).to(means.dtype) + means, torch.zeros_like(mean))
         if log_gain is not None:
             decoded = decoded * (-log_gain).exp()
         return latents + decoded

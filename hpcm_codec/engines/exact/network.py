@@ -24,7 +24,7 @@ from hpcm_codec.engines.exact.modules import (
     Linear,
     Units,
 )
-from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
+from hpcm_codec.entropy.distributions import LOG_SIGMA_STEP, SIGMA_COUNT, SMALLEST_SIGMA
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.config import ModelConfig
@@ -41,8 +41,8 @@ FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
 HYPER_MEAN_FRACTION = 8
 # The table index of a logarithmic scale v, in units of 2^-10, is round((v/1024 − ln 0.12) / δ) with δ = ln(64/0.12)/63.
 _INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT = 2171, 642, 16
-assert abs(_INDEX_OFFSET + math.log(SMALLEST_SCALE) * (1 << SCALE_FRACTION)) < 1
-assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SCALE_STEP * (1 << SCALE_FRACTION))) < 1
+assert abs(_INDEX_OFFSET + math.log(SMALLEST_SIGMA) * (1 << SCALE_FRACTION)) < 1
+assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SIGMA_STEP * (1 << SCALE_FRACTION))) < 1
 
 
 def refuse_unsupported(config: ModelConfig) -> None:
@@ -62,7 +62,7 @@ class QualityIntegers:
 
     log_gain: Tensor
     inverse_gain: Tensor
-    hyper_levels: Tensor
+    hyper_indexes: Tensor
     hyper_mean: Tensor
     hyper_inverse_gain: Tensor
 
@@ -126,7 +126,7 @@ class ExactNetwork:
         return QualityIntegers(
             interpolated(self._log_gain, position),
             power_of_two(latent_unit - interpolated(self._log2_gain, position), self.tables),
-            level_of(interpolated(self._hyper_log_scale, position)),
+            index_of(interpolated(self._hyper_log_scale, position)),
             interpolated(self._hyper_mean, position),
             power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, position), self.tables),
         )
@@ -145,7 +145,7 @@ class ExactNetwork:
         """Table indexes (int32) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
         quality = self.at(position)
         mean = times_power_of_two(quality.hyper_mean.float(), -HYPER_MEAN_FRACTION)
-        return quality.hyper_levels[None, :, None, None], mean[None, :, None, None]
+        return quality.hyper_indexes[None, :, None, None], mean[None, :, None, None]
 
     def to(self, device: torch.device) -> ExactNetwork:
         """Move every integer to a device; returns itself."""
@@ -195,8 +195,8 @@ class _AtQuality:
         channels, height, width = latents.shape
         scale, mean = (step.take(half) for half in params.unflatten(0, (2, channels)))
         of_step = _PerChannel(step, height, width)
-        levels = level_of(scale.long() + of_step(self._quality.log_gain))
-        symbols = self._port.exchange(step, levels, mean.float() * of_step(self._mean_unit))
+        indexes = index_of(scale.long() + of_step(self._quality.log_gain))
+        symbols = self._port.exchange(step, indexes, mean.float() * of_step(self._mean_unit))
         decoded = round_shift(symbols.long() * of_step(self._quality.inverse_gain), EXP_SHIFT)
         decoded = decoded + (mean.long() << FINE_BITS)
         return step.place(decoded.clamp(-(2**30), 2**30).to(torch.int32), latents)
@@ -228,10 +228,10 @@ class _PerChannel:
         return self._step.take(values[:, None, None].expand(-1, *self._size))
 
 
-def level_of(log_scale: Tensor) -> Tensor:
-    """The table index (int32) of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced levels."""
+def index_of(log_scale: Tensor) -> Tensor:
+    """The table index (int32) of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced widths."""
     level = round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT)
-    return level.clamp(0, SCALE_LEVELS - 1).to(torch.int32)
+    return level.clamp(0, SIGMA_COUNT - 1).to(torch.int32)
 
 
 def _fixed(values: Tensor, fraction: int) -> Tensor:
