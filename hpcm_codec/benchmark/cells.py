@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.benchmark.counting import allocations_of
+from hpcm_codec.benchmark.allocations import allocations_of
 from hpcm_codec.benchmark.timing import clock, waiter
 from hpcm_codec.model.cells import ContextCell
 from hpcm_codec.model.complexity import operations_of
