@@ -228,7 +228,7 @@ class Codec:
         return self.decode_parsed(self._parse(data, max_pixels, partial, scale), region)
 
     def decode_parsed(self, stream: HpcmStream, region: tuple[int, int, int, int] | None = None) -> StripPicture:
-        """`decode_strips` of a file that `container.parse_stream` has read."""
+        """`decode_strips` of a file that `bitstream.container.parse_stream` has read."""
         header = stream.header
         engine = self._engine_of(header)
         area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
