@@ -25,7 +25,6 @@ from hpcm_codec.engines.exact.layers import (
     integer_norm,
     interpolated,
     level_position,
-    times_power_of_two,
 )
 from hpcm_codec.engines.exact.network import index_of
 from hpcm_codec.engines.exporting import export_checkpoint
@@ -38,6 +37,7 @@ from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import LIMIT
 from hpcm_codec.ops.integer_tables import build_tables, power_of_two
+from hpcm_codec.ops.powers import times_power_of_two
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
 from test_hpcm_phase1 import SMALL
 

@@ -55,9 +55,10 @@ def _show_file(path: str, json: bool) -> None:
 def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
     from hpcm_codec.bitstream import container
+    from hpcm_codec.bitstream.byte_reader import LARGEST_NUMBER
     from hpcm_codec.weights.registry import known_name
 
-    largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
+    largest = LARGEST_NUMBER**2  # nothing is allocated for the pixels here
     found = container.describe(data, max_pixels=largest)
     header = found.header
     grid = header.grid

@@ -32,14 +32,14 @@ class _Survival(torch.autograd.Function):
     """1 − cdf, with the density as its derivative."""
 
     @staticmethod
-    def forward(ctx, v: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, v: Tensor) -> Tensor:
         power = v.abs().pow(SHAPE)
         ctx.save_for_backward(power)
         tail = 0.5 * torch.special.gammaincc(power.new_tensor(1 / SHAPE), power)
         return torch.where(v < 0, 1 - tail, tail)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> Tensor:
         (power,) = ctx.saved_tensors
         return gradient * -_DENSITY_AT_ZERO * torch.exp(-power)
 
@@ -56,13 +56,13 @@ def likelihood(v: Tensor, sigma: Tensor) -> Tensor:
 
 class _Bound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, lowest: float, highest: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, lowest: float, highest: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bounds = (lowest, highest)
         return x.clamp(lowest, highest)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         lowest, highest = ctx.bounds
         blocked = ((x < lowest) & (gradient > 0)) | ((x > highest) & (gradient < 0))

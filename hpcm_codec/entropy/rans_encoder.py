@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def _is_table(row: list[int]) -> bool:
     return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and rises
 
 
-def largest_magnitude(symbols: NDArray[np.signedinteger]) -> int:
+def largest_magnitude(symbols: NDArray[np.signedinteger[Any]]) -> int:
     """Of symbols of any shape; 0 of none."""
     return max(-int(symbols.min()), int(symbols.max())) if symbols.size else 0
 
@@ -79,7 +80,7 @@ class RansEncoder:
         self._encoder = _ans().BufferedRansEncoder()
         self._count = 0
 
-    def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
+    def encode(self, symbols: NDArray[np.signedinteger[Any]], indexes: NDArray[np.integer[Any]]) -> None:
         """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes; raises HpcmError for larger ones."""
         if largest_magnitude(symbols) > LARGEST_SYMBOL:
             raise HpcmError(

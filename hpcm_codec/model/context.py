@@ -116,6 +116,7 @@ def hyper_planes(hyper_params: Tensor, latent_channels: int, gather: str = "alig
     return on_s1.flatten(-4, -3), on_s2.flatten(-4, -3), hyper_params
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class ContextModel(nn.Module):
     """Adaptors, priors, cells and the walk that uses them."""
 
