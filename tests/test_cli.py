@@ -80,7 +80,7 @@ def processor_seconds_of_children() -> float:
 
 
 def test_info_shows_a_file_without_waiting_for_torch(compressed: Path) -> None:
-    telling = [sys.executable, "-c", HPCM_TELLING_IMPORTS, "info", compressed]
+    telling = [sys.executable, "-c", HPCM_TELLING_IMPORTS, "info", str(compressed)]
     done = subprocess.run(telling, capture_output=True, text=True, check=True)
     assert "known here as phase1-lite" in done.stdout and done.stderr == "['rich']\n"
 
@@ -346,7 +346,7 @@ def test_doctor_says_what_to_do_about_a_missing_coder(monkeypatch: pytest.Monkey
     from hpcm_codec.entropy import rans_encoder
 
     rans_encoder._ans.cache_clear()
-    monkeypatch.setattr(rans_encoder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     try:
         done = hpcm("doctor")
         assert done.exit_code == 1 and "PROBLEM: compressai's rANS coder" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_the_container_tells_what_a_file_ends_in() -> None:
     begun = chunks["s1 of tile 1"]
     for arrived, expected in ((0, None), (1, b"s"), (4, b"s1s1"), (7, b"s1s1")):
         cut = container.parse_stream(data[: begun.offset + arrived], allow_truncated=True)
-        missing = {"s1": None, "s2": None, "s3": None}
+        missing: dict[str, Any] = {"s1": None, "s2": None, "s3": None}
         assert cut.tiles[0] == replace(tiles[0], **{**missing, "s1": b"s1s1"})
         assert cut.tiles[1] == replace(tiles[1], **missing, begun=expected)
     # damage is no beginning

@@ -66,8 +66,10 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
         "from hpcm_codec.weights.registry import shipped_checkpoints as s; from hpcm_codec.ops.build import source_directory as d;"
         "print(s()['phase1-lite']); print(d())"
     )
-    settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **settings).stdout
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    ).stdout
     assert [Path(line).is_relative_to(tmp_path / "installed") for line in told.splitlines()] == [True, True]
 
 

@@ -109,7 +109,7 @@ def compare_cells(
 class _Work:
     """A module with arguments of the size that is measured."""
 
-    def __init__(self, module: nn.Module, channels: tuple[int, int], rows: int, columns: int, device: str) -> None:
+    def __init__(self, module: nn.Module, channels: tuple[int, ...], rows: int, columns: int, device: str) -> None:
         self.module = module.eval().requires_grad_(False)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shapes = [(1, count, rows, columns) for count in channels]
