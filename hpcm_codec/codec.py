@@ -280,13 +280,12 @@ class Codec:
                 f"made with the model {header.checkpoint_id.hex()}, but the one loaded is {self.identity.hex()}",
                 advice="decode with --model naming the checkpoint it was made with",
             )
-        profile = "float" if header.float_profile else "exact"
-        if profile not in self.engines:
+        if header.profile not in self.engines:
             raise UnsupportedError(
                 "made in the exact profile, which this model's checkpoint lacks",
                 advice="decode with the checkpoint it was made with",
             )
-        return self.engines[profile]
+        return self.engines[header.profile]
 
     def _decode_tile(self, tile: Tile, stream: HpcmStream, record: Record | None = None) -> Latents:
         header, streams = stream.header, stream.tiles[tile.index]

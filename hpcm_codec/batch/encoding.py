@@ -99,7 +99,7 @@ class Encoding:
         with self.opened(job.source) as (picture, input_bytes):
             for differs, reason in (
                 (header.checkpoint_id != codec.identity, f"it is of another model, {header.checkpoint_id.hex()}"),
-                (header.float_profile != (codec.profile == "float"), "it is of the other profile"),
+                (header.profile != codec.profile, "it is of the other profile"),
                 (
                     (header.width, header.height) != (picture.width, picture.height),
                     f"it is of a picture of {header.width}×{header.height} pixels",

@@ -68,6 +68,11 @@ class Header:
         return quality_of(self.quality_code)
 
     @property
+    def profile(self) -> str:
+        """In which arithmetic probabilities are computed: "exact" or "float"."""
+        return "float" if self.float_profile else "exact"
+
+    @property
     def grid(self) -> TileGrid:
         return TileGrid(self.width, self.height)
 

@@ -68,7 +68,7 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "height": header.height,
         "components": 1 if header.grey else 3,
         "quality": header.quality,
-        "profile": "float" if header.float_profile else "exact",
+        "profile": header.profile,
         "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known_name(header.checkpoint_id)},
         "tiles": {
             "count": len(grid),
