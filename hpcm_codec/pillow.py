@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.errors import CutShortError, HpcmError
 from hpcm_codec.images import EXIF_PREFIX, Picture, picture_from_pil, picture_to_pil
 
@@ -68,7 +68,8 @@ class HpcmImageFile(ImageFile.ImageFile):
             self.fp.seek(0)
             data = self.fp.read()
             try:
-                self.im = picture_to_pil(codec_for(data).decode_strips(data)).im
+                stream = container.parse_stream(data)
+                self.im = picture_to_pil(codec_for(stream.header).decode_parsed(stream)).im
             except HpcmError as error:
                 raise self._named(error) from error.__cause__
             self._decoded = True
@@ -105,8 +106,7 @@ def _accept(prefix: bytes) -> bool:
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     from hpcm_codec.api import kept_codec
-    from hpcm_codec.codec import DEFAULT_QUALITY
-    from hpcm_codec.shipped import DEFAULT_MODEL
+    from hpcm_codec.constants import DEFAULT_MODEL, DEFAULT_QUALITY
 
     asked = image.encoderinfo
     exif = asked.get("exif")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.training.captured import CapturedStep
 from hpcm_codec.training.data import PackedPictures
@@ -16,6 +15,7 @@ from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.losses import RateDistortion
 from hpcm_codec.training.samples import Batch
 from hpcm_codec.training.settings import CropPhase
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 

@@ -12,12 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcm_codec.container import (
+from hpcm_codec.bitstream.container import (
     ALPHA,
-    DEFAULT_MAX_PIXELS,
     EXIF,
     ICC,
-    SYMBOL_CHECK_START,
     XMP,
     Header,
     HpcmStream,
@@ -25,11 +23,12 @@ from hpcm_codec.container import (
     describe_stream,
     parse_header,
     parse_stream,
-    update_symbol_check,
     write_stream,
 )
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
+from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.errors import CorruptStreamError, HpcmError, UnsupportedError
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiles.grid import TileGrid
 
 payload = st.binary(max_size=40)
 known_extensions = st.dictionaries(st.sampled_from([ALPHA, ICC, EXIF, XMP, 131, 255]), payload, max_size=4)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from conftest import small_photograph
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError
 from hpcm_codec.images import Picture
-from hpcm_codec.memory import decoding_bytes, encoding_bytes
-from hpcm_codec.parallel import in_order
+from hpcm_codec.system.parallel import in_order
+from hpcm_codec.tiles.memory import decoding_bytes, encoding_bytes
 
 WIDTH, HEIGHT = 1100, 1040  # 2×2 tiles
 
@@ -96,7 +97,7 @@ def test_files_and_pixels_do_not_depend_on_the_tiles_coded_at_a_time(
 def test_a_damaged_tile_is_named_whoever_decodes_it(three_workers: Codec) -> None:
     stream = container.parse_stream(three_workers.encode(Picture(small_photograph(WIDTH, HEIGHT)), 5))
     tiles = list(stream.tiles)
-    tiles[2] = container.TileStreams(*tiles[2].payloads, symbol_check=tiles[2].symbol_check ^ 1)
+    tiles[2] = replace(tiles[2], symbol_check=tiles[2].symbol_check ^ 1)
     data = container.write_stream(container.HpcmStream(stream.header, tuple(tiles), {}))
     with pytest.raises(CorruptStreamError, match="tile 2 does not decode"):
         three_workers.decode(data)

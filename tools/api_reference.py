@@ -16,7 +16,8 @@ from typing import Any
 
 import hpcm_codec
 import hpcm_codec.pillow
-from hpcm_codec import arrays, errors
+from hpcm_codec import errors
+from hpcm_codec.images import arrays
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 PARAMETER = re.compile(r"([a-z_]+(?:, [a-z_]+)*): +(\S.*)")
@@ -40,7 +41,7 @@ def page() -> str:
     parts += ["## Errors", prose(without_first_line(errors))]
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.HpcmError)]
     for kind in sorted(kinds, key=lambda kind: (len(kind.__mro__), kind.exit_status, kind.__name__)):
-        base = "" if kind is errors.HpcmError else f", a `{kind.__base__.__name__}`"
+        base = "" if kind is errors.HpcmError else f", a `{kind.__bases__[0].__name__}`"
         parts += [f"### `{kind.__name__}`{base}; exit status {kind.exit_status}", prose(inspect.getdoc(kind) or "")]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -11,10 +11,11 @@ from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, write_output
 from hpcm_codec.batch.tasks import Outcome
+from hpcm_codec.constants import FINEST_SCALE
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.container import HpcmStream
+    from hpcm_codec.bitstream.container import HpcmStream
     from hpcm_codec.images import StripPicture
 
 MEMORY_ADVICE = "raise it with --memory, choose PNG, PPM or TIFF, which are written in strips, or decode a --region"
@@ -25,7 +26,7 @@ class Decoding:
     """How every file of a batch is decoded (a `tasks.Work`).
 
     format:     a key of images.FORMATS in any case; None goes by the output's extension, PNG on stdout.
-    region:     x, y, width, height in pixels, or None. scale: one of container.SCALES.
+    region:     x, y, width, height in pixels, or None. scale: one of constants.SCALES.
     partial:    show what there is of a damaged file.
     model:      a checkpoint's name or path; None takes the one that the file names.
     max_pixels: larger pictures are refused, None is the default limit.
@@ -33,7 +34,7 @@ class Decoding:
 
     format: str | None = None
     region: tuple[int, int, int, int] | None = None
-    scale: str = "s3"
+    scale: str = FINEST_SCALE
     partial: bool = False
     model: str | None = None
     max_pixels: int | None = None
@@ -59,12 +60,11 @@ class Decoding:
         # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
         stream = self._parsed(data)
         self._check_memory(stream, len(data), job)
-        pixels = stream.header.width * stream.header.height
-        del stream  # the codec reads the file again
-        named = self.model is not None
-        codec = self.machine.codec(self.model) if named else self.machine.codec_for(data, pixel_limit(self.max_pixels))
-        picture = codec.decode_strips(data, pixel_limit(self.max_pixels), self.partial, self.scale, self.region)
+        header = stream.header
+        codec = self.machine.codec_for(header) if self.model is None else self.machine.codec(self.model)
+        picture = codec.decode_parsed(stream, self.region)
         notices = self._write(picture, job, overwrite)
+        pixels = header.width * header.height
         return _outcome(picture.width, picture.height, len(data), pixels, (*picture.notices, *notices))
 
     def inspect(self, job: Job) -> Outcome:
@@ -87,7 +87,7 @@ class Decoding:
         return _outcome(*size, len(data), header.width * header.height)
 
     def _parsed(self, data: bytes) -> HpcmStream:
-        from hpcm_codec.container import parse_stream
+        from hpcm_codec.bitstream.container import parse_stream
 
         stream = parse_stream(
             data, max_pixels=pixel_limit(self.max_pixels), allow_truncated=self.partial, scale=self.scale
@@ -98,9 +98,9 @@ class Decoding:
 
     def _check_memory(self, stream: HpcmStream, file_bytes: int, job: Job) -> None:
         """Raise MemoryLimitError when decoding and writing the picture would take more than the limit."""
-        from hpcm_codec.container import ALPHA, EXIF
+        from hpcm_codec.bitstream.container import ALPHA, EXIF
         from hpcm_codec.images import format_for, held_bytes
-        from hpcm_codec.memory import check, decoding_bytes
+        from hpcm_codec.tiles.memory import check, decoding_bytes
 
         header, extensions = stream.header, stream.extensions
         width, height = (header.width, header.height) if self.region is None else self.region[2:]
@@ -138,7 +138,7 @@ def _outcome(width: int, height: int, file_bytes: int, pixels: int, notices: Seq
 
 def refuse_other_kinds(first_bytes: bytes) -> None:
     """Raise for a file that is no .hpcm file, before all of it is read."""
-    from hpcm_codec.container import MAGIC, parse_header
+    from hpcm_codec.bitstream.container import MAGIC, parse_header
 
     if not first_bytes.startswith(MAGIC):
         parse_header(first_bytes)

@@ -16,7 +16,7 @@ from hpcm_codec.batch.jobs import Job, parse_shard
 from hpcm_codec.batch.streams import STDIO, shown
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
-from hpcm_codec.temporaries import remove_left_behind
+from hpcm_codec.system.temporaries import remove_left_behind
 
 if TYPE_CHECKING:
     from hpcm_codec.batch.engines import Engine
@@ -80,7 +80,7 @@ class Batch:
 
     def memory_of_each(self, memory: int | None) -> int | None:
         """The part of a limit in bytes (None: the default one) that each process may use."""
-        from hpcm_codec.memory import SMALLEST_DEFAULT, default_limit
+        from hpcm_codec.tiles.memory import SMALLEST_DEFAULT, default_limit
 
         if self.engine == "ray" or self.jobs in (None, 1):
             return memory  # workers of a cluster have machines of their own
@@ -102,7 +102,8 @@ class Batch:
 def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> int:
     """Do this machine's share of the jobs, going on after failures; returns the exit status, that of the first input that failed."""
     from hpcm_codec.batch.manifest import Manifest
-    from hpcm_codec.batch.tasks import BatchStopped, Performer, Rules, task_of
+    from hpcm_codec.batch.stopping import BatchStopped
+    from hpcm_codec.batch.tasks import Performer, Rules, task_of
 
     if any(job.target == STDIO for job in jobs) and sys.stdout.isatty():
         raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")

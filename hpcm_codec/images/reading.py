@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hpcm_codec.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.files import file_error
 from hpcm_codec.images.metadata import exif_of, upright
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples, larger_pictures_allowed
 from hpcm_codec.images.samples import samples_of
+from hpcm_codec.system.files import file_error
 
 # Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
 READABLE = [

@@ -111,12 +111,12 @@ class _Take(torch.autograd.Function):
     """One zero-filled gradient for all pieces, where autograd's own slicing would make one for each."""
 
     @staticmethod
-    def forward(ctx, plane: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
+    def forward(ctx, plane: Tensor, lattice: Lattice) -> Tensor:
         ctx.lattice, ctx.shape, ctx.stride = lattice, plane.shape, plane.stride()
         return _taken(plane, lattice)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         plane = gradient.new_empty_strided(ctx.shape, _dense_stride(ctx.shape, ctx.stride)).zero_()
         _put(plane, gradient, ctx.lattice)
         return plane, None
@@ -124,14 +124,14 @@ class _Take(torch.autograd.Function):
 
 class _Place(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
+    def forward(ctx, packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:
         ctx.lattice = lattice
         plane = base.clone()
         _put(plane, packed, lattice)
         return plane
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         packed = _taken(gradient, ctx.lattice)
         if not ctx.needs_input_grad[1]:
             return packed, None, None

@@ -1,0 +1,124 @@
+"""Calibration: which units every activation of a trained model needs, found by running it on pictures.
+
+A power of two is chosen for each channel (for all channels together where they meet in other ways than weighted sums), so that the largest
+magnitude seen, times a margin, fits the integers' range. What is larger later saturates, in the encoder as in the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcm_codec.engines.exact.network import refuse_unsupported
+from hpcm_codec.model.blocks import ResidualBlock
+from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
+from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.model.priors import Prior, StepAdaptor
+from hpcm_codec.model.rate import spread_positions
+from hpcm_codec.ops.integer import LIMIT
+
+MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
+SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
+LARGEST_LATENT_FRACTION = 9
+
+
+class _Ranges:
+    """The largest magnitude of every channel of every activation, by name."""
+
+    def __init__(self) -> None:
+        self._largest: dict[str, Tensor] = {}
+
+    def see(self, name: str, x: Tensor) -> None:
+        """x: B×C×h×w or B×T×C."""
+        axes = (0, 2, 3) if x.ndim == 4 else (0, 1)
+        largest = x.detach().abs().amax(dim=axes).double()
+        self._largest[name] = torch.maximum(self._largest[name], largest) if name in self._largest else largest
+
+    def fractions(self, name: str, highest: int = LARGEST_FRACTION) -> Tensor:
+        """One fraction for each channel."""
+        needed = (LIMIT / (MARGIN * self._largest[name].clamp_min(1e-6))).log2().floor()
+        return needed.clamp(SMALLEST_FRACTION, highest).to(torch.int8)
+
+    def names(self) -> list[str]:
+        return list(self._largest)
+
+
+def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The units of every activation: name → fraction of each channel, int8.
+
+    model: in evaluation mode; pictures: 1×3×H×W each, in [0, 1], H and W multiples of 64. Every picture is coded in simulation at the
+    lowest, the middle and the highest rate. Raises UnsupportedError for models without an exact profile.
+    """
+    refuse_unsupported(model.config)
+    ranges = _Ranges()
+    hooks = [hook for name, module in _watched(model) for hook in _hooks(name, module, ranges)]
+    try:
+        with torch.inference_mode():
+            for picture in pictures:
+                for position in spread_positions(model.config.rate_levels):
+                    model(picture, position)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {name: ranges.fractions(name) for name in ranges.names()}
+    found["latents"] = ranges.fractions("latents", LARGEST_LATENT_FRACTION)
+    for name in found:
+        # Products of queries and keys, and the means of a layer norm, are sums over channels that share one unit.
+        if name.endswith((".inner", ".inner.query", ".inner.key")):
+            found[name] = torch.full_like(found[name], int(found[name].min()))
+    return found
+
+
+def _watched(model: HPCM) -> Iterable[tuple[str, nn.Module]]:
+    # Behind its last doubling, h_s works on a context plane, whose units are those of the latents.
+    last_double = max(i for i, layer in enumerate(model.h_s) if isinstance(layer, nn.ConvTranspose2d))
+    on_context = {f"h_s.{i}" for i in range(last_double, len(model.h_s))}
+    for name, module in model.named_modules():
+        if name.startswith(("h_s", "context")) and name not in on_context:
+            yield name, module
+
+
+def _hooks(name: str, module: nn.Module, ranges: _Ranges) -> list[Any]:
+    """What to note of a module's inputs and outputs."""
+
+    def output(as_name: str) -> Any:
+        return module.register_forward_hook(lambda _, __, y: ranges.see(as_name, y))
+
+    def argument(index: int, as_name: str) -> Any:
+        return module.register_forward_pre_hook(lambda _, inputs: ranges.see(as_name, inputs[index]))
+
+    def means(_: nn.Module, __: Any, y: Tensor) -> None:
+        ranges.see("latents", y[:, y.shape[1] // 2 :])
+
+    last = name.rpartition(".")[2]
+    if name == "h_s":
+        return [argument(0, "h_s"), module.register_forward_hook(means)]
+    if isinstance(module, ResidualBlock):
+        stream = "h_s.inner" if name.startswith("h_s") else name.split(".before.")[0].split(".after.")[0]
+        return [argument(0, stream), output(stream)]
+    if last in ("spatial", "expand"):
+        return [output(name)]
+    if isinstance(module, StepAdaptor):
+        stream = "context.prior_s3" if name.startswith("context.adaptors.2") else "context.prior_s12"
+        return [output(stream), argument(1, "latents")]
+    if isinstance(module, Prior) or name.startswith("context.context_nets."):
+        return [module.register_forward_hook(means)]
+    if last == "after" and name.startswith("context.prior"):
+        return [argument(0, name.rpartition(".")[0])]
+    if isinstance(module, (CrossAttentionCell, RWKVContextCell)):
+        return [module.register_forward_hook(means)]
+    if name.startswith("context.cells."):
+        if last == "norm2":
+            return [argument(0, name.rpartition(".block.")[0]), output(name)]
+        if last in ("query", "value", "shift", "norm1"):
+            return [output(name)]
+        if last == "key" and not name.endswith("spatial_mix.key"):
+            return [output(name)]
+        if last == "enter":
+            return [output(name.rpartition(".")[0])]
+        if last == "block":
+            return [argument(0, name.rpartition(".")[0]), output(name.rpartition(".")[0])]
+    return []

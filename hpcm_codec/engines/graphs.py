@@ -1,0 +1,269 @@
+"""The walk over a tile's coding steps as CUDA graphs: what the GPU does between two hand-overs of symbols is captured once and replayed.
+
+A walk launches thousands of small kernels, and launching takes longer than running them. `WalkGraphs.run` goes through a walk as plain code
+until a size has come twice, then captures it: a port that cuts the capture at every exchange makes a segment of what lies between two. All
+that changes from tile to tile (hyper-latents, quality, symbols) enters through tensors that keep their place, so one capture serves every
+quality. A replay is not believed until it has equalled plain code, bit for bit, on two tiles, whose results are plain code's; what
+differs, or cannot be captured, ends the use of graphs for the codec with one warning. HPCM_CUDA_GRAPHS=0 does so from the start.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hpcm_codec.entropy.distributions import table_index
+from hpcm_codec.errors import UsageError
+from hpcm_codec.model.context import SymbolPort
+from hpcm_codec.model.schedule import Lattice, Scale
+
+SETTING = "HPCM_CUDA_GRAPHS"
+PLAIN_USES = 1  # of a size before it is captured: most programs code one picture
+CHECKED_USES = 2  # of a captured size, with different tiles as a rule, before it is believed
+KEPT_SIZES = 8  # a large picture has tiles of at most four
+
+Walk = Callable[
+    ..., Tensor
+]  # (port, *inputs) → decoded latents, a new tensor; launches the same for all inputs of one key
+
+
+class Segment(Protocol):
+    """What the device does between two hand-overs."""
+
+    def begin(self) -> None:
+        """From here on, launches are captured and not run."""
+
+    def end(self) -> None:
+        """Up to here."""
+
+    def replay(self) -> None:
+        """Run what was captured, on the same memory."""
+
+
+class GraphBackend(Protocol):
+    """Where segments are captured."""
+
+    def capturing(self) -> AbstractContextManager[Callable[[], Segment]]:
+        """A walk's capture: gives what makes its segments, which share their memory and are replayed in the order of their capture."""
+
+
+class _CudaSegment:
+    def __init__(self, pool: Any) -> None:
+        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
+
+    def begin(self) -> None:
+        # thread_local: other threads go on allocating and waiting for events
+        self._graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+    def end(self) -> None:
+        self._graph.capture_end()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class CudaGraphs:
+    """torch.cuda.CUDAGraph as a backend. Not yet run on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    @contextmanager
+    def capturing(self) -> Iterator[Callable[[], Segment]]:
+        torch.cuda.synchronize(self._device)
+        stream, pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
+        with torch.cuda.stream(stream):
+            yield lambda: _CudaSegment(pool)
+        torch.cuda.synchronize(self._device)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A hand-over: what the port is asked, in tensors that every replay fills anew, and where its answer goes."""
+
+    began: tuple[tuple[Scale, int], ...]  # what the port is told of steps before it
+    step: Lattice
+    indexes: Tensor
+    mean: Tensor
+    answer: Tensor
+
+
+class _CuttingPort:
+    """Ends a segment and begins the next at every exchange; answers with a tensor whose contents come later."""
+
+    def __init__(self, new_segment: Callable[[], Segment]) -> None:
+        self.segments: list[Segment] = []
+        self.cuts: list[_Cut] = []
+        self._new_segment = new_segment
+        self._began: list[tuple[Scale, int]] = []
+
+    def start(self) -> None:
+        self.segments.append(self._new_segment())
+        self.segments[-1].begin()
+
+    def finish(self) -> None:
+        self.segments[-1].end()
+
+    def begin(self, scale: Scale, number: int) -> None:
+        self._began.append((scale, number))
+
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
+        self.finish()
+        answer = torch.zeros_like(indexes)
+        self.cuts.append(_Cut(tuple(self._began), step, indexes, mean, answer))
+        self._began.clear()
+        self.start()
+        return answer
+
+
+class CapturedWalk:
+    """A walk's segments with the tensors by which they are reached; raises whatever capturing raises.
+
+    inputs: an example of what the walk is called with.
+    """
+
+    def __init__(self, backend: GraphBackend, walk: Walk, inputs: Sequence[Tensor]) -> None:
+        self.checks_left = CHECKED_USES
+        self._inputs = [given.clone() for given in inputs]
+        with backend.capturing() as new_segment:
+            port = _CuttingPort(new_segment)
+            port.start()
+            try:
+                self._decoded = walk(port, *self._inputs)
+            except BaseException:
+                with suppress(RuntimeError):  # torch's: the failure that counts is the one that led here
+                    port.finish()
+                raise
+            port.finish()
+        self._segments, self._cuts = port.segments, port.cuts
+
+    def replay(self, port: SymbolPort, inputs: Sequence[Tensor]) -> Tensor:
+        """As the walk itself. Nothing in here waits for the device but what the port does."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        for segment, cut in zip(self._segments, self._cuts, strict=False):
+            segment.replay()
+            for scale, number in cut.began:
+                port.begin(scale, number)
+            cut.answer.copy_(port.exchange(cut.step, cut.indexes, cut.mean))
+        self._segments[-1].replay()
+        return self._decoded.clone()
+
+
+class _RecordingPort:
+    """Hands on to another port and remembers all that was asked and answered."""
+
+    def __init__(self, port: SymbolPort) -> None:
+        self.exchanges: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._port = port
+
+    def begin(self, scale: Scale, number: int) -> None:
+        self._port.begin(scale, number)
+
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
+        answer = self._port.exchange(step, indexes, mean)
+        self.exchanges.append((indexes, mean, answer))
+        return answer
+
+
+class _ComparingPort:
+    """Gives the answers that another walk was given; `equal` says whether it was asked the same."""
+
+    def __init__(self, exchanges: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        self.equal = True
+        self._exchanges = iter(exchanges)
+
+    def begin(self, scale: Scale, number: int) -> None:
+        pass
+
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        expected_indexes, expected_mean, answer = next(self._exchanges)
+        self.equal = self.equal and torch.equal(sigma, expected_indexes) and torch.equal(mean, expected_mean)
+        return answer
+
+
+@dataclass
+class _Size:
+    uses: int = 0
+    captured: CapturedWalk | None = None
+
+
+class WalkGraphs:
+    """The captured walks of one codec, least recently used sizes dropped."""
+
+    def __init__(self, backend: GraphBackend) -> None:
+        self.enabled = True
+        self._backend = backend
+        self._sizes: OrderedDict[Hashable, _Size] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def run(self, key: Hashable, walk: Walk, port: SymbolPort, *inputs: Tensor) -> Tensor:
+        """walk(port, *inputs), from graphs where those can be believed. key: what `walk` and its launches depend on."""
+        # a walk's memory serves one caller at a time
+        if not self.enabled or not self._lock.acquire(blocking=False):
+            return walk(port, *inputs)
+        try:
+            size = self._sizes.setdefault(key, _Size())
+            self._sizes.move_to_end(key)
+            size.uses += 1
+            if size.captured is not None and not size.captured.checks_left:
+                return size.captured.replay(port, inputs)
+            if size.uses <= PLAIN_USES:
+                return walk(port, *inputs)
+            recorded = _RecordingPort(port)
+            decoded = walk(recorded, *inputs)
+            self._check(size, walk, inputs, recorded.exchanges, decoded)
+            return decoded
+        finally:
+            while len(self._sizes) > KEPT_SIZES:
+                self._sizes.popitem(last=False)
+            self._lock.release()
+
+    def _check(
+        self,
+        size: _Size,
+        walk: Walk,
+        inputs: Sequence[Tensor],
+        exchanges: Sequence[tuple[Tensor, Tensor, Tensor]],
+        decoded: Tensor,
+    ) -> None:
+        """Capture a size where that is still to be done, and replay what plain code has just done."""
+        try:
+            if size.captured is None:
+                size.captured = CapturedWalk(self._backend, walk, inputs)
+            port = _ComparingPort(exchanges)
+            replayed = size.captured.replay(port, inputs)
+            problem = "" if port.equal and torch.equal(replayed, decoded) else "they gave other numbers than plain code"
+        except Exception as error:  # whatever it is, plain code goes on
+            problem = f"{type(error).__name__}: {error}"
+        if not problem:
+            assert size.captured is not None
+            size.captured.checks_left -= 1
+            return
+        self.enabled = False
+        self._sizes.clear()
+        warnings.warn(
+            f"CUDA graphs are switched off for this codec ({problem}); it works without them, only slower. "
+            f"{SETTING}=0 keeps them off.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def graphs_for(device: torch.device) -> WalkGraphs | None:
+    """Graphs for a codec on that device: None where there are none, or HPCM_CUDA_GRAPHS is 0. Raises UsageError for what it cannot be."""
+    setting = os.environ.get(SETTING, "1")
+    if setting not in ("0", "1"):
+        raise UsageError(f"{SETTING} is {setting!r}", advice="set it to 0 or 1")
+    return WalkGraphs(CudaGraphs(device)) if device.type == "cuda" and setting == "1" else None

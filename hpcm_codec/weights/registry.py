@@ -1,0 +1,67 @@
+"""The checkpoints that are known: those that came with the program, and those in the user's folder.
+
+Nothing here imports torch, so that what only has to name a model, such as `hpcm info`, answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hpcm_codec.constants import DEFAULT_MODEL
+from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
+from hpcm_codec.weights.identity import kept_identity
+
+
+def shipped_folders() -> list[Path]:
+    """Where checkpoints come with the program: inside the wheel, or beside the package in a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return [package / "checkpoints", package.parent / "checkpoints"]
+
+
+def shipped_checkpoints() -> dict[str, Path]:
+    """The checkpoints that came with the program: name → file, the default model first."""
+    found: dict[str, Path] = {}
+    for folder in shipped_folders():
+        for path in sorted(folder.glob("*.safetensors")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
+
+
+def models_folder() -> Path:
+    """Where users keep other checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models."""
+    if chosen := os.environ.get("HPCM_MODELS"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hpcm-codec" / "models"
+
+
+def known_checkpoints() -> dict[str, Path]:
+    """The shipped checkpoints, then those in `models_folder`: name → file. One whose name is taken goes by its path."""
+    known = shipped_checkpoints()
+    for path in sorted(models_folder().glob("*.safetensors")):
+        known[str(path) if path.stem in known else path.stem] = path
+    return known
+
+
+def find_checkpoint(name_or_path: str) -> Path:
+    """The file of a checkpoint given by name ("phase1-lite") or path; raises UnsupportedError or FileError."""
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors" or path.exists():
+        if not path.is_file():
+            raise FileError(f"{path}: no such checkpoint file")
+        return path
+    known = known_checkpoints()
+    if name_or_path in known:
+        return known[name_or_path]
+    raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(known) or 'none'}")
+
+
+def known_name(identity: bytes) -> str | None:
+    """The name of the known checkpoint of that identity, or None; damaged ones are nobody's."""
+    for name, path in known_checkpoints().items():
+        try:
+            if kept_identity(path) == identity:
+                return name
+        except HpcmError:
+            continue
+    return None
