@@ -72,7 +72,7 @@ class _CudaSegment:
 
 
 class CudaGraphs:
-    """torch.cuda.CUDAGraph as a backend. Not yet run on a GPU."""
+    """torch.cuda.CUDAGraph as a backend."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -75,7 +75,7 @@ def choose(plan: Plan) -> None:
             f"loss {trial.loss:.3f}  {trial.note}"
         )
     print(f"tests {'passed' if tests_passed else 'FAILED: look before training'}; {clock.left:.0f} s were left")
-    print(f"CHOSEN: {choice}, rate {plan.rate_for(choice.batch):g}")
+    print(f"CHOSEN: {choice}, rate {plan.learning_rate:g}")
 
 
 def keep_what_came() -> None:

@@ -132,7 +132,7 @@ def train_command(
         "minutes": f"{minutes:.4f}",
         "decay-start": f"{decay_start:.4f}",
         "crops": f"0:{plan.edge}x{choice.batch}",
-        "learning-rate": f"{plan.rate_for(choice.batch) * rate_factor:.6g}",
+        "learning-rate": f"{plan.learning_rate * rate_factor:.6g}",
         "warmup-steps": plan.warmup_steps,
         "patch-rate-factor": plan.patch_rate_factor,
         "transform-rate-factor": plan.transform_rate_factor,
