@@ -2,7 +2,7 @@
 
 An error is one line: the file (when known), the reason, what to do about it. The command line prints `str(error)` and leaves with
 `error.exit_status`; code that calls the library catches `HpcmError`. Code that meets an error without knowing the file's name leaves
-the name out, and whoever knows it adds it with `in_file`:
+the name out; callers that know it add it with `in_file`:
 
 >>> try:
 ...     raise CorruptStreamError("not a .hpcm file", advice="check that it was made by `hpcm encode`")
@@ -68,7 +68,7 @@ class UsageError(HpcmError):
 
 
 class MemoryLimitError(HpcmError):
-    """The work would take more memory than the limit allows; told before any work is done.
+    """The work would take more memory than the limit allows; raised before any work is done.
 
     needed, limit: bytes of the whole process, as estimated (see `memory`).
     """
@@ -111,12 +111,12 @@ def printable(path: str) -> str:
 
 
 def bug(error: BaseException) -> HpcmError:
-    """The error that tells a user about an exception that nobody expected."""
+    """The error that reports an unexpected exception to a user."""
     text = " ".join(str(error).split())[:300]
     advice = f"please report it, with what {DEBUG_VARIABLE}=1 shows"
     return HpcmError(f"a bug: {type(error).__name__}: {text}", advice=advice)
 
 
 def debugging() -> bool:
-    """Whether errors are to be raised with their traceback instead of being told in a line."""
+    """Whether errors are to be raised with their traceback instead of reported in one line."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")

@@ -1,4 +1,4 @@
-"""Decoding one file of a batch: what is wrong with it told first, its picture written; and a finished picture examined."""
+"""Decoding one file of a batch: it is checked before a model is loaded, its picture is written, and a finished picture can be examined."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Decoding:
 
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
         data = read_input(job.source, begins=refuse_other_kinds)
-        # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
+        # errors of the file or the region, and too much memory, are reported before a model is loaded
         stream = self._parsed(data)
         self._check_memory(stream, len(data), job)
         header = stream.header

@@ -162,10 +162,10 @@ class Encoding:
             psnr = _psnr_of(codec, picture, stream or parse_stream(data, max_pixels=pixel_limit(self.max_pixels)))
         rate, ratio = 8 * len(data) / (picture.width * picture.height), len(data) / input_bytes
         found = {} if psnr is None else {"psnr": round(psnr, PSNR_DIGITS)}
-        told = found if self.target.kind == "quality" else {"quality": quality, **found}
+        shown_facts = found if self.target.kind == "quality" else {"quality": quality, **found}
         return Outcome(
             f"{picture.width}×{picture.height}, {len(data)} bytes, {rate:.3f} bpp, {100 * ratio:.1f}% of the input"
-            + "".join(f", {key} {value:g}" for key, value in told.items()),
+            + "".join(f", {key} {value:g}" for key, value in shown_facts.items()),
             {
                 "width": picture.width,
                 "height": picture.height,

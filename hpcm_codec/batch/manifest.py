@@ -98,7 +98,7 @@ class Manifest:
                 self._keep(len(lines) + 1, cut)
             except FileError:
                 if not lines and not b'{"path": '.startswith(cut[:9]):
-                    raise  # a file of somebody else's
+                    raise  # the file is no manifest
             self._superseded = True
         if self._superseded:
             self._write_anew()

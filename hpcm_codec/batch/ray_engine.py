@@ -47,11 +47,9 @@ class OnRay:
         listed = list(tasks)
         if not listed:
             return
-        # Ray sends statistics about its use to its makers unless it is told not to
+        # Ray sends usage statistics to its makers unless this is set
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # workers that die are its everyday business, and ours to tell
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # we report workers that die ourselves
         ray = _imported()
         started_here = not ray.is_initialized()
         try:

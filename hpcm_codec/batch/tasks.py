@@ -105,7 +105,7 @@ class Result:
 
 
 def task_of(job: Job, row: Mapping[str, Any] | None = None) -> Task:
-    """The task of a job that nobody has begun."""
+    """The task of a job that has not begun."""
     return Task(job, row, _is_file(job.target))
 
 

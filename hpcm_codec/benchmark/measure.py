@@ -1,7 +1,7 @@
 """One table of stages: a model on a picture of one size, both ways, with as many runs as the time allows.
 
-A fresh process does each way first: its peak memory is the figure, and its time says how many further runs are worth it. Where one run
-takes long enough to be no matter of chance, it is the only one.
+A fresh process does each way first: its peak memory is the figure, and its time decides how many further runs follow. Where one run
+takes long, its time is reliable enough and no other follows.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def versions(settings: TrainingSettings) -> list[Version]:
 
 def commit_of(folder: Path) -> str | None:
     """The commit that a checkout is at, with "-dirty" for changes since; None for what is no checkout."""
-    if not (folder / ".git").exists():  # an installed program may lie inside somebody else's checkout
+    if not (folder / ".git").exists():  # an installed program may lie inside another project's checkout
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
@@ -259,11 +259,11 @@ def _started(
 def _outcome(child: subprocess.Popen[str], what: str) -> str:
     """What a process printed by its end; raises HpcmError when it failed or takes too long."""
     try:
-        printed, told = child.communicate(timeout=CHILD_TIMEOUT)
+        printed, errors = child.communicate(timeout=CHILD_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise HpcmError(f"{what} took longer than {CHILD_TIMEOUT:g} s") from error
     if child.returncode:
-        lines = told.strip().splitlines()
+        lines = errors.strip().splitlines()
         # torchrun has much to say after the error
         reasons = [line for line in lines if line.startswith("hpcm: ") and "warning" not in line] or lines[-1:]
         raise HpcmError(f"{what} failed: {reasons[0] if reasons else f'exit status {child.returncode}'}")

@@ -176,13 +176,13 @@ def _tell(result: Result, reporting: Reporting) -> None:
 def _tell_failure(job: Job, failure: HpcmError, reporting: Reporting) -> None:
     say(f"hpcm: {failure}")
     if reporting.json:
-        told = {"input": job.source, "output": job.target, "error": str(failure), "status": failure.exit_status}
-        click.echo(json.dumps(told))
+        line = {"input": job.source, "output": job.target, "error": str(failure), "status": failure.exit_status}
+        click.echo(json.dumps(line))
 
 
 @contextmanager
 def _progress(count: int, reporting: Reporting) -> Iterator[Callable[[], object]]:
-    """A progress bar on stderr while several jobs run and somebody watches; gives the function that moves it."""
+    """A progress bar on stderr while several jobs run on a terminal; gives the function that advances it."""
     if count < 2 or reporting.quiet or not sys.stderr.isatty():
         yield lambda: None
         return

@@ -1,10 +1,10 @@
-"""The walk over a tile's coding steps as CUDA graphs: what the GPU does between two hand-overs of symbols is captured once and replayed.
+"""CUDA graph replay of the walk over a tile's coding steps, and its verification.
 
 A walk launches thousands of small kernels, and launching takes longer than running them. `WalkGraphs.run` goes through a walk as plain code
 until a size has come twice, then captures it: a port that cuts the capture at every exchange makes a segment of what lies between two. All
 that changes from tile to tile (hyper-latents, quality, symbols) enters through tensors that keep their place, so one capture serves every
-quality. A replay is not believed until it has equalled plain code, bit for bit, on two tiles, whose results are plain code's; what
-differs, or cannot be captured, ends the use of graphs for the codec with one warning. HPCM_CUDA_GRAPHS=0 does so from the start.
+quality. A replay is used only after it has equalled plain code, bit for bit, on two tiles, whose results are plain code's. If it
+differs, or cannot be captured, graphs are switched off for the codec with one warning. HPCM_CUDA_GRAPHS=0 does so from the start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hpcm_codec.model.schedule import Lattice, Scale
 
 SETTING = "HPCM_CUDA_GRAPHS"
 PLAIN_USES = 1  # of a size before it is captured: most programs code one picture
-CHECKED_USES = 2  # of a captured size, with different tiles as a rule, before it is believed
+CHECKED_USES = 2  # of a captured size, with different tiles as a rule, before its results are used
 KEPT_SIZES = 8  # a large picture has tiles of at most four
 
 Walk = Callable[
@@ -90,7 +90,7 @@ class CudaGraphs:
 class _Cut:
     """A hand-over: what the port is asked, in tensors that every replay fills anew, and where its answer goes."""
 
-    began: tuple[tuple[Scale, int], ...]  # what the port is told of steps before it
+    began: tuple[tuple[Scale, int], ...]  # the calls of `begin` before it
     step: Lattice
     indexes: Tensor
     mean: Tensor
@@ -209,8 +209,8 @@ class WalkGraphs:
         self._lock = threading.Lock()
 
     def run(self, key: Hashable, walk: Walk, port: SymbolPort, *inputs: Tensor) -> Tensor:
-        """walk(port, *inputs), from graphs where those can be believed. key: what `walk` and its launches depend on."""
-        # a walk's memory serves one caller at a time
+        """walk(port, *inputs), from graphs once they are verified. key: what `walk` and its launches depend on."""
+        # the captured memory belongs to one caller at a time
         if not self.enabled or not self._lock.acquire(blocking=False):
             return walk(port, *inputs)
         try:

@@ -48,7 +48,7 @@ class Engine(Protocol):
     `parallel_tiles` says so.
     """
 
-    observer: Observer  # is told the stages of the work (benchmark.stages.STAGES)
+    observer: Observer  # receives the stages of the work (benchmark.stages.STAGES)
 
     @property
     def profile(self) -> str:

@@ -49,7 +49,7 @@ class _Encoded(Protocol):
 
 @runtime_checkable
 class VerifiableCodec(Protocol):
-    """A codec whose encoder can tell what a decoder must arrive at."""
+    """A codec whose encoder knows what a decoder must arrive at."""
 
     def encode_with_latents(self, picture: Picture, quality: float) -> _Encoded: ...
 

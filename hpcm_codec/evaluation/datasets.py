@@ -91,7 +91,7 @@ def find_dataset(
     """The data set called "kodak", "clic2020" or "tecnick", or the pictures in a folder and its subfolders.
 
     data_dir: where to look for a named set first.
-    announce: told in one line when something is about to be downloaded.
+    announce: called with one line before something is downloaded.
     Raises FileError when the folder is missing or holds no pictures, or the named set found is not complete
     and intact.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """The processor as its maker calls it, or the architecture where the system does not tell."""
+    """The processor as its maker calls it, or the architecture where the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def usable_cores() -> int:
 
 
 def load_average() -> float:
-    """How many processes wanted a core, on average over the last minute; 0 where the system does not tell."""
+    """How many processes wanted a core, on average over the last minute; 0 where the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 

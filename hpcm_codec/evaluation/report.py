@@ -1,7 +1,7 @@
 """Pages to look at: one HTML file each, pictures, scripts and all, that asks nothing of any network.
 
 `report_page` is what `hpcm eval --report` writes (curves, tables, sliders), `compare_page` what `hpcm compare` writes
-(sliders). The page's parts are in page/; its data is a JSON object inside it, so whoever wants the figures can take them
+(sliders). The page's parts are in page/; its data is a JSON object inside it, so that the figures can be taken
 from there.
 """
 

@@ -23,7 +23,7 @@ from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db
 from hpcm_codec.images import Picture
 from hpcm_codec.images.fidelity import psnr
 
-# Digits after the point that are kept: far below what any measurement here can tell apart.
+# Digits after the point that are kept: far below the accuracy of any measurement here.
 DIGITS = 6
 
 
@@ -62,7 +62,7 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
     """Encode, decode and compare one picture.
 
     verify: also check that decoding gave exactly the encoder's own reconstruction.
-    Raises MismatchError when it did not, UsageError when the codec cannot tell; and whatever the codec raises.
+    Raises MismatchError when it did not, UsageError when the codec does not know; and whatever the codec raises.
     """
     picture = Picture(picture.pixels)
     encoded = None
@@ -74,7 +74,9 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
         encoded = codec.encode_with_latents(picture, quality)
         data = encoded.data
     else:
-        raise UsageError("this codec's encoder cannot tell what a decoder must arrive at", advice="leave out --verify")
+        raise UsageError(
+            "this codec's encoder does not know what a decoder must arrive at", advice="leave out --verify"
+        )
     encoding_time = time.perf_counter() - start
     encoding_memory = memory.taken()
     start = time.perf_counter()

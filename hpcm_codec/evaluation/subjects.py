@@ -63,9 +63,9 @@ def find_subjects(
     model: str | None = None,
     device: str = "auto",
     profile: str = "auto",
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> list[Subject]:
-    """The codecs that are installed, in the order asked for; `tell` gets a line for each that is not.
+    """The codecs that are installed, in the order asked for; `report` is called with a line for each that is not.
 
     model, device, profile: for "hpcm".
     Raises MissingCodecError when none is left, or what loading a model raises.
@@ -76,8 +76,8 @@ def find_subjects(
             found.append(_hpcm(model, device, profile) if kind == HPCM else _ordinary(kind))
         except MissingCodecError as error:
             missing.append(error)
-            if tell is not None and len(kinds) > 1:
-                tell(f"{kind} is left out: {error}")
+            if report is not None and len(kinds) > 1:
+                report(f"{kind} is left out: {error}")
     if not found and missing:
         raise missing[0]
     return found

@@ -61,7 +61,7 @@ def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: boo
     data:      the bytes, or a function that writes them to the binary file it is given.
     overwrite: replace an existing file; otherwise an existing one is left alone, even one that turns up while we write.
     A device or pipe (/dev/null, say) has no content to protect or replace and is simply written to.
-    Raises FileError when that is not possible. On any failure, KeyboardInterrupt included, the temporary file is gone and the target
+    Raises FileError when that is not possible. On any failure, KeyboardInterrupt included, the temporary file is removed and the target
     is as it was. An error that `data` raises, other than OSError, is passed on.
     """
     target = Path(path)

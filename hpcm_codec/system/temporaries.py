@@ -1,7 +1,7 @@
 """Temporary files beside their targets, and what becomes of those whose process was killed.
 
-A temporary file is called `.hpcm-HOST-RANDOM.tmp` and is locked (flock) for as long as somebody writes it. The system gives the lock
-back when the process ends, however it ends. So a file of this machine that can be locked belongs to nobody any more. Locks of other
+A temporary file is called `.hpcm-HOST-RANDOM.tmp` and is locked (flock) while a process writes it. The system releases the lock
+when the process ends, however it ends. So a file of this machine that can be locked has no writer any more. Locks of other
 machines may not be visible on a network file system: their files are only taken for left behind after a day without a change.
 """
 
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows, which refuses to delete a file that somebody has open
+except ImportError:  # Windows, which refuses to delete a file that is open
     fcntl = None  # type: ignore[assignment]
 
 NAME = re.compile(r"\.hpcm-([0-9a-f]{8})-[0-9a-f]{16}\.tmp")
@@ -35,7 +35,7 @@ def _this_host() -> str:
 
 @contextmanager
 def temporary_in(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new, locked, empty file in a folder; in the end its name is gone, unless it was moved away. Raises OSError."""
+    """A new, locked, empty file in a folder; in the end it is removed, unless it was moved away. Raises OSError."""
     path, file = _create(folder)
     try:
         with file:
@@ -57,7 +57,7 @@ def _create(folder: Path) -> tuple[Path, BinaryIO]:
             _mine.discard(path)
             raise
         _lock(file, wait=True)
-        # between opening and locking, `remove_left_behind` may have taken it for nobody's
+        # between opening and locking, `remove_left_behind` may have taken it for one without a writer
         if path.exists():
             return path, file
         file.close()
@@ -83,7 +83,7 @@ def remove_mine() -> None:
 
 
 def remove_left_behind(folder: str | os.PathLike[str]) -> int:
-    """Remove the temporary files in a folder (not below it) that nobody writes any more; returns how many.
+    """Remove the temporary files in a folder (not below it) that no process writes any more; returns how many.
 
     Safe beside any number of other processes and machines that write there (see above). What cannot be looked at or removed stays.
     """
@@ -94,11 +94,11 @@ def remove_left_behind(folder: str | os.PathLike[str]) -> int:
             if match is None:
                 continue
             with suppress(OSError):
-                removed += _remove_if_nobodys(Path(entry.path), here=match[1] == _this_host())
+                removed += _remove_if_abandoned(Path(entry.path), here=match[1] == _this_host())
     return removed
 
 
-def _remove_if_nobodys(path: Path, here: bool) -> bool:
+def _remove_if_abandoned(path: Path, here: bool) -> bool:
     if not here and time.time() - path.stat().st_mtime < DAY_SECONDS:
         return False
     with open(path, "rb") as file:

@@ -1,6 +1,6 @@
 """Other processes that work through a list of items, each with its own copy of whatever it loads.
 
-A process that dies (the system ends those that take too much memory) costs nobody else anything: what was under way is tried again,
+A process that dies (the system ends those that take too much memory) harms no other: what was under way is tried again,
 one item at a time, so that the item that brings a process down is found, and only that one fails.
 """
 
@@ -38,7 +38,7 @@ class WorkerDiedError(HpcmError):
 
 
 class Workers(Generic[Item, Made]):
-    """`jobs` processes, started when first needed, that apply one function to items. Use as a context: in the end they are gone.
+    """`jobs` processes, started when first needed, that apply one function to items. Use as a context: in the end they are stopped.
 
     threads: of torch in each of them; None divides those that torch would use by the number of processes, but not below
              `FEWEST_THREADS`: what is made does not depend on how many processes made it.
@@ -122,7 +122,7 @@ def _died(future: Future[Made]) -> bool:
 
 
 def prepare_worker(threads: int | None, jobs: int) -> None:
-    """Make this process a worker: its threads, and an end without leftovers when it is told to end or its parent has ended."""
+    """Make this process a worker: set its threads, and let it end without leftovers on a signal or when its parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to act on
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
