@@ -1,4 +1,4 @@
-"""Who does the tasks of a batch: this process, or several on this machine. `ray_engine` is the third."""
+"""Where the tasks of a batch run: in this process or in several on this machine; `ray_engine` runs them on a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcm_codec.system.workers import WorkerDiedError, Workers
 
 
 class Engine(Protocol):
-    """Does tasks, and gives each one's result once, as they get finished. Raises what `Performer` raises."""
+    """Runs tasks and yields one result for each, in the order in which they finish. Raises what `Performer` raises."""
 
     def __call__(self, perform: Performer, tasks: Iterable[Task]) -> Generator[Result, None, None]: ...
 

@@ -37,7 +37,7 @@ Walk = Callable[
 
 
 class Segment(Protocol):
-    """What the device does between two hand-overs."""
+    """The device's work between two exchanges of symbols."""
 
     def begin(self) -> None:
         """From here on, launches are captured and not run."""
@@ -88,7 +88,7 @@ class CudaGraphs:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A hand-over: what the port is asked, in tensors that every replay fills anew, and where its answer goes."""
+    """An exchange: the port's arguments, in tensors that every replay fills, and the tensor for its answer."""
 
     began: tuple[tuple[Scale, int], ...]  # the calls of `begin` before it
     step: Lattice
@@ -98,7 +98,7 @@ class _Cut:
 
 
 class _CuttingPort:
-    """Ends a segment and begins the next at every exchange; answers with a tensor whose contents come later."""
+    """Ends a segment and begins the next at every exchange; returns a tensor that is filled later."""
 
     def __init__(self, new_segment: Callable[[], Segment]) -> None:
         self.segments: list[Segment] = []
@@ -127,7 +127,7 @@ class _CuttingPort:
 
 
 class CapturedWalk:
-    """A walk's segments with the tensors by which they are reached; raises whatever capturing raises.
+    """A walk's segments with their input and output tensors; raises what capturing raises.
 
     inputs: an example of what the walk is called with.
     """
@@ -141,14 +141,14 @@ class CapturedWalk:
             try:
                 self._decoded = walk(port, *self._inputs)
             except BaseException:
-                with suppress(RuntimeError):  # torch's: the failure that counts is the one that led here
+                with suppress(RuntimeError):  # torch's; the first error is the one that counts
                     port.finish()
                 raise
             port.finish()
         self._segments, self._cuts = port.segments, port.cuts
 
     def replay(self, port: SymbolPort, inputs: Sequence[Tensor]) -> Tensor:
-        """As the walk itself. Nothing in here waits for the device but what the port does."""
+        """The same as the walk. Only the port may wait for the device."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         for segment, cut in zip(self._segments, self._cuts, strict=False):
@@ -161,7 +161,7 @@ class CapturedWalk:
 
 
 class _RecordingPort:
-    """Hands on to another port and remembers all that was asked and answered."""
+    """Passes everything to another port and records arguments and answers."""
 
     def __init__(self, port: SymbolPort) -> None:
         self.exchanges: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -178,7 +178,7 @@ class _RecordingPort:
 
 
 class _ComparingPort:
-    """Gives the answers that another walk was given; `equal` says whether it was asked the same."""
+    """Replays recorded answers; `equal` says whether the arguments were the same."""
 
     def __init__(self, exchanges: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.equal = True
@@ -245,7 +245,7 @@ class WalkGraphs:
             port = _ComparingPort(exchanges)
             replayed = size.captured.replay(port, inputs)
             problem = "" if port.equal and torch.equal(replayed, decoded) else "they gave other numbers than plain code"
-        except Exception as error:  # whatever it is, plain code goes on
+        except Exception as error:  # after any error, plain code is used
             problem = f"{type(error).__name__}: {error}"
         if not problem:
             assert size.captured is not None
@@ -262,7 +262,7 @@ class WalkGraphs:
 
 
 def graphs_for(device: torch.device) -> WalkGraphs | None:
-    """Graphs for a codec on that device: None where there are none, or HPCM_CUDA_GRAPHS is 0. Raises UsageError for what it cannot be."""
+    """Graphs for a codec on that device: None where there are none, or HPCM_CUDA_GRAPHS is 0. Raises UsageError for other values."""
     setting = os.environ.get(SETTING, "1")
     if setting not in ("0", "1"):
         raise UsageError(f"{SETTING} is {setting!r}", advice="set it to 0 or 1")

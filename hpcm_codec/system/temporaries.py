@@ -1,8 +1,8 @@
-"""Temporary files beside their targets, and what becomes of those whose process was killed.
+"""Temporary files beside their targets, and the removal of those whose process was killed.
 
 A temporary file is called `.hpcm-HOST-RANDOM.tmp` and is locked (flock) while a process writes it. The system releases the lock
 when the process ends, however it ends. So a file of this machine that can be locked has no writer any more. Locks of other
-machines may not be visible on a network file system: their files are only taken for left behind after a day without a change.
+machines may not be visible on a network file system: their files are removed only after a day without a change.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def temporary_in(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 def _create(folder: Path) -> tuple[Path, BinaryIO]:
     while True:
-        # not derived from the target's name, which may be as long as names can be
+        # not derived from the target's name, which may already have the largest length
         path = folder / f".hpcm-{_this_host()}-{secrets.token_hex(8)}.tmp"
         _mine.add(path)
         try:
@@ -65,7 +65,7 @@ def _create(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _lock(file: BinaryIO, wait: bool) -> bool:
-    """Whether the file is now locked by us; never where the system or the file system has no locks."""
+    """Whether the file is now locked by us; always False where the system or the file system has no locks."""
     if fcntl is None:
         return False
     try:
@@ -76,7 +76,7 @@ def _lock(file: BinaryIO, wait: bool) -> bool:
 
 
 def remove_mine() -> None:
-    """Remove the temporary files that this process is writing: for a process that is about to end without any `finally`."""
+    """Remove the temporary files that this process is writing: for a process that is about to end without running `finally` blocks."""
     for path in list(_mine):
         with suppress(OSError):
             os.unlink(path)
@@ -85,7 +85,7 @@ def remove_mine() -> None:
 def remove_left_behind(folder: str | os.PathLike[str]) -> int:
     """Remove the temporary files in a folder (not below it) that no process writes any more; returns how many.
 
-    Safe beside any number of other processes and machines that write there (see above). What cannot be looked at or removed stays.
+    Other processes and machines may write there at the same time (see above). Files that cannot be examined or removed stay.
     """
     removed = 0
     with suppress(OSError), os.scandir(folder) as entries:
