@@ -1,9 +1,10 @@
 """Measure a codec on a data set: real files, really decoded.
 
-Every picture is encoded to the bytes of a whole file and those bytes are decoded again; nothing is estimated. Only
-the colour samples take part: metadata and transparency are left out before encoding, so that all codecs are asked for
-the same. `measure` is one picture at one quality, `means_of` their means, `summarise` puts them into the form of
-CompressAI's results files. Which pictures, codecs and processes: `campaign`.
+Every picture is encoded to the bytes of a whole file, and those bytes are decoded again; nothing is estimated. Metadata and
+transparency are removed before encoding, so that all codecs have the same task.
+
+`measure` measures one picture at one quality, `means_of` takes means over pictures, `summarise` puts them into the form of CompressAI's
+results files. `campaign` makes many measurements.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DIGITS = 6
 
 
 class MismatchError(HpcmError):
-    """The decoder arrived at other pixels than the encoder said it would."""
+    """The decoder's pixels differ from the encoder's reconstruction."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Row:
     psnr:    in dB, infinite when nothing was lost.
     ms_ssim: 0 to 1, None for pictures with a side below 161 pixels.
     Times are in seconds of wall clock; memory is the most bytes the process held meanwhile, None where the system
-    does not tell.
+    does not report it.
     """
 
     image: str

@@ -1,4 +1,4 @@
-"""The codecs of one run: which of those asked for are here, what they are called, and what results files say about them."""
+"""The codecs of one run: those that are installed, their names, and their description in results files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = (HPCM, *PILLOW_FORMATS)
 class Subject:
     """A codec that is measured.
 
-    name:        what tables and curves call it; description: settings, versions and weights in one line.
+    name:        in tables and curves; description: settings, versions and weights in one line.
     codec:       loaded in this process.
     facts:       further entries of its results: "machine" and, for ours, "checkpoint".
     """

@@ -93,8 +93,8 @@ def compare_all(
 ) -> tuple[list[Comparison], UsageError | None]:
     """Deltas of the first codec against the anchors and the other codecs of the run.
 
-    Also gives back the last refusal of an anchor, to be raised when all else is done: the measurements themselves are
-    good. That another codec's curve cannot be compared is only reported.
+    Also returns the last error of an anchor, to be raised at the end: the measurements themselves are
+    valid. That another codec's curve cannot be compared is only reported.
     """
     comparisons: list[Comparison] = []
     refusal: UsageError | None = None
