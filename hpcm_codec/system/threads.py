@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use that many threads; None leaves it alone, and torch unloaded."""
+    """Let torch use that many threads; None changes nothing and does not import torch."""
     if threads is not None:
         import torch
 
@@ -17,7 +17,7 @@ def set_threads(threads: int | None) -> None:
 
 @contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """What is computed inside is computed on that many threads, whatever torch is set to."""
+    """Inside, torch computes on that many threads; afterwards on as many as before."""
     import torch
 
     before = torch.get_num_threads()
