@@ -25,11 +25,12 @@ import time
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpcm_codec.errors import HpcmError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 # Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++, those of a training step, the update of weights
 Backend = Literal["cpp", "cuda", "integer", "training", "update"]
@@ -44,7 +45,17 @@ SOURCES: dict[str, str] = {
 HEADERS: dict[str, tuple[str, ...]] = {
     "cpp": ("biwkv4.h",),
     "cuda": ("biwkv4.h",),
-    "integer": ("integer.h", "integer_mixing.h", "range_decoder.h"),
+    "integer": (
+        "integer.h",
+        "integer_depthwise.h",
+        "integer_linear.h",
+        "integer_mixing.h",
+        "integer_steps.h",
+        "integer_weights.h",
+        "range_decoder.h",
+        "range_encoder.h",
+        "threads.h",
+    ),
     "training": (
         "bfloat16.h",
         "matrix_block.h",
@@ -160,6 +171,8 @@ def architecture_of(backend: Backend, device: torch.device | None = None) -> str
     """The processor's identity, or the CUDA device's compute capability ('90' for 9.0; None: the current device)."""
     if backend != "cuda":
         return processor()
+    import torch
+
     major, minor = torch.cuda.get_device_capability(device)
     return f"{major}{minor}"
 
@@ -172,11 +185,20 @@ def compile_command(backend: Backend, compiler: list[str], source: Path, output:
     return [*compiler, *CUDA_FLAGS, target, str(source), "-o", str(output)]
 
 
+def _torch_version(backend: Backend) -> str:
+    """Torch's version, for what works on its tensors; what works without it must not depend on it."""
+    if backend == "integer":
+        return ""
+    import torch
+
+    return torch.__version__
+
+
 def cache_key(backend: Backend, architecture: str) -> str:
-    """Names the cache entry; any change of sources, flags, torch or architecture changes it."""
+    """Names the cache entry; any change of sources, flags or architecture changes it, and of torch where that matters."""
     digest = hashlib.sha256()
     folder = source_directory()
-    for part in (torch.__version__, " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture):
+    for part in (_torch_version(backend), " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture):
         digest.update(part.encode() + b"\0")
     for name in (*HEADERS[backend], SOURCES[backend]):
         digest.update((folder / name).read_bytes() + b"\0")
@@ -284,6 +306,8 @@ def _load(backend: Backend, device: torch.device | None, *, retry: bool) -> ctyp
             f"the compiled library does not load ({error})", advice=f"empty {cache_directory()}"
         ) from error
     if backend == "cuda":
+        import torch
+
         with torch.cuda.device(device):
             library.hpcm_biwkv4_check.restype = ctypes.c_char_p
             if (message := library.hpcm_biwkv4_check()) is not None:
@@ -366,7 +390,7 @@ def last_error(backend: Backend) -> str:
     return next((error for (name, _), error in _state.errors.items() if name == backend), "")
 
 
-def function(backend: Backend, name: str, device: torch.device) -> Any:
+def function(backend: Backend, name: str, device: torch.device | None = None) -> Any:
     """A C function of a backend that `ensure_built` said is ready; cuda functions return None or a message (bytes)."""
     entry = (backend, architecture_of(backend, device) if backend == "cuda" else "")
     if (known := _state.functions.get((*entry, name))) is not None:
@@ -383,6 +407,8 @@ def toolchain_report(build: bool = False) -> dict[str, str]:
     build: also build what is missing, even if it failed before; without it nothing is compiled, and a backend is
     reported as 'not built yet'.
     """
+    import torch
+
     has_cuda = torch.cuda.is_available()
     report = {
         "torch": torch.__version__,

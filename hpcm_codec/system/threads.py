@@ -1,12 +1,42 @@
-"""The number of torch's threads."""
+"""The number of threads that compute a picture: of the compiled operators, and of torch where it is loaded."""
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import suppress
+
+_chosen: int | None = None
+
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use that many threads; None leaves it alone, and torch unloaded."""
-    if threads is not None:
-        import torch
+    """Compute with that many threads; None leaves it alone, and torch unloaded."""
+    global _chosen
+    if threads is None:
+        return
+    _chosen = threads
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+
+def prepare_torch() -> None:
+    """Tell torch, which has just been loaded, how many threads were asked for."""
+    set_threads(_chosen)
+
+
+def thread_count() -> int:
+    """How many threads the compiled operators use: as many as torch, where it is loaded, else as asked for, or one for each core."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return int(torch.get_num_threads())
+    return _chosen or _cores()
+
+
+def _cores() -> int:
+    with suppress(ValueError):
+        if (asked := int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or 0)) > 0:
+            return asked
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
