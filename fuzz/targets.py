@@ -23,6 +23,7 @@ from hpcm_codec import api
 from hpcm_codec.bitstream import container
 from hpcm_codec.cli.info import describe_file
 from hpcm_codec.codec import Codec
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, SCALES
 from hpcm_codec.entropy.ports import DecoderPort
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.images import Picture, decode_alpha, picture_to_pil, write_picture
@@ -92,23 +93,23 @@ def fuzz_container(data: bytes) -> bool:
     """Header, chunks and metadata: everything that reads a file without decoding its pixels. Returns whether the file is sound."""
     if options_of(data) & REPAIR:
         data = repaired(data, data[IDENTITY])
-    limit = container.LARGEST_NUMBER**2 if options_of(data) & GREATER_LIMIT else container.DEFAULT_MAX_PIXELS
+    limit = container.LARGEST_NUMBER**2 if options_of(data) & GREATER_LIMIT else DEFAULT_MAX_PIXELS
     stream = None
     for truncated in (False, True):
-        for scale in container.SCALES:
+        for scale in SCALES:
             try:
                 stream = container.parse_stream(data, max_pixels=limit, allow_truncated=truncated, scale=scale)
             except HpcmError as error:
                 assert "\n" not in str(error)
                 continue
-            if scale == container.SCALES[-1] and not stream.problems:
+            if scale == SCALES[-1] and not stream.problems:
                 assert container.write_stream(stream) == data, "the encoding is not canonical"
     problem: HpcmError | None = None
     try:
         described, problem = describe_file(data)
         assert described["sound"] == (problem is None)
         with Image.open(io.BytesIO(data)) as image:
-            assert image.width * image.height <= container.DEFAULT_MAX_PIXELS
+            assert image.width * image.height <= DEFAULT_MAX_PIXELS
     except HpcmError as error:
         problem = error
     if stream is not None:
@@ -145,7 +146,7 @@ def fuzz_decode(data: bytes) -> bool:
                 device="cpu",
                 max_pixels=MAX_PIXELS,
                 region=(3, 0, 5, 7) if options & REGION else None,
-                scale=container.SCALES[3 - (options >> SCALES_SHIFT & 3)],
+                scale=SCALES[3 - (options >> SCALES_SHIFT & 3)],
                 partial=bool(options & PARTIAL),
                 memory=MEMORY,
             )

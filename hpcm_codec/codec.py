@@ -18,21 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpcm_codec.bitstream import container
-from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
+from hpcm_codec.bitstream.container import Header, HpcmStream, TileStreams
+from hpcm_codec.constants import (
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_MODEL,
+    DEFAULT_QUALITY,
+    FINEST_SCALE,
+    HIGHEST_QUALITY,
+    SCALES,
+)
 from hpcm_codec.engines.coding import TileCoder
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
-from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
+from hpcm_codec.model.rate import quality_to_position
 from hpcm_codec.system.parallel import in_order
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.tiles.grid import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_UNIT, Rectangle, Tile, TileGrid, Window
 from hpcm_codec.weights.checkpoints import Checkpoint, load_checkpoint
-from hpcm_codec.weights.registry import DEFAULT_MODEL
-
-DEFAULT_QUALITY = 50.0
-FINEST_SCALE = container.SCALES[-1]
 
 
 @dataclass(frozen=True)
@@ -271,8 +275,8 @@ class Codec:
 
     def _parse(self, data: bytes, max_pixels: int, partial: bool, scale: str) -> HpcmStream:
         """The parts of a file that this model has made; raises as `decode`."""
-        if scale not in container.SCALES:
-            raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(container.SCALES)}")
+        if scale not in SCALES:
+            raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(SCALES)}")
         stream = container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
         self._refuse_too_large(stream.header, max_pixels)
         made_with = stream.header.checkpoint_id
@@ -290,7 +294,7 @@ class Codec:
         header: Header,
         record: Callable[[NDArray[np.int32]], None] | None = None,
     ) -> Tensor:
-        payloads = dict(zip(container.SCALES, streams.payloads, strict=True))
+        payloads = dict(zip(SCALES, streams.payloads, strict=True))
         port = DecoderPort(payloads, self._tables, self.device, record, streams.begun)
         height, width = (side // LATENTS_PER_UNIT for side in (tile.latents.height, tile.latents.width))
         shape = (1, self.config.hyper_channels, height, width)

@@ -105,8 +105,7 @@ def _accept(prefix: bytes) -> bool:
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     from hpcm_codec.api import kept_codec
-    from hpcm_codec.codec import DEFAULT_QUALITY
-    from hpcm_codec.weights.registry import DEFAULT_MODEL
+    from hpcm_codec.constants import DEFAULT_MODEL, DEFAULT_QUALITY
 
     asked = image.encoderinfo
     exif = asked.get("exif")

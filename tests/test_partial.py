@@ -14,6 +14,7 @@ from conftest import small_photograph
 from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
+from hpcm_codec.constants import SCALES
 from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture
 
@@ -34,7 +35,7 @@ def symbols_of(codec: Codec, data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("profile", ["exact", "float"])
-@pytest.mark.parametrize("scale", container.SCALES[1:])
+@pytest.mark.parametrize("scale", SCALES[1:])
 def test_a_chunk_in_which_the_file_ends_is_read_as_far_as_it_goes(codec: Codec, profile: str, scale: str) -> None:
     codec.profile, before = profile, codec.profile
     try:
@@ -42,7 +43,7 @@ def test_a_chunk_in_which_the_file_ends_is_read_as_far_as_it_goes(codec: Codec, 
     finally:
         codec.profile = before
     whole = symbols_of(codec, data)
-    chunk = container.describe_stream(data)[1 + container.SCALES.index(scale)]
+    chunk = container.describe_stream(data)[1 + SCALES.index(scale)]
     known = []
     for size in range(0, chunk.size, max(1, chunk.size // 7)):
         found = symbols_of(codec, data[: chunk.offset + size])
@@ -62,7 +63,7 @@ def test_every_byte_helps(codec: Codec, data: bytes) -> None:
 
 
 def test_a_cut_at_the_border_of_chunks_shows_the_scale_before_it(codec: Codec, data: bytes) -> None:
-    for number, scale in enumerate(container.SCALES[:-1]):
+    for number, scale in enumerate(SCALES[:-1]):
         end = container.describe_stream(data)[2 + number].offset
         shown = codec.decode(data[:end], partial=True).pixels
         assert np.array_equal(shown, codec.decode(data, scale=scale).pixels)

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 import hpcm_codec
+from hpcm_codec import constants
 from hpcm_codec.cli.main import COMMANDS
+from hpcm_codec.images import FORMATS
+from hpcm_codec.model.config import PRESETS
 
 
 def pins(root: Path) -> dict[str, str]:
@@ -94,3 +97,9 @@ def test_the_demo_says_what_it_did(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "chelsea.hpcm").is_file() and (tmp_path / "chelsea.png").is_file()
     for name in ("chelsea.hpcm", "chelsea.png"):
         assert str(tmp_path / name) in told
+
+
+def test_the_constants_that_help_texts_use_are_those_of_the_modules_they_stand_for() -> None:
+    assert tuple(name.lower() for name in FORMATS) == constants.OUTPUT_FORMATS
+    assert constants.HIGHEST_QUALITY * constants.QUALITY_STEPS == constants.LARGEST_QUALITY_CODE
+    assert constants.DEFAULT_MODEL in PRESETS and constants.FINEST_SCALE == "s3"

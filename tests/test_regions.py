@@ -16,6 +16,7 @@ from conftest import small_photograph
 from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
+from hpcm_codec.constants import SCALES
 from hpcm_codec.errors import CorruptStreamError, UsageError
 from hpcm_codec.images import Picture
 from hpcm_codec.model.config import PRESETS
@@ -88,7 +89,7 @@ def test_the_region_of_everything_is_the_picture_and_every_tile_is_decoded_once(
 
 def test_regions_of_grey_pictures_and_at_coarse_scales_are_crops_too(codec: Codec) -> None:
     data = codec.encode(Picture(small_photograph(1100, 70)[..., :1].copy()), 30)
-    for scale in container.SCALES:
+    for scale in SCALES:
         whole = codec.decode(data, scale=scale)
         part = codec.decode_region(data, (500, 10, 200, 50), scale=scale)
         assert np.array_equal(part.pixels, whole.pixels[10:60, 500:700])

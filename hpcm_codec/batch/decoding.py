@@ -11,6 +11,7 @@ from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, write_output
 from hpcm_codec.batch.tasks import Outcome
+from hpcm_codec.constants import FINEST_SCALE
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Decoding:
     """How every file of a batch is decoded (a `tasks.Work`).
 
     format:     a key of images.FORMATS in any case; None goes by the output's extension, PNG on stdout.
-    region:     x, y, width, height in pixels, or None. scale: one of container.SCALES.
+    region:     x, y, width, height in pixels, or None. scale: one of constants.SCALES.
     partial:    show what there is of a damaged file.
     model:      a checkpoint's name or path; None takes the one that the file names.
     max_pixels: larger pictures are refused, None is the default limit.
@@ -33,7 +34,7 @@ class Decoding:
 
     format: str | None = None
     region: tuple[int, int, int, int] | None = None
-    scale: str = "s3"
+    scale: str = FINEST_SCALE
     partial: bool = False
     model: str | None = None
     max_pixels: int | None = None

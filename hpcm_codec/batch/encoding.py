@@ -13,6 +13,7 @@ from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
 from hpcm_codec.batch.tasks import Outcome
+from hpcm_codec.constants import DEFAULT_QUALITY
 from hpcm_codec.errors import HpcmError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
     from hpcm_codec.images import PixelSource
 
-DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
 MEMORY_ADVICE = "raise it with --memory, or give the picture as PPM or uncompressed TIFF, which are read in strips"
 PSNR_DIGITS = 3
 

@@ -18,33 +18,26 @@ b'333'
 
 from __future__ import annotations
 
-import binascii
 import zlib
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from hpcm_codec.bitstream.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, LARGEST_QUALITY_CODE, SCALES
 from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError
 from hpcm_codec.tiles.grid import TileGrid
 
 MAGIC = b"HPC"
 FORMAT_VERSION = 1
 FLAG_GREY, FLAG_EXTENSIONS, FLAG_FLOAT_PROFILE, FLAG_RESERVED = 0x10, 0x20, 0x40, 0x80
-LARGEST_QUALITY_CODE = 200  # quality 100 in half steps
 CHECKPOINT_ID_BYTES = 8
 CRC_BYTES = 4
 SMALLEST_TILE_ENTRY = 6  # four one-byte lengths and the symbol check
-DEFAULT_MAX_PIXELS = 2**28
 
 ALPHA, ICC, EXIF, XMP = 1, 128, 129, 130
 FIRST_SKIPPABLE = 128
 EXTENSION_NAMES = {ALPHA: "alpha", ICC: "ICC profile", EXIF: "EXIF", XMP: "XMP"}
-SCALES = ("hyper", "s1", "s2", "s3")
 
-SYMBOL_CHECK_START = 0xFFFF
 CUT_ADVICE = "get the rest of the file, or decode what arrived with --partial"
 
 Bytes = bytes | bytearray | memoryview
@@ -121,16 +114,6 @@ class ChunkInfo(NamedTuple):
     offset: int
     size: int
     crc_ok: bool
-
-
-def update_symbol_check(check: int, symbols: NDArray[np.signedinteger[Any]]) -> int:
-    """Continue a tile's symbol check (first call: SYMBOL_CHECK_START) over integer symbols of any shape, in C order.
-
-    Returns 0 .. 65535. Raises ValueError when a symbol does not fit int32.
-    """
-    if symbols.size and not -(2**31) <= int(symbols.min()) <= int(symbols.max()) < 2**31:
-        raise ValueError("a symbol does not fit 32 bits")
-    return binascii.crc_hqx(np.ascontiguousarray(symbols, dtype="<i4").tobytes(), check)
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing

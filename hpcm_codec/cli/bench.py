@@ -159,8 +159,8 @@ def _refuse_options_of_another_kind(context: click.Context, training: bool) -> N
 
 def _training(models: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     from hpcm_codec.benchmark.training import TrainingSettings, measure_training
+    from hpcm_codec.constants import DEFAULT_MODEL
     from hpcm_codec.evaluation.machine import describe_machine, load_average
-    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     load_before = round(load_average(), 2)
     settings = TrainingSettings(models[0] if models else DEFAULT_MODEL, **given)
@@ -184,8 +184,8 @@ def _results(
     import torch
 
     from hpcm_codec.benchmark.measure import Settings
+    from hpcm_codec.constants import DEFAULT_MODEL
     from hpcm_codec.evaluation.machine import describe_machine, load_average
-    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     load_before = round(load_average(), 2)  # our own runs must not count
     set_threads(threads)

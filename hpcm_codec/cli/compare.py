@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcm_codec.cli import options
-from hpcm_codec.cli.encode import DEFAULT_QUALITY
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_QUALITY
 from hpcm_codec.system.threads import set_threads
 from hpcm_codec.tiles.memory import parse_size
 
@@ -60,7 +60,6 @@ def command(
 
     The page is one file that needs no network. A codec that is not installed is named and left out.
     """
-    from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
     from hpcm_codec.evaluation.report import compare_page
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.versions import versions_of

@@ -6,11 +6,12 @@ import os
 
 import click
 
-from hpcm_codec.batch.encoding import DEFAULT_QUALITY, Aim, Encoding
+from hpcm_codec.batch.encoding import Aim, Encoding
 from hpcm_codec.batch.jobs import plan
 from hpcm_codec.batch.machine import Machine
 from hpcm_codec.cli import options
 from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
+from hpcm_codec.constants import DEFAULT_QUALITY
 from hpcm_codec.tiles.memory import parse_size
 
 # what counts as a picture in a directory; a file that is named is tried whatever its name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcm_codec.batch import streams
+from hpcm_codec.constants import SCALES
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
@@ -98,11 +99,10 @@ def scales_there(data: bytes) -> dict[str, int]:
     try:
         stream = container.parse_stream(data, max_pixels=container.LARGEST_NUMBER**2, allow_truncated=True)
     except HpcmError:
-        return dict.fromkeys(container.SCALES, 0)
+        return dict.fromkeys(SCALES, 0)
     usable = [tile.payloads for tile in stream.tiles]
     return {
-        scale: sum(None not in payloads[: number + 1] for payloads in usable)
-        for number, scale in enumerate(container.SCALES)
+        scale: sum(None not in payloads[: number + 1] for payloads in usable) for number, scale in enumerate(SCALES)
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hpcm_codec.batch.streams import STDIO
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, HIGHEST_QUALITY, LOWEST_QUALITY
 from hpcm_codec.errors import FileError, UsageError
 from hpcm_codec.tiles.memory import parse_size
 
@@ -22,7 +23,10 @@ def model(help_text: str) -> Callable[[Command], Command]:
 
 
 max_pixels = click.option(
-    "--max-pixels", type=click.IntRange(min=1), metavar="N", help="Refuse larger pictures.  [default: 268435456]"
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Refuse larger pictures.  [default: {DEFAULT_MAX_PIXELS}]",
 )
 
 
@@ -72,7 +76,7 @@ def refuse_existing(output: str | os.PathLike[str] | None, force: bool) -> None:
 
 def check_quality(quality: float) -> None:
     """Raise UsageError for a quality outside 0 .. 100."""
-    if not 0 <= quality <= 100:
+    if not LOWEST_QUALITY <= quality <= HIGHEST_QUALITY:
         raise UsageError(f"quality {quality:g} is not between 0 and 100")
 
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec.bitstream.container import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.handover import CodedStep, to_device, to_host
 from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder
 from hpcm_codec.entropy.range_decoder import WORD_BYTES, RangeDecoder
+from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from PIL import __version__ as pillow_version
 
+from hpcm_codec.constants import HIGHEST_QUALITY
 from hpcm_codec.errors import FileError, UsageError
 from hpcm_codec.images import Picture, picture_from_pil, picture_to_pil
 
 HPCM = "hpcm"
-LARGEST_QUALITY = 100
 
 
 class PictureCodec(Protocol):
@@ -176,7 +176,7 @@ class PillowCodec:
 
     def check_quality(self, quality: float) -> None:
         """Raises UsageError for a quality that is no whole number from 0 to 100."""
-        if quality != int(quality) or not 0 <= quality <= LARGEST_QUALITY:
+        if quality != int(quality) or not 0 <= quality <= HIGHEST_QUALITY:
             raise UsageError(f"{self.format.title} takes whole qualities from 0 to 100, not {quality:g}")
 
     def encode(self, picture: Picture, quality: float) -> bytes:
@@ -229,7 +229,7 @@ class CodecChoice:
     def qualities(self) -> list[float]:
         """Every quality the codec knows, rising."""
         step = 0.5 if self.kind == HPCM else 1.0
-        return [step * number for number in range(round(LARGEST_QUALITY / step) + 1)]
+        return [step * number for number in range(round(HIGHEST_QUALITY / step) + 1)]
 
 
 @dataclass(frozen=True)

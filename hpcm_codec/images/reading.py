@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.images.metadata import exif_of, upright
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples, larger_pictures_allowed

@@ -11,9 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hpcm_codec.constants import HIGHEST_QUALITY
 from hpcm_codec.model.config import ModelConfig
-
-HIGHEST_QUALITY = 100.0
 
 
 def coefficient_unit(lambdas: tuple[float, ...]) -> float:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.exact.tables import IntegerTables
 from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
@@ -25,7 +26,7 @@ from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.system.files import write_atomically
 from hpcm_codec.weights.packing import pack_all, unpack_all
-from hpcm_codec.weights.registry import DEFAULT_MODEL, find_checkpoint, identity_of_parts, opened
+from hpcm_codec.weights.registry import find_checkpoint, identity_of_parts, opened
 
 FORMAT = "hpcm-checkpoint-1"
 PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them

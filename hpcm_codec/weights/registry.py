@@ -16,9 +16,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
 
-DEFAULT_MODEL = "phase1-lite"
 # safetensors' names of types → torch's, which identities are made of; numpy has no bfloat16
 _TYPES = {
     "F64": "torch.float64",
