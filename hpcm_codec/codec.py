@@ -28,6 +28,7 @@ from hpcm_codec.constants import (
     SCALES,
 )
 from hpcm_codec.engines.coding import TileCoder
+from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
@@ -76,7 +77,7 @@ class Codec:
         self.identity = checkpoint.identity
         self.config = checkpoint.config
         model = checkpoint.build_model()
-        exact = checkpoint.build_exact(model)
+        exact = exact_network(checkpoint, model)
         self.exact = None if exact is None else exact.to(self.device)
         if profile == "exact" and exact is None:
             raise UnsupportedError(

@@ -6,19 +6,16 @@ context model, and for a fidelity one synthesis. Eight steps find the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hpcm_codec.bitstream.container import LARGEST_NUMBER, parse_header
 from hpcm_codec.codec import Codec, Encoded
 from hpcm_codec.constants import LARGEST_QUALITY_CODE
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.evaluation.metrics import psnr_of_error
 from hpcm_codec.images import PixelSource
+from hpcm_codec.images.fidelity import psnr_of_strips
 
 
 class TargetError(HpcmError):
@@ -87,15 +84,6 @@ def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reac
 def _fidelity(codec: Codec, picture: PixelSource, encoded: Encoded) -> float:
     header = parse_header(encoded.data, max_pixels=LARGEST_NUMBER**2)
     return psnr_of_strips(picture, codec.reconstruct_strips(encoded.latents, header))
-
-
-def psnr_of_strips(picture: PixelSource, strips: Iterable[NDArray[np.uint8]]) -> float:
-    """PSNR in dB over all samples, of a decoded picture in strips (uint8 h×W×C) from top to bottom; infinite where nothing differs."""
-    squares, top = 0.0, 0
-    for strip in strips:
-        squares += float(np.square(picture.rows(top, top + len(strip)).astype(np.int32) - strip).sum(dtype=np.float64))
-        top += len(strip)
-    return psnr_of_error(squares / (picture.height * picture.width * (1 if picture.grey else 3)))
 
 
 def _last_that(holds: Callable[[int], bool]) -> int | None:

@@ -21,13 +21,14 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import ROOT, small_photograph
 from hpcm_codec.codec import Codec
-from hpcm_codec.engines.exact import layers
 from hpcm_codec.engines.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
+from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.entropy import handover, ports
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.errors import CorruptStreamError, UsageError
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.ops import powers
 from hpcm_codec.weights.checkpoints import load_checkpoint
 
 sys.path.append(str(ROOT / "fuzz"))
@@ -102,10 +103,10 @@ def test_a_step_waits_for_nothing_but_its_hand_over(
     small: str, profile: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_checkpoint(small)
-    network = loaded.build_exact(loaded.build_model())
+    network = exact_network(loaded, loaded.build_model())
     assert network is not None
     exchanges = Exchanges(monkeypatch)
-    layers._powers_on(ELSEWHERE)  # copied there once in a process
+    powers._powers_on(ELSEWHERE)  # copied there once in a process
     config = loaded.config
     with torch.device(ELSEWHERE):
         model = HPCM(config).eval()

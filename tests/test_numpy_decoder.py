@@ -16,9 +16,10 @@ from conftest import small_photograph
 from hpcm_codec.bitstream.container import parse_stream
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.constants import SCALES
+from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.weights.checkpoints import export_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import save_checkpoint
 from hpcm_codec.weights.registry import shipped_checkpoints
 from test_hpcm_phase1 import SMALL
 

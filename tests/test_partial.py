@@ -15,8 +15,8 @@ from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.constants import SCALES
-from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture
+from hpcm_codec.images.fidelity import psnr
 
 PICTURE = Picture(small_photograph(192, 128))
 

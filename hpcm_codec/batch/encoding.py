@@ -186,7 +186,7 @@ class Encoding:
         return reached.data, reached.quality, reached.psnr
 
     def _psnr(self, codec: Codec, picture: PixelSource, data: bytes) -> float:
-        from hpcm_codec.targets import psnr_of_strips
+        from hpcm_codec.images.fidelity import psnr_of_strips
 
         return psnr_of_strips(picture, codec.decode_strips(data, pixel_limit(self.max_pixels)).strips)
 

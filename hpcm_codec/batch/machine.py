@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hpcm_codec.batch.tasks import for_all_jobs
+from hpcm_codec.batch.stopping import for_all_jobs
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL
 from hpcm_codec.system.threads import set_threads
 

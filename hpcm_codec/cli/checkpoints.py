@@ -104,7 +104,7 @@ def export_command(
     """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity."""
     import torch
 
-    from hpcm_codec.weights.checkpoints import export_checkpoint
+    from hpcm_codec.engines.exporting import export_checkpoint
 
     if exact != (calibrate is not None):
         raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")

@@ -20,8 +20,9 @@ from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.codecs import PictureCodec, VerifiableCodec
 from hpcm_codec.evaluation.machine import PeakMemory
-from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db, psnr
+from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db
 from hpcm_codec.images import Picture
+from hpcm_codec.images.fidelity import psnr
 
 # Digits after the point that are kept: far below what any measurement here can tell apart.
 DIGITS = 6

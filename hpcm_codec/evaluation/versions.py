@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from hpcm_codec.errors import UsageError
 from hpcm_codec.evaluation.codecs import HPCM, encode_to_size
-from hpcm_codec.evaluation.metrics import ms_ssim, psnr
+from hpcm_codec.evaluation.metrics import ms_ssim
 from hpcm_codec.evaluation.subjects import Subject
 from hpcm_codec.images import Picture, Samples, picture_to_pil
+from hpcm_codec.images.fidelity import psnr
 
 ORIGINAL = "Original"
 WEBP_LARGEST_SIDE = 16383  # pixels

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.engines.exact.layers import interpolated, level_position, times_power_of_two
+from hpcm_codec.engines.exact.layers import interpolated, level_position
 from hpcm_codec.engines.exact.modules import (
     Fractions,
     HyperSynthesis,
@@ -24,7 +24,6 @@ from hpcm_codec.engines.exact.modules import (
     Linear,
     Units,
 )
-from hpcm_codec.engines.exact.tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
 from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
@@ -34,6 +33,8 @@ from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.ops.integer import EXP_SHIFT, round_shift, saturate
+from hpcm_codec.ops.integer_tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.ops.powers import times_power_of_two
 
 SCALE_FRACTION = 10  # logarithmic scales in context planes are in units of 2^-10
 FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
