@@ -311,30 +311,16 @@ extern "C" void hpcm_range_decode(const uint32_t* words, int64_t count, int64_t*
   place[2] = read;
 }
 
-// A list of intervals, which `hpcm_range_stop` takes away.
-extern "C" void hpcm_range_start(int64_t* list) { *list = reinterpret_cast<int64_t>(new hpcm::Intervals); }
-
-// As hpcm_range_decode takes them.
-extern "C" void hpcm_range_encode(int64_t list, const int32_t* symbols, const uint8_t* indexes, int64_t count,
+// Symbols under their tables, as hpcm_range_decode takes them, into a stream at the end of `words`; place: their number, and
+// in place[1] how many words the stream takes. An escaped symbol takes up to 12 words.
+extern "C" void hpcm_range_encode(const int32_t* symbols, const uint8_t* indexes, int64_t count,
                                   const int32_t* cumulative, const int64_t* starts, const int32_t* sizes,
-                                  const int32_t* offsets) {
-  auto* intervals = reinterpret_cast<hpcm::Intervals*>(list);
-  intervals->kept.reserve(intervals->kept.size() + count);
+                                  const int32_t* offsets, uint32_t* words, int64_t room, int64_t* place) {
+  hpcm::Intervals intervals;
+  intervals.kept.reserve(count + count / 8);
   for (int64_t n = 0; n < count; ++n) {
     const int32_t table = indexes[n];
-    intervals->add(static_cast<int64_t>(symbols[n]) - offsets[table], cumulative + starts[table], sizes[table]);
+    intervals.add(static_cast<int64_t>(symbols[n]) - offsets[table], cumulative + starts[table], sizes[table]);
   }
+  place[1] = hpcm::write_intervals(intervals.kept.data(), static_cast<int64_t>(intervals.kept.size()), words, room);
 }
-
-// How many words the stream can take at most.
-extern "C" void hpcm_range_room(int64_t list, int64_t* room) {
-  *room = static_cast<int64_t>(reinterpret_cast<hpcm::Intervals*>(list)->kept.size()) + 2;
-}
-
-// The stream at the end of `words`, and in place of the room how many words it takes.
-extern "C" void hpcm_range_write(int64_t list, uint32_t* words, int64_t* room) {
-  const auto* intervals = reinterpret_cast<hpcm::Intervals*>(list);
-  *room = hpcm::write_intervals(intervals->kept.data(), static_cast<int64_t>(intervals->kept.size()), words, *room);
-}
-
-extern "C" void hpcm_range_stop(int64_t list) { delete reinterpret_cast<hpcm::Intervals*>(list); }

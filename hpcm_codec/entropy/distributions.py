@@ -15,15 +15,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hpcm_codec.entropy.levels import LARGEST_SCALE, LOG_SCALE_STEP, PRECISION_BITS, SCALE_LEVELS, SMALLEST_SCALE
 from hpcm_codec.ops import fused_rate
 
 SHAPE = 1.5
-SCALE_LEVELS = 64
-SMALLEST_SCALE = 0.12
-LARGEST_SCALE = 64.0
-LOG_SCALE_STEP = math.log(LARGEST_SCALE / SMALLEST_SCALE) / (SCALE_LEVELS - 1)
 SMALLEST_LIKELIHOOD = 1e-9
-PRECISION_BITS = 16  # cumulative frequencies of the range coder add up to 2^16
 _TAIL_MASS = 2.0**-PRECISION_BITS  # what a table leaves out on both sides together, at most
 _DENSITY_AT_ZERO = SHAPE / (2 * math.gamma(1 / SHAPE))
 

@@ -7,22 +7,26 @@ GPU at one place: where the decoder needs the table indexes. The encoder never d
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hpcm_codec.entropy.distributions import scale_index
-from hpcm_codec.entropy.handover import CodedStep, to_device, to_host
-from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder
+from hpcm_codec.entropy.handover import CodedStep, HostStep, coded_step, in_background, spread, to_device, to_host
+from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder, range_encoder
 from hpcm_codec.entropy.range_decoder import WORD_BYTES, RangeDecoder
 from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
+
+if TYPE_CHECKING:
+    import torch
+
+Array = Any  # a numpy array or a torch tensor; all those of one port are of one kind
 
 
 class CodingPort(ABC):
@@ -33,20 +37,17 @@ class CodingPort(ABC):
         """Called before the first step of each scale, coarse to fine."""
 
     @abstractmethod
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
+    def exchange_levels(self, step: Lattice, levels: Array, mean: Array) -> Array:
         """Code a step's latents and return their symbols, int32, shaped as `levels`.
 
         levels: int32 n or 1×n, table indexes; mean: as many floats, in quantisation steps, which only an encoder needs.
         """
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, scale: Array, mean: Array) -> Array:
         """As `model.context.SymbolPort` says."""
+        from hpcm_codec.entropy.distributions import scale_index  # only tensors have scales
+
         return self.exchange_levels(step, scale_index(scale), mean).to(mean.dtype) + mean
-
-
-def in_background(device: torch.device) -> bool:
-    """Whether an encoder's symbols are range-coded in a thread: beside a GPU; on the CPU the cores have enough to do."""
-    return device.type == "cuda"
 
 
 class EncoderPort(CodingPort):
@@ -55,38 +56,38 @@ class EncoderPort(CodingPort):
     latents: 1×M×h×w, in quantisation steps. A latent that cannot be coded raises HpcmError, at the latest in `streams`.
     """
 
-    def __init__(self, latents: Tensor, tables: CoderTables) -> None:
+    def __init__(self, latents: Array, tables: CoderTables) -> None:
         self._planes = schedule.split(latents)
         self._tables = tables
         self._encoders: dict[str, RangeEncoder] = {}
         self._scale_name = "hyper"
-        self._thread = ThreadPoolExecutor(1, "range coder") if in_background(latents.device) else None
+        self._thread = ThreadPoolExecutor(1, "range coder") if in_background(latents) else None
         self._coded: list[Future[None]] = []
         self.symbol_check = SYMBOL_CHECK_START
 
-    def code_hyper(self, hyper: Tensor, levels: Tensor, mean: Tensor) -> Tensor:
+    def code_hyper(self, hyper: Array, levels: Array, mean: Array) -> Array:
         """Code the hyper-latents 1×N×h×w under table indexes and means (1×N×1×1); returns their symbols, int32."""
-        return self._code(hyper - mean, levels.expand(hyper.shape))
+        return self._code(hyper - mean, spread(levels, hyper.shape))
 
     def begin(self, scale: Scale) -> None:
         self._scale_name = scale.name
 
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
+    def exchange_levels(self, step: Lattice, levels: Array, mean: Array) -> Array:
         residual = step.take(self._planes[self._scale_name]) - mean.reshape(1, -1)
         return self._code(residual, levels).reshape(mean.shape)
 
-    def _code(self, residual: Tensor, levels: Tensor) -> Tensor:
-        step = CodedStep(residual, levels)
+    def _code(self, residual: Array, levels: Array) -> Array:
+        step = coded_step(residual, levels)
         if self._thread is None:
             self._range_code(self._scale_name, step)
         else:
             self._coded.append(self._thread.submit(self._range_code, self._scale_name, step))
         return step.symbols
 
-    def _range_code(self, scale_name: str, step: CodedStep) -> None:
+    def _range_code(self, scale_name: str, step: CodedStep | HostStep) -> None:
         symbols, levels = step.wait()
         if scale_name not in self._encoders:
-            self._encoders[scale_name] = RangeEncoder(self._tables)
+            self._encoders[scale_name] = range_encoder(self._tables)
         self._encoders[scale_name].encode(symbols, levels)
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
 
@@ -113,7 +114,7 @@ class DecoderPort(CodingPort):
         self,
         streams: dict[str, bytes | None],
         tables: CoderTables,
-        device: torch.device,
+        device: torch.device | None,
         record: Callable[[NDArray[np.int32]], None] | None = None,
         begun: bytes | None = None,
     ) -> None:
@@ -127,15 +128,15 @@ class DecoderPort(CodingPort):
         self._decoder: RangeDecoder | None = None
         self.symbol_check = SYMBOL_CHECK_START
 
-    def code_hyper(self, shape: tuple[int, ...], levels: Tensor) -> Tensor:
+    def code_hyper(self, shape: tuple[int, ...], levels: Array) -> Array:
         """The symbols (int32) of hyper-latents of that shape 1×N×h×w, under table indexes (1×N×1×1)."""
         self._open("hyper")
-        return self._read(levels.expand(shape))
+        return self._read(spread(levels, shape))
 
     def begin(self, scale: Scale) -> None:
         self._open(scale.name)
 
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
+    def exchange_levels(self, step: Lattice, levels: Array, mean: Array) -> Array:
         return self._read(levels)
 
     def _open(self, name: str) -> None:
@@ -148,9 +149,10 @@ class DecoderPort(CodingPort):
             self._stream = None
         self.complete = self.complete and self._streams[name] is not None
 
-    def _read(self, levels: Tensor) -> Tensor:
+    def _read(self, levels: Array) -> Array:
         if self._stream is None:
-            return torch.zeros_like(levels, dtype=torch.int32)
+            nothing = np.zeros(math.prod(levels.shape), np.int32)
+            return to_device(nothing, self._device).reshape(levels.shape)
         if self._decoder is None:
             self._decoder = RangeDecoder(self._tables, self._stream)
         symbols = self._decoder.decode(to_host(levels))

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from hpcm_codec.ops.fused_rate import Pieces, pieces_of
+if TYPE_CHECKING:
+    from hpcm_codec.ops.fused_rate import Pieces
+
+Array = Any  # a numpy array or a torch tensor
 
 GROUPS = 8
 
@@ -52,7 +55,7 @@ class Piece:
     column: int
     stride: int
 
-    def view(self, plane: Tensor) -> Tensor:
+    def view(self, plane: Array) -> Array:
         """The piece of a plane (..., M, h, w), as a view."""
         return plane[..., self.first : self.last, self.row :: self.stride, self.column :: self.stride]
 
@@ -68,13 +71,27 @@ class Lattice:
     pieces: tuple[Piece, ...]
     dense: bool
 
-    def take(self, plane: Tensor) -> Tensor:
-        """Pack the lattice's latents of a plane (..., M, h, w) into a new tensor; differentiable."""
-        return _Take.apply(plane, self)
+    def take(self, plane: Array) -> Array:
+        """Pack the lattice's latents of a plane (..., M, h, w) into a new array; of tensors, differentiable."""
+        if not isinstance(plane, np.ndarray):
+            from hpcm_codec.model import lattices
 
-    def place(self, packed: Tensor, base: Tensor) -> Tensor:
-        """A copy of the plane `base` with the lattice's latents replaced by `packed`; differentiable in both."""
-        return _Place.apply(packed, base, self)
+            return lattices.take(plane, self)
+        packed = self.new_packed(plane)
+        for source, target in self.pairs(plane, packed):
+            target[...] = source
+        return packed
+
+    def place(self, packed: Array, base: Array) -> Array:
+        """A copy of the plane `base` with the lattice's latents replaced by `packed`; of tensors, differentiable in both."""
+        if not isinstance(base, np.ndarray):
+            from hpcm_codec.model import lattices
+
+            return lattices.place(packed, base, self)
+        plane = base.copy(order="K")
+        for target, source in self.pairs(plane, packed):
+            target[...] = source
+        return plane
 
     def count(self, height: int, width: int) -> int:
         """Number of latents of this lattice in a plane of that size."""
@@ -85,9 +102,11 @@ class Lattice:
 
     def fused(self, channels: int) -> Pieces:
         """The same for the operators of a fused training step, in planes of that many channels."""
+        from hpcm_codec.ops.fused_rate import pieces_of
+
         return pieces_of(tuple((p.first, p.last, p.row, p.column, p.stride) for p in self.pieces), channels)
 
-    def pairs(self, plane: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs(self, plane: Array, packed: Array) -> Iterator[tuple[Array, Array]]:
         """Matching views of a plane and of its packed form."""
         start = 0
         for piece in self.pieces:
@@ -96,54 +115,20 @@ class Lattice:
                 yield view, packed[..., piece.first : piece.last, :, :]
             else:
                 size = view.shape[-3] * view.shape[-2] * view.shape[-1]
-                yield view, packed[..., start : start + size].unflatten(-1, view.shape[-3:])
+                part = packed[..., start : start + size]
+                yield view, part.reshape(*part.shape[:-1], *view.shape[-3:])
                 start += size
 
-    def new_packed(self, plane: Tensor) -> Tensor:
+    def new_packed(self, plane: Array) -> Array:
         """Uninitialised memory for the packed form of a plane."""
         *batch, channels, height, width = plane.shape
+        if isinstance(plane, np.ndarray):
+            if self.dense:  # channels last, as numpy planes are
+                return np.moveaxis(np.empty((*batch, height // 2, width // 2, channels), plane.dtype), -1, -3)
+            return np.empty((*batch, self.count(height, width)), plane.dtype)
         if self.dense:
             return plane.new_empty(*batch, channels, height // 2, width // 2)
         return plane.new_empty(*batch, self.count(height, width))
-
-
-class _Take(torch.autograd.Function):
-    """One zero-filled gradient for all pieces, where autograd's own slicing would make one for each."""
-
-    @staticmethod
-    def forward(ctx, plane: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
-        ctx.lattice, ctx.shape = lattice, plane.shape
-        packed = lattice.new_packed(plane)
-        for source, target in lattice.pairs(plane, packed):
-            target.copy_(source)
-        return packed
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        plane = gradient.new_zeros(ctx.shape)
-        for target, source in ctx.lattice.pairs(plane, gradient):
-            target.copy_(source)
-        return plane, None
-
-
-class _Place(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
-        ctx.lattice = lattice
-        plane = base.clone()
-        for target, source in lattice.pairs(plane, packed):
-            target.copy_(source)
-        return plane
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
-        packed = ctx.lattice.new_packed(gradient)
-        base = gradient.clone() if ctx.needs_input_grad[1] else None
-        for index, (source, target) in enumerate(ctx.lattice.pairs(gradient, packed)):
-            target.copy_(source)
-            if base is not None:
-                ctx.lattice.pieces[index].view(base).zero_()
-        return packed, base, None
 
 
 @dataclass(frozen=True)
@@ -190,7 +175,7 @@ def scales(channels: int) -> tuple[Scale, Scale, Scale]:
     )
 
 
-def split(latents: Tensor) -> dict[str, Tensor]:
+def split(latents: Array) -> dict[str, Array]:
     """The planes of s1, s2 and s3 in latents (..., M, h, w): each scale's plane holds those of the coarser ones too."""
     s1, s2, s3 = scales(latents.shape[-3])
     assert s1.inside is not None and s2.inside is not None
@@ -198,7 +183,7 @@ def split(latents: Tensor) -> dict[str, Tensor]:
     return {s1.name: s1.inside.take(on_s2), s2.name: on_s2, s3.name: latents}
 
 
-def merge(planes: dict[str, Tensor]) -> Tensor:
+def merge(planes: dict[str, Array]) -> Array:
     """The full plane in which the positions of each scale take that scale's values: the inverse of `split`."""
     s1, s2, s3 = scales(planes["s3"].shape[-3])
     assert s1.inside is not None and s2.inside is not None

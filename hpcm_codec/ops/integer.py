@@ -64,23 +64,35 @@ __all__ = [
     "NormWeights",
     "PackedLinear",
     "PositionFactors",
+    "as_int32",
+    "as_int64",
     "bi_wkv",
+    "bordered",
+    "channels_first",
+    "channels_last",
+    "counted",
     "decoded",
     "depthwise",
     "doubled",
     "drawn_pixels",
     "gate",
+    "in_capture",
+    "inverse",
     "layer_norm",
     "linear",
+    "narrow",
     "pixels_in",
+    "real",
     "rescale",
     "round_shift",
     "scale",
+    "scaled",
     "squared_relu",
     "step_parameters",
     "together",
     "window_attention",
     "windows",
+    "zeros",
 ]
 
 
@@ -227,3 +239,63 @@ def drawn_pixels(blocks: Array, edge: int, area: tuple[int, int, int, int], shif
     A colour is round_shift(v, shift) bounded to 0 … 255; a grey pixel floor((2·sum + 3·2^shift) / (6·2^shift)) of the sum of its three.
     """
     return _of(blocks).drawn_pixels(blocks, edge, area, shift, grey)
+
+
+# ---- what else numpy and torch call by different names
+
+
+def bordered(x: Array, rings: int) -> Array:
+    """A plane with its border repeated that many times, contiguous."""
+    return _of(x).bordered(x, rings)
+
+
+def narrow(x: Array) -> Array:
+    """As int16, which must hold it."""
+    return _of(x).converted(x, "int16")
+
+
+def as_int32(x: Array) -> Array:
+    return _of(x).converted(x, "int32")
+
+
+def as_int64(x: Array) -> Array:
+    return _of(x).converted(x, "int64")
+
+
+def real(x: Array) -> Array:
+    """Integers as float32."""
+    return _of(x).converted(x, "float32")
+
+
+def scaled(x: Array, exponent: Array) -> Array:
+    """x · 2^exponent as float32, x rounded to float32 first."""
+    return _of(x).scaled(x, exponent)
+
+
+def inverse(x: Array, exponent: Array) -> Array:
+    """2^exponent / x as float32, divided in float64."""
+    return _of(x).inverse(x, exponent)
+
+
+def counted(count: int, like: Array) -> Array:
+    """0 … count − 1, int64, where `like` is."""
+    return _of(like).counted(count, like)
+
+
+def in_capture(x: Array) -> bool:
+    """Whether a CUDA graph is being captured on x's device."""
+    return bool(_of(x).in_capture(x))
+
+
+def zeros(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+    return _of(like).zeros(shape, dtype, like)
+
+
+def channels_last(plane: Array) -> Array:
+    """…×C×h×w → …×h×w×C, a view."""
+    return _of(plane).moved_axis(plane, -3, -1)
+
+
+def channels_first(tokens: Array) -> Array:
+    """…×h×w×C → …×C×h×w, a view."""
+    return _of(tokens).moved_axis(tokens, -1, -3)

@@ -386,3 +386,40 @@ def unpacked(stored: NDArray[np.uint8], exponents: NDArray[np.int8], bits: int) 
     stored = _checked("stored", stored, (outputs, inputs * bits // 8), np.uint8)
     call("integer_unpack", stored, _checked("exponents", exponents, (outputs,), np.int8), bits, rows, outputs, inputs)
     return rows
+
+
+# ---- what else torch calls by other names
+
+
+def bordered(x: Plane, rings: int) -> Plane:
+    rows, columns = (np.clip(np.arange(-rings, size + rings), 0, size - 1) for size in x.shape[:2])
+    return np.ascontiguousarray(x[rows[:, None], columns[None, :]]) if rings else x
+
+
+def converted(x: NDArray[Any], dtype: str) -> NDArray[Any]:
+    return x.astype(dtype)
+
+
+def scaled(x: NDArray[Any], exponent: NDArray[np.int64]) -> NDArray[np.float32]:
+    factor = np.ldexp(1.0, exponent).astype(np.float32)
+    return x.astype(np.float32) * factor
+
+
+def inverse(x: NDArray[Any], exponent: NDArray[np.int64]) -> NDArray[np.float32]:
+    return np.ldexp(1 / x.astype(np.float64), exponent).astype(np.float32)
+
+
+def counted(count: int, like: NDArray[Any]) -> NDArray[np.int64]:
+    return np.arange(count, dtype=np.int64)
+
+
+def in_capture(x: NDArray[Any]) -> bool:
+    return False
+
+
+def zeros(shape: tuple[int, ...], dtype: str, like: NDArray[Any]) -> NDArray[Any]:
+    return np.zeros(shape, dtype)
+
+
+def moved_axis(x: NDArray[Any], source: int, target: int) -> NDArray[Any]:
+    return np.moveaxis(x, source, target)

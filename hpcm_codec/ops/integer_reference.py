@@ -32,6 +32,7 @@ from hpcm_codec.ops.integer_layers import (
     PositionFactors,
     round_shift,
 )
+from hpcm_codec.ops.powers import times_power_of_two
 
 
 def saturate(x: Tensor, limit: int = LIMIT) -> Tensor:
@@ -263,3 +264,47 @@ def drawn_pixels(
         image = round_shift(image, shift)
     pixels: NDArray[np.uint8] = image.clamp(0, 255).to(torch.uint8).cpu().numpy()
     return pixels
+
+
+# ---- what else numpy calls by other names
+
+
+def bordered(x: Tensor, rings: int) -> Tensor:
+    """See `integer.bordered`."""
+    if not rings:
+        return x
+    rows, columns = (
+        torch.arange(-rings, size + rings, device=x.device).clamp(0, size - 1) for size in x.shape[:2]
+    )
+    return x[rows[:, None], columns[None, :]]
+
+
+def converted(x: Tensor, dtype: str) -> Tensor:
+    kind: torch.dtype = getattr(torch, dtype)
+    return x.to(kind)
+
+
+def scaled(x: Tensor, exponent: Tensor) -> Tensor:
+    """See `integer.scaled`."""
+    return times_power_of_two(x.float(), exponent)
+
+
+def inverse(x: Tensor, exponent: Tensor) -> Tensor:
+    """See `integer.inverse`."""
+    return times_power_of_two(1 / x.double(), exponent).float()
+
+
+def counted(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, device=like.device)
+
+
+def in_capture(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def zeros(shape: tuple[int, ...], dtype: str, like: Tensor) -> Tensor:
+    return torch.zeros(shape, dtype=getattr(torch, dtype), device=like.device)
+
+
+def moved_axis(x: Tensor, source: int, target: int) -> Tensor:
+    return x.movedim(source, target)
