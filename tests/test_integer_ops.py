@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcm_codec.ops import BuildError, biwkv4, build, ensure_built, integer, integer_native, integer_reference
+from hpcm_codec.ops import BuildError, build, ensure_built, integer, integer_native, integer_reference
+from hpcm_codec.ops.biwkv4 import biwkv4
 from hpcm_codec.ops.integer import (
     LIMIT,
     AttentionScale,
