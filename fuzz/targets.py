@@ -24,7 +24,7 @@ from hpcm_codec.bitstream import container
 from hpcm_codec.cli.info import describe_file
 from hpcm_codec.codec import Codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, SCALES
-from hpcm_codec.entropy.ports import DecoderPort
+from hpcm_codec.engines.ports import DecoderPort
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.images import Picture, decode_alpha, picture_to_pil, write_picture
 
@@ -139,7 +139,7 @@ def fuzz_decode(data: bytes) -> bool:
         data = repaired(data, codec().identity)
     port = ForgedPort if options & FORGE else DecoderPort
     try:
-        with patch("hpcm_codec.codec.DecoderPort", port):
+        with patch("hpcm_codec.engines.torch_engine.DecoderPort", port):
             image = api.decode(
                 data,
                 checkpoint(),

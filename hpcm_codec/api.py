@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hpcm_codec.bitstream.container import parse_header
+from hpcm_codec.bitstream.container import Header, parse_stream
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL, DEFAULT_QUALITY, FINEST_SCALE
 from hpcm_codec.errors import UnsupportedError, UsageError
@@ -146,15 +146,16 @@ def decode(
     """
     if output not in ("pil", "numpy", "torch"):
         raise UsageError(f"there is no output {output!r}", advice="use pil, numpy or torch")
-    header = parse_header(data, max_pixels)
-    area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
+    stream = parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
+    grid = stream.header.grid
+    area = grid[0].picture_pixels if region is None else grid.region(*region)
     width, height = area.width, area.height
     held = 8 * width * height + 2 * len(data)  # the result, and room for transparency
     tiles = model.tile_workers if isinstance(model, Codec) else 1
     needed = decoding_bytes(width, height, held, tiles)
     check(f"decoding {width}×{height} pixels", needed, memory, "allow more, or decode a region")
-    codec = model if isinstance(model, Codec) else codec_for(data, model, device, max_pixels)
-    strips = codec.decode_strips(data, max_pixels, partial, scale, region)
+    codec = model if isinstance(model, Codec) else codec_for(stream.header, model, device)
+    strips = codec.decode_parsed(stream, region)
     if output == "pil":
         return picture_to_pil(strips)
     picture = strips.whole()
@@ -180,14 +181,12 @@ def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = 
     return load_codec(model, device, profile)
 
 
-def codec_for(
-    data: bytes, model: str | None = None, device: str = "auto", max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Codec:
-    """The kept codec that decodes a file: of the named model, or else of the known checkpoint that the file names.
+def codec_for(header: Header, model: str | None = None, device: str = "auto") -> Codec:
+    """The kept codec that decodes a file: of the named model, or else of the known checkpoint that the file's header names.
 
-    Raises CorruptStreamError when the file's header cannot be read, UnsupportedError when no known checkpoint made it.
+    Raises UnsupportedError when no known checkpoint made it.
     """
-    identity = parse_header(data, max_pixels).checkpoint_id
+    identity = header.checkpoint_id
     if model is not None:
         return kept_codec(model, device)
     # the usual case first: a loaded codec knows its identity, a checkpoint's has to be computed

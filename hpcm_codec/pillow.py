@@ -68,7 +68,8 @@ class HpcmImageFile(ImageFile.ImageFile):
             self.fp.seek(0)
             data = self.fp.read()
             try:
-                self.im = picture_to_pil(codec_for(data).decode_strips(data)).im
+                stream = container.parse_stream(data)
+                self.im = picture_to_pil(codec_for(stream.header).decode_parsed(stream)).im
             except HpcmError as error:
                 raise self._named(error) from error.__cause__
             self._decoded = True

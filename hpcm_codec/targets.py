@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hpcm_codec.bitstream.container import LARGEST_NUMBER, parse_header
 from hpcm_codec.codec import Codec, Encoded
 from hpcm_codec.constants import LARGEST_QUALITY_CODE
 from hpcm_codec.errors import HpcmError
@@ -82,8 +81,7 @@ def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reac
 
 
 def _fidelity(codec: Codec, picture: PixelSource, encoded: Encoded) -> float:
-    header = parse_header(encoded.data, max_pixels=LARGEST_NUMBER**2)
-    return psnr_of_strips(picture, codec.reconstruct_strips(encoded.latents, header))
+    return psnr_of_strips(picture, codec.reconstruct_strips(encoded.latents, encoded.header))
 
 
 def _last_that(holds: Callable[[int], bool]) -> int | None:

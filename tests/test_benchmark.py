@@ -16,9 +16,8 @@ import pytest
 
 from hpcm_codec.benchmark import cells, growth, measure, pictures, process, tables, timing
 from hpcm_codec.benchmark.meter import Meter
-from hpcm_codec.benchmark.stages import STAGES, STEPS, stages_watched
+from hpcm_codec.benchmark.stages import STAGES, STEPS
 from hpcm_codec.benchmark.work import work_by_stage
-from hpcm_codec.bitstream import container
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.images import Picture, write_picture
 from hpcm_codec.model.complexity import complexity_by_part
@@ -66,7 +65,7 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen(
     for action, absent in (("encode", "synthesis"), ("decode", "analysis")):
         meter = Meter(time.perf_counter)
         start = time.perf_counter()
-        with stages_watched(codec, meter):
+        with codec.observed(meter):
             timing.go(action, codec, *ways[action], 50, meter, "other")
         whole = time.perf_counter() - start
         # beside the stages there are only the hooks themselves
@@ -77,29 +76,19 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen(
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_taking_the_meter_away_leaves_the_codec_as_it_was(codec: Codec) -> None:
-    from hpcm_codec.engines.exact import network
-    from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
-    from hpcm_codec.entropy.range_coder import RangeEncoder
-    from hpcm_codec.entropy.range_decoder import RangeDecoder
-    from hpcm_codec.model import context
-
+def test_without_its_observer_the_codec_reports_nothing(codec: Codec) -> None:
     picture = Picture(pictures.synthetic_photograph(64, 64))
-
-    def watched() -> list[object]:
-        owners: list[Any] = [RangeEncoder, RangeDecoder, EncoderPort, DecoderPort, container, network, context]
-        return [*(dict(vars(owner)) for owner in owners), dict(vars(codec.model))]
-
-    before, expected = watched(), codec.encode(picture, 50)
+    expected = codec.encode(picture, 50)
     meter = Meter(time.perf_counter)
-    with stages_watched(codec, meter), meter.stage("other"):
+    with codec.observed(meter), meter.stage("other"):
         assert codec.encode(picture, 50) == expected
         with pytest.raises(UsageError):
             codec.encode(picture, 1000)
-    assert watched() == before
     charged = dict(meter.charged)
-    codec.encode(picture, 50)
+    assert codec.encode(picture, 50) == expected
+    codec.decode(expected)
     assert meter.charged == charged
+    assert not any(engine.observer.watches for engine in codec.engines.values())
 
 
 def test_the_codec_is_timed_without_its_files_and_with_them(
@@ -142,7 +131,7 @@ def test_integer_operations_are_those_that_decoding_does(codec: Codec, monkeypat
     monkeypatch.setattr(integer, "window_attention", counted(attention, products))
     data = codec.encode(Picture(pictures.synthetic_photograph(WIDTH, HEIGHT)))
     meter = Meter(lambda: done)
-    with stages_watched(codec, meter), meter.stage("other"):
+    with codec.observed(meter), meter.stage("other"):
         codec.decode(data)
     expected = work_by_stage(codec.config, WIDTH, HEIGHT, "exact", 1, 1)
     for stage in ("hyper synthesis", *STEPS):

@@ -52,7 +52,7 @@ def test_symbols_do_not_depend_on_onednn(codec: Codec, enabled: bool, monkeypatc
 
 def test_symbols_do_not_depend_on_the_models_memory_format() -> None:
     plain = load_codec(device="cpu")
-    plain.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain.engine.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for golden in [file for file in golden_files() if file.name.startswith(("chelsea", "stripes"))]:
         assert plain.symbol_digest(golden.data) == golden.symbols
 

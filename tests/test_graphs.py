@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import ROOT, small_photograph
 from hpcm_codec.codec import Codec
+from hpcm_codec.engines import ports
 from hpcm_codec.engines.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
 from hpcm_codec.engines.loading import exact_network
-from hpcm_codec.entropy import handover, ports
-from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
+from hpcm_codec.engines.ports import DecoderPort, EncoderPort
+from hpcm_codec.entropy import handover
 from hpcm_codec.errors import CorruptStreamError, UsageError
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
@@ -205,7 +206,7 @@ class Recorders:
 
 def with_graphs(small: str, backend: Any, profile: str = "exact") -> Codec:
     codec = Codec(load_checkpoint(small), "cpu", profile)
-    codec.coder.graphs = WalkGraphs(backend)
+    codec.engine.graphs = WalkGraphs(backend)
     return codec
 
 
@@ -227,7 +228,7 @@ def test_replayed_walks_give_the_same_files_and_pictures_at_every_quality(small:
         assert not believed or after == [count + 1 for count in before]
         if believed:
             assert np.array_equal(replaying.decode(data).pixels, plain.decode(data).pixels)
-    assert replaying.coder.graphs is not None and replaying.coder.graphs.enabled
+    assert replaying.engine.graphs is not None and replaying.engine.graphs.enabled
 
 
 def test_a_damaged_file_is_refused_by_replays_too(small: str) -> None:
@@ -263,7 +264,7 @@ def test_graphs_that_lie_or_fail_are_switched_off_with_one_warning(small: str, f
             assert codec.encode(picture(use), 10 * use) == plain.encode(picture(use), 10 * use)
     about_graphs = [str(one.message) for one in warned if SETTING in str(one.message)]
     assert len(about_graphs) == 1 and reason in about_graphs[0]
-    assert codec.coder.graphs is not None and not codec.coder.graphs.enabled
+    assert codec.engine.graphs is not None and not codec.engine.graphs.enabled
 
 
 def test_what_is_only_right_for_the_tile_it_was_captured_with_is_found_out(small: str) -> None:
@@ -276,7 +277,7 @@ def test_what_is_only_right_for_the_tile_it_was_captured_with_is_found_out(small
         segments[0].work[:] = [one for one, left_out in zip(segments[0].work, of_levels, strict=True) if not left_out]
 
     codec, plain = with_graphs(small, Recorders(constant)), Codec(load_checkpoint(small), "cpu")
-    walks = codec.coder.graphs
+    walks = codec.engine.graphs
     assert walks is not None
     for _ in range(PLAIN_USES + 1):
         codec.encode(picture(0), 30)
@@ -341,7 +342,7 @@ def test_cuda_graphs_replay_the_default_model(codec: Codec, profile: str, monkey
             if profile == "exact":
                 assert on_gpu.symbol_digest(data) == codec.symbol_digest(data)
                 assert np.abs(decoded.astype(int) - codec.decode(data).pixels).max() <= 1
-    assert on_gpu.coder.graphs is not None and on_gpu.coder.graphs.enabled
+    assert on_gpu.engine.graphs is not None and on_gpu.engine.graphs.enabled
     assert any(
-        size.captured is not None and not size.captured.checks_left for size in on_gpu.coder.graphs._sizes.values()
+        size.captured is not None and not size.captured.checks_left for size in on_gpu.engine.graphs._sizes.values()
     )

@@ -10,10 +10,10 @@ import torch
 
 from conftest import small_photograph
 from hpcm_codec.codec import Codec
-from hpcm_codec.entropy import ports
+from hpcm_codec.engines import ports
+from hpcm_codec.engines.ports import EncoderPort
 from hpcm_codec.entropy.distributions import build_tables
 from hpcm_codec.entropy.handover import BEYOND, SHORT_LIMIT, CodedStep, to_device, to_host
-from hpcm_codec.entropy.ports import EncoderPort
 from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables
 from hpcm_codec.entropy.range_decoder import RangeDecoder
 from hpcm_codec.errors import HpcmError
@@ -56,10 +56,10 @@ def encoded_in(
     monkeypatch.setattr(ports, "in_background", lambda device: background)
     port = EncoderPort(latents, TABLES)
     for scale in schedule.scales(16):
-        port.begin(scale)
         for number, step in enumerate(scale.steps):
+            port.begin(scale, number + 1)
             size = step.take(schedule.split(latents)[scale.name]).shape
-            port.exchange_levels(step, torch.full(size, 6 * number + 3, dtype=torch.int32), torch.zeros(size))
+            port.exchange(step, torch.full(size, 6 * number + 3, dtype=torch.int32), torch.zeros(size))
     return port.streams(), port.symbol_check
 
 

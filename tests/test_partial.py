@@ -30,7 +30,7 @@ def symbols_of(codec: Codec, data: bytes) -> np.ndarray:
     """All symbols that are read of the first tile of a file, cut or not."""
     stream = container.parse_stream(data, allow_truncated=True)
     read: list[np.ndarray] = []
-    codec._decode_tile(stream.header.grid[0], stream.tiles[0], stream.header, read.append)
+    codec._decode_tile(stream.header.grid[0], stream, read.append)
     return np.concatenate(read)
 
 

@@ -144,7 +144,7 @@ def test_windows_are_made_of_few_tiles_held_at_a_time(size: tuple[int, int]) -> 
         decoded.append(tile.index)
         return whole[(..., *tile.latents.slices)].clone()
 
-    around = Neighbourhood(grid, decode, grid.latents)
+    around = Neighbourhood(grid, decode, grid.latents, lambda *sides: torch.zeros(sides[0], 1, *sides[1:]))
     for tile in grid:
         window = around.window(tile, last_in_row=tile.column == grid.columns - 1)
         assert torch.equal(window, whole[(..., *tile.with_halo(HALO_LATENTS).latents.slices)])

@@ -60,12 +60,11 @@ class Decoding:
         # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
         stream = self._parsed(data)
         self._check_memory(stream, len(data), job)
-        pixels = stream.header.width * stream.header.height
-        del stream  # the codec reads the file again
-        named = self.model is not None
-        codec = self.machine.codec(self.model) if named else self.machine.codec_for(data, pixel_limit(self.max_pixels))
-        picture = codec.decode_strips(data, pixel_limit(self.max_pixels), self.partial, self.scale, self.region)
+        header = stream.header
+        codec = self.machine.codec_for(header) if self.model is None else self.machine.codec(self.model)
+        picture = codec.decode_parsed(stream, self.region)
         notices = self._write(picture, job, overwrite)
+        pixels = header.width * header.height
         return _outcome(picture.width, picture.height, len(data), pixels, (*picture.notices, *notices))
 
     def inspect(self, job: Job) -> Outcome:

@@ -144,9 +144,9 @@ class Encoding:
                 if differs:
                     raise HpcmError(reason)
             reached = None
-            if self.aim.psnr is not None and (reached := self._psnr(codec, picture, data)) < self.aim.psnr:
+            if self.aim.psnr is not None and (reached := _psnr_of(codec, picture, stream)) < self.aim.psnr:
                 raise HpcmError(f"it has {reached:.2f} dB, fewer than asked for")
-            return self._outcome(codec, picture, input_bytes, data, header.quality, reached)
+            return self._outcome(codec, picture, input_bytes, data, header.quality, reached, stream)
 
     @contextmanager
     def opened(self, source: str) -> Iterator[tuple[PixelSource, int]]:
@@ -185,11 +185,6 @@ class Encoding:
         reached = encode_to_target(codec, picture, target)
         return reached.data, reached.quality, reached.psnr
 
-    def _psnr(self, codec: Codec, picture: PixelSource, data: bytes) -> float:
-        from hpcm_codec.images.fidelity import psnr_of_strips
-
-        return psnr_of_strips(picture, codec.decode_strips(data, pixel_limit(self.max_pixels)).strips)
-
     def _outcome(
         self,
         codec: Codec,
@@ -198,9 +193,13 @@ class Encoding:
         data: bytes,
         quality: float,
         psnr: float | None = None,
+        stream: HpcmStream | None = None,
     ) -> Outcome:
+        """stream: the file's, where it has been parsed."""
+        from hpcm_codec.bitstream.container import parse_stream
+
         if psnr is None and self.measure_psnr:
-            psnr = self._psnr(codec, picture, data)
+            psnr = _psnr_of(codec, picture, stream or parse_stream(data, max_pixels=pixel_limit(self.max_pixels)))
         rate, ratio = 8 * len(data) / (picture.width * picture.height), len(data) / input_bytes
         found = {} if psnr is None else {"psnr": round(psnr, PSNR_DIGITS)}
         told = found if self.aim.by_quality else {"quality": quality, **found}
@@ -221,6 +220,12 @@ class Encoding:
             },
             picture.notices,
         )
+
+
+def _psnr_of(codec: Codec, picture: PixelSource, stream: HpcmStream) -> float:
+    from hpcm_codec.images.fidelity import psnr_of_strips
+
+    return psnr_of_strips(picture, codec.decode_parsed(stream).strips)
 
 
 def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None]:

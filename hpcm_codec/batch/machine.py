@@ -12,6 +12,7 @@ from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL
 from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
+    from hpcm_codec.bitstream.container import Header
     from hpcm_codec.codec import Codec
 
 
@@ -44,13 +45,13 @@ class Machine:
         with for_all_jobs():
             return self._set_up(kept_codec(model or DEFAULT_MODEL, self.device, profile))
 
-    def codec_for(self, data: bytes, max_pixels: int) -> Codec:
-        """The codec that a file asks for, loaded once. Raises HpcmError where there is none."""
+    def codec_for(self, header: Header) -> Codec:
+        """The codec that a file's header names, loaded once. Raises HpcmError where there is none."""
         _import_torch()
         from hpcm_codec.api import codec_for
 
         set_threads(self.threads)
-        return self._set_up(codec_for(data, None, self.device, max_pixels))
+        return self._set_up(codec_for(header, None, self.device))
 
     def _set_up(self, codec: Codec) -> Codec:
         codec.tile_workers = self.tile_jobs

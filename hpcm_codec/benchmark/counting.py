@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcm_codec.benchmark.meter import Meter
-from hpcm_codec.benchmark.stages import STEPS, replaced, stages_watched, steps_watched
+from hpcm_codec.benchmark.stages import STEPS, ObservedMeanPort
 from hpcm_codec.codec import Codec
-from hpcm_codec.model.complexity import MeanPort
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import integer
@@ -58,7 +58,7 @@ def _launches_counted() -> Iterator[Meter]:
 
     with ExitStack() as stack:
         for name in INTEGER_OPERATORS:
-            stack.enter_context(replaced(integer, name, counted(getattr(integer, name))))
+            stack.enter_context(patch.object(integer, name, counted(getattr(integer, name))))
         stack.enter_context(mode)
         yield Meter(lambda: mode.count)
 
@@ -66,7 +66,7 @@ def _launches_counted() -> Iterator[Meter]:
 def launches_of_decoding(codec: Codec, data: bytes) -> dict[str, int]:
     """Launches of every stage of decoding a file; raises as `Codec.decode`."""
     codec.decode(data)  # what is made once, such as packed weights, does not count
-    with _launches_counted() as meter, stages_watched(codec, meter), meter.stage("other"):
+    with _launches_counted() as meter, codec.observed(meter), meter.stage("other"):
         codec.decode(data)
     return {stage: int(count) for stage, count in meter.charged.items()}
 
@@ -78,8 +78,8 @@ def launches_of_steps(config: ModelConfig, edge: int = 256) -> dict[str, int]:
         model = HPCM(config).eval().requires_grad_(False)
         rate = torch.ones(1, config.rate_levels)
         hyper = torch.empty(1, config.hyper_channels, side, side)
-    with torch.inference_mode(), _launches_counted() as meter, steps_watched(meter), meter.stage("hyper synthesis"):
-        model.code_latents(hyper, rate, MeanPort())
+    with torch.inference_mode(), _launches_counted() as meter, meter.stage("hyper synthesis"):
+        model.code_latents(hyper, rate, ObservedMeanPort(meter))
     return {step: int(meter.charged[step]) for step in STEPS}
 
 

@@ -98,7 +98,7 @@ def _work(job: Job) -> Outcome:
     import torch
 
     from hpcm_codec.benchmark.meter import Meter
-    from hpcm_codec.benchmark.stages import STAGES, stages_watched
+    from hpcm_codec.benchmark.stages import STAGES
     from hpcm_codec.benchmark.timing import clock, go, waiter
     from hpcm_codec.codec import load_codec
     from hpcm_codec.evaluation.machine import peak_memory_of_this_process
@@ -110,11 +110,11 @@ def _work(job: Job) -> Outcome:
     tiny = codec.encode(Picture(np.zeros((SMALL, SMALL, 3), np.uint8)))
     if job.action == "decode":
         codec.decode(tiny)
-    on_gpu = codec.device.type == "cuda"
+    on_gpu = codec.device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(codec.device)
-    meter = Meter(clock(waiter(str(codec.device))))
-    with stages_watched(codec, meter):
+    meter = Meter(clock(waiter(codec.device)))
+    with codec.observed(meter):
         go(job.action, codec, Path(job.source), Path(job.target), job.quality, meter, "other")
     whole = sum(meter.charged.values())
     return Outcome(

@@ -21,8 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_codec.benchmark.meter import Meter
-from hpcm_codec.benchmark.stages import SCALES, STEPS, steps_watched
-from hpcm_codec.model.complexity import MeanPort
+from hpcm_codec.benchmark.stages import SCALES, STEPS, ObservedMeanPort
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.hpcm import HPCM
@@ -86,8 +85,7 @@ def _operations(config: ModelConfig, own: Sides, seen: Sides) -> dict[str, int]:
         meter = Meter(counter.get_total_flops)
         meter.wrap(model.analyse, "analysis")(image)
         meter.wrap(model.hyper_latents, "hyper analysis")(latents, rate)
-        with steps_watched(meter):
-            meter.wrap(model.code_latents, "hyper synthesis")(hyper, rate, MeanPort())
+        meter.wrap(model.code_latents, "hyper synthesis")(hyper, rate, ObservedMeanPort(meter))
         meter.wrap(model.synthesise, "synthesis")(around, rate)
     return {stage: int(count) for stage, count in meter.charged.items()}
 

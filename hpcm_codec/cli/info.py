@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcm_codec.batch import streams
-from hpcm_codec.constants import SCALES
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
@@ -59,14 +58,8 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     from hpcm_codec.weights.registry import known_name
 
     largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
-    chunks = container.describe_stream(data, max_pixels=largest)
-    problem = None
-    try:
-        header = container.parse_header(data, max_pixels=largest)
-        container.parse_stream(data, max_pixels=largest)
-    except HpcmError as error:
-        problem = error
-        header = container.parse_header(data[: chunks[0].size], max_pixels=largest)
+    found = container.describe(data, max_pixels=largest)
+    header = found.header
     grid = header.grid
     described = {
         "format_version": container.FORMAT_VERSION,
@@ -83,27 +76,14 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         },
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height), 5),
-        "sound": problem is None,
-        "scales": scales_there(data),
+        "sound": found.problem is None,
+        "scales": found.usable,
         "chunks": [
-            {"name": chunk.name, "offset": chunk.offset, "size": chunk.size, "crc_ok": chunk.crc_ok} for chunk in chunks
+            {"name": chunk.name, "offset": chunk.offset, "size": chunk.size, "crc_ok": chunk.crc_ok}
+            for chunk in found.chunks
         ],
     }
-    return described, problem
-
-
-def scales_there(data: bytes) -> dict[str, int]:
-    """How many tiles can be shown at each scale: those whose chunks up to it are there and sound."""
-    from hpcm_codec.bitstream import container
-
-    try:
-        stream = container.parse_stream(data, max_pixels=container.LARGEST_NUMBER**2, allow_truncated=True)
-    except HpcmError:
-        return dict.fromkeys(SCALES, 0)
-    usable = [tile.payloads for tile in stream.tiles]
-    return {
-        scale: sum(None not in payloads[: number + 1] for payloads in usable) for number, scale in enumerate(SCALES)
-    }
+    return described, found.problem
 
 
 def _scales_in_words(there: dict[str, int], tiles: int) -> str:

@@ -47,6 +47,6 @@ def export_checkpoint(
         rounded = replace(checkpoint, weights=weights, exact=None)
         tables = IntegerTables(*(torch.from_numpy(table) for table in vars(build_tables()).values()))
         exact = ExactData(calibrate(rounded.build_model(), calibration), tables)
-        exact_network(replace(rounded, exact=exact))  # raises where integers cannot hold it
+        exact_network(replace(rounded, exact=exact).as_stored(), compiled=False)  # raises where integers cannot hold it
     record = (checkpoint.training, checkpoint.tables, exact)
     return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)

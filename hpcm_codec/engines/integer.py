@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 
 from hpcm_codec.constants import SCALES
 from hpcm_codec.engines.exact.network import ExactNetwork
-from hpcm_codec.engines.exact.weights import Weights
 from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Latents, Record
-from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
+from hpcm_codec.engines.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.ops import integer
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
-from hpcm_codec.weights.stored import StoredCheckpoint
 
 Plane = NDArray[np.int16]
 
@@ -25,17 +23,16 @@ class IntegerEngine:
     """`engines.interface.Engine` with the compiled integer operators, which must be there (`build.use_compiled("integer")`).
 
     Latents before rounding are integers in the units of the analysis, decoded ones in those of `ExactNetwork.code_latents`.
-    Raises UnsupportedError for checkpoints without an exact profile that covers the transforms, FileError for damaged ones.
+    network: made compiled, with the transforms' units.
     """
 
     profile, device = "exact", "cpu"
     parallel_tiles = local_synthesis = True
     warm_up_uses = 1
 
-    def __init__(self, checkpoint: StoredCheckpoint) -> None:
+    def __init__(self, network: ExactNetwork, tables: CoderTables) -> None:
         self.observer: Observer = UNOBSERVED
-        self.network = exact_network(checkpoint, compiled=True)
-        self._tables = CoderTables(checkpoint.tables)
+        self.network, self._tables = network, tables
 
     def new_latents(self, pictures: int, height: int, width: int) -> Latents:
         channels = self.network.config.latent_channels
@@ -54,14 +51,13 @@ class IntegerEngine:
         tokens: Plane = np.ascontiguousarray(integer.channels_last(latents[0]), np.int16)
         gain = network.steps_per_unit(quality, network.analysis.fraction)
         steps = np.ascontiguousarray(integer.channels_first(tokens * gain))
-        with self.observer.stage("symbols"):
-            port = EncoderPort(steps[None], self._tables)
+        port = EncoderPort(steps[None], self._tables, self.observer)
         with self.observer.stage("hyper analysis"):
             hyper = network.hyper_latents(tokens, position)
         hyper_gain = network.hyper_steps_per_unit(quality, network.hyper_analysis.fraction)
         levels, mean = network.hyper_distribution(position)
+        symbols = port.code_hyper(integer.channels_first(hyper * hyper_gain)[None], levels, mean)
         with self.observer.stage("hyper synthesis"):
-            symbols = port.code_hyper(integer.channels_first(hyper * hyper_gain)[None], levels, mean)
             decoded = network.code_latents(symbols, position, port)
         streams = port.streams()
         payloads = streams["hyper"], streams["s1"], streams["s2"], streams["s3"]
@@ -76,12 +72,12 @@ class IntegerEngine:
         record: Record | None = None,
     ) -> DecodedTile:
         network = self.network
-        port = DecoderPort(dict(zip(SCALES, payloads, strict=True)), self._tables, None, record, begun)
+        port = DecoderPort(dict(zip(SCALES, payloads, strict=True)), self._tables, None, record, begun, self.observer)
         position = network.position(quality_code)
         height, width = (side // LATENTS_PER_UNIT for side in size)
         levels, _ = network.hyper_distribution(position)
+        symbols = port.code_hyper((1, network.config.hyper_channels, height, width), levels)
         with self.observer.stage("hyper synthesis"):
-            symbols = port.code_hyper((1, network.config.hyper_channels, height, width), levels)
             decoded = network.code_latents(symbols, position, port)
         return DecodedTile(integer.channels_first(decoded)[None], port.complete, port.symbol_check)
 
@@ -94,15 +90,3 @@ class IntegerEngine:
         with self.observer.stage("synthesis"):
             pixels: NDArray[np.uint8] = self.network.synthesise(tokens, self.network.position(quality_code), box, grey)
         return pixels
-
-
-def exact_network(checkpoint: StoredCheckpoint, *, compiled: bool) -> ExactNetwork:
-    """The integer layers of a checkpoint; raises UnsupportedError for what the exact profile does not cover, FileError for damaged ones."""
-    bits, shapes = checkpoint.packing
-    return ExactNetwork(
-        checkpoint.config,
-        Weights(checkpoint.weights, shapes, bits),
-        checkpoint.fractions,
-        checkpoint.integer_tables,
-        compiled=compiled,
-    )

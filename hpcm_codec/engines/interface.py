@@ -19,15 +19,8 @@ Symbols = NDArray[np.int32]
 Record = Callable[[Symbols], None]
 
 
-class Latents(Protocol):
-    """An engine's own array B×M×h×w: a numpy array, a tensor. The codec slices it and assigns to its slices, and no more."""
-
-    @property
-    def shape(self) -> Any: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
-
-    def __setitem__(self, index: Any, value: Any, /) -> None: ...
+# An engine's own array B×M×h×w: a numpy array, a tensor. The codec slices it and assigns to its slices, and no more.
+Latents = Any
 
 
 @dataclass(frozen=True)

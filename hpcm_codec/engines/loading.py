@@ -1,28 +1,113 @@
-"""From a checkpoint of tensors to what computes with it."""
+"""From a checkpoint to the engines that compute with it. Torch is imported when an engine needs it."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.exact.weights import Weights
-from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.ops.integer_tables import IntegerTables
-from hpcm_codec.weights.checkpoints import Checkpoint
+from hpcm_codec.engines.integer import IntegerEngine
+from hpcm_codec.engines.interface import Engine
+from hpcm_codec.entropy.range_coder import CoderTables
+from hpcm_codec.errors import UnsupportedError, UsageError
+from hpcm_codec.ops import build
+from hpcm_codec.system.devices import has_cuda
+from hpcm_codec.weights.stored import StoredCheckpoint
+
+if TYPE_CHECKING:
+    from hpcm_codec.model.hpcm import HPCM
 
 
-def exact_network(checkpoint: Checkpoint) -> ExactNetwork | None:
-    """The integer layers of a checkpoint, to be moved to a device with `to`; None without an exact profile.
+def load_engines(checkpoint: StoredCheckpoint, device: str) -> Engines:
+    """The engines of a checkpoint by their profiles: "exact", where it has one, and "float".
 
-    Raises UnsupportedError for models and weights that it does not cover.
+    device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is one. Raises UsageError for a device that there is not,
+    UnsupportedError for weights that the exact profile does not cover.
     """
-    if checkpoint.exact is None:
-        return None
-    if any(value.dtype != torch.float16 for value in checkpoint.weights.values()):
+    if device == "auto":
+        device = "cuda" if has_cuda() else "cpu"
+    if device.startswith("cuda") and not has_cuda():
+        raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
+    return Engines(checkpoint, device)
+
+
+class Engines(Mapping[str, Engine]):
+    """A checkpoint's engines by profile; the one in floating point is made when it is asked for."""
+
+    def __init__(self, checkpoint: StoredCheckpoint, device: str) -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self._made: dict[str, Engine] = {}
+        self._tables = CoderTables(checkpoint.tables)
+        if "exact" in self:
+            self._made["exact"] = self._exact()
+
+    def __getitem__(self, profile: str) -> Engine:
+        if profile not in self._made:
+            if profile != "float":
+                raise KeyError(profile)
+            self._made[profile] = self._float()
+        return self._made[profile]
+
+    def __contains__(self, profile: object) -> bool:
+        return profile == "float" or (profile == "exact" and bool(self._checkpoint.fractions))
+
+    def __iter__(self) -> Iterator[str]:
+        return (profile for profile in ("exact", "float") if profile in self)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @property
+    def made(self) -> list[Engine]:
+        """The engines that there are already."""
+        return list(self._made.values())
+
+    def _exact(self) -> Engine:
+        compiled = self._device == "cpu" and build.use_compiled("integer")
+        network = exact_network(self._checkpoint, compiled=compiled)
+        if compiled and network.has_transforms:
+            return IntegerEngine(network, self._tables)
+        import torch
+
+        from hpcm_codec.engines.torch_engine import ExactEngine
+
+        place = torch.device(self._device)
+        return ExactEngine(self._model, network if compiled else network.to(place), self._tables, place)
+
+    def _float(self) -> Engine:
+        import torch
+
+        from hpcm_codec.engines.torch_engine import FloatEngine
+
+        return FloatEngine(self._model, self._tables, torch.device(self._device))
+
+    @cached_property
+    def _model(self) -> HPCM:
+        """The network in floating point, on the device."""
+        import torch
+
+        from hpcm_codec.system.threads import prepare_torch
+        from hpcm_codec.weights.checkpoints import with_tensors
+
+        prepare_torch()
+        model = with_tensors(self._checkpoint).build_model().to(torch.device(self._device))
+        layout: Any = torch.channels_last
+        model.to(memory_format=layout)  # type: ignore[call-overload]
+        return model
+
+
+def exact_network(checkpoint: StoredCheckpoint, *, compiled: bool) -> ExactNetwork:
+    """The integer layers of a checkpoint with an exact profile: for the compiled operators, or to be moved to a torch device with `to`.
+
+    Raises UnsupportedError for models and weights that it does not cover, FileError for damaged ones.
+    """
+    bits, shapes = checkpoint.packing
+    weights = checkpoint.weights
+    if any(value.dtype.kind == "f" and value.dtype.itemsize != 2 for value in weights.values()):
         raise UnsupportedError(
             "the exact profile's integers are made of float16 weights", advice="export it again with --exact"
         )
-    weights = Weights({name: value.numpy() for name, value in checkpoint.weights.items()})
-    fractions = {name: value.numpy() for name, value in checkpoint.exact.fractions.items()}
-    tables = IntegerTables(*(table.numpy() for table in vars(checkpoint.exact.tables).values()))
-    return ExactNetwork(checkpoint.config, weights, fractions, tables, compiled=False)
+    tables, fractions = checkpoint.integer_tables, checkpoint.fractions
+    return ExactNetwork(checkpoint.config, Weights(weights, shapes, bits), fractions, tables, compiled=compiled)

@@ -118,3 +118,12 @@ def to_device(symbols: NDArray[np.int32], device: torch.device | None) -> Array:
 def spread(values: Array, shape: tuple[int, ...]) -> Array:
     """Values broadcast to a shape, a view."""
     return np.broadcast_to(values, shape) if isinstance(values, np.ndarray) else values.expand(shape)
+
+
+def table_index(scale: Array) -> Array:
+    """Table indexes of what a symbol port is given: those of scales, or indexes already, which the walk in integers finds itself."""
+    if isinstance(scale, np.ndarray) or not scale.is_floating_point():
+        return scale
+    from hpcm_codec.entropy.distributions import scale_index
+
+    return scale_index(scale)

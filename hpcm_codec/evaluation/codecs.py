@@ -39,6 +39,9 @@ class _Encoded(Protocol):
     def data(self) -> bytes: ...
 
     @property
+    def header(self) -> Any: ...
+
+    @property
     def latents(self) -> Any: ...
 
 

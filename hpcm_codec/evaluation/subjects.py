@@ -97,12 +97,12 @@ def _hpcm(model: str | None, device: str, profile: str) -> Subject:
     name = Path(model).stem if model.endswith(".safetensors") else model
     identity = codec.identity.hex()
     return Subject(
-        CodecChoice(HPCM, model, str(codec.device), profile),
+        CodecChoice(HPCM, model, codec.device, profile),
         f"hpcm {name}",
         f"hpcm-codec, model {name}, checkpoint {identity}, {codec.profile} profile",
         codec,
         {
-            "machine": describe_machine(str(codec.device)),
+            "machine": describe_machine(codec.device),
             "checkpoint": {"model": name, "identity": identity, "profile": codec.profile},
         },
     )

@@ -28,13 +28,13 @@ class PartComplexity:
 
 
 class MeanPort:
-    """A symbol port that decodes every latent to its mean, at no cost."""
+    """A symbol port whose symbols are all zero: every latent becomes its mean."""
 
-    def begin(self, scale: Scale) -> None:
+    def begin(self, scale: Scale, number: int) -> None:
         pass
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        return mean
+        return torch.zeros_like(mean)
 
 
 def complexity_by_part(

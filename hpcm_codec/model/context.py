@@ -6,8 +6,9 @@ Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`, the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,31 +20,7 @@ from hpcm_codec.model.cells import ContextCell
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
-from hpcm_codec.model.walk import Planes, hyper_planes, walk
-
-class SymbolPort(Protocol):
-    """One end of the entropy coder, as the walk sees it."""
-
-    def begin(self, scale: Scale) -> None:
-        """Called before the first step of each scale, coarse to fine."""
-
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        """Code a step's latents and return them dequantised, B×n, packed as `step` packs them.
-
-        scale, mean: B×n, of the latents in units of the quantisation step; scale within [0.12, 64].
-        """
-
-
-@runtime_checkable
-class WholeStepPort(Protocol):
-    """A port that does all of a step, from the network's parameters to decoded latents: the estimator's in training."""
-
-    def begin(self, scale: Scale) -> None:
-        """As `SymbolPort.begin`."""
-
-    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
-        """The latents B×M×h×w with those of the step decoded; params: B×2M×h×w, scales and means before any gain."""
-
+from hpcm_codec.model.walk import CodeStep, Planes, SymbolPort, hyper_planes, walk
 
 class ContextModel(nn.Module):
     """Adaptors, priors, cells and the walk that uses them."""
@@ -71,11 +48,7 @@ class ContextModel(nn.Module):
                 nn.init.zeros_(net.bias)
 
     def code_latents(
-        self,
-        hyper_params: Tensor,
-        port: SymbolPort | WholeStepPort,
-        rate: Tensor,
-        log_gain: Tensor | None = None,
+        self, hyper_params: Tensor, port: SymbolPort, rate: Tensor, log_gain: Tensor | None = None
     ) -> Tensor:
         """Walk all steps and return the decoded latents B×M×h×w.
 
@@ -83,17 +56,28 @@ class ContextModel(nn.Module):
         rate:         level weights B×L.
         log_gain:     B×M×1×1, natural logarithm of quantisation steps per unit of latent; None means 0 (fixed rate).
         """
+
+        def code(step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
+            return self.code_step(step, params, latents, port, log_gain)
+
+        return self.walk_with(hyper_params, code, port.begin, rate)
+
+    def walk_with(
+        self, hyper_params: Tensor, code: CodeStep, begin: Callable[[Scale, int], None], rate: Tensor
+    ) -> Tensor:
+        """`code_latents` with another way to code a step: `ops.fused_rate` does all of it in one operation."""
         planes = hyper_planes(hyper_params)
         if self.hyper_gather == "published":
             planes = _published_planes(hyper_params, planes)
-        return walk(_AtRate(self, port, rate, log_gain), planes, port.begin)
+        return walk(_AtRate(self, code, rate), planes, begin)
 
-    def _code_step(
-        self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort | WholeStepPort, log_gain: Tensor | None
+    def code_step(
+        self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort, log_gain: Tensor | None
     ) -> Tensor:
-        """Code one step and return the latents with the step's positions filled in."""
-        if isinstance(port, WholeStepPort):
-            return port.code(step, params, latents)
+        """Code one step and return the latents B×M×h×w with the step's positions filled in.
+
+        params: B×2M×h×w, scales and means before any gain.
+        """
         scale, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
         if log_gain is not None:
             mean = mean * log_gain.exp()
@@ -103,19 +87,19 @@ class ContextModel(nn.Module):
             scale = bounded(scale, math.log(SMALLEST_SCALE), math.log(LARGEST_SCALE)).exp()
         else:
             scale = bounded(step.take(scale), SMALLEST_SCALE, LARGEST_SCALE)
-        decoded = step.place(port.exchange(step, scale, step.take(mean)), torch.zeros_like(mean))
+        means = step.take(mean)
+        decoded = step.place(port.exchange(step, scale, means).to(means.dtype) + means, torch.zeros_like(mean))
         if log_gain is not None:
             decoded = decoded * (-log_gain).exp()
         return latents + decoded
 
 
 class _AtRate:
-    """The network's arithmetic in floating point, at one rate and with one port."""
+    """The network's arithmetic in floating point, at one rate."""
 
-    def __init__(
-        self, network: ContextModel, port: SymbolPort | WholeStepPort, rate: Tensor, log_gain: Tensor | None
-    ) -> None:
-        self._network, self._port, self._rate, self._log_gain = network, port, rate, log_gain
+    def __init__(self, network: ContextModel, code: CodeStep, rate: Tensor) -> None:
+        self._network, self._rate = network, rate
+        self.code = code
 
     def no_latents(self, context: Tensor) -> Tensor:
         return context.new_zeros(context.shape[0], self._network.latent_channels, *context.shape[-2:])
@@ -127,9 +111,6 @@ class _AtRate:
         adaptor = cast(StepAdaptor, cast(nn.ModuleList, self._network.adaptors[scale])[step])
         prior = self._network.prior_s3 if scale == 2 else self._network.prior_s12
         return prior(adaptor(context, latents), adaptor.gain, context, self._rate)
-
-    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
-        return self._network._code_step(step, params, latents, self._port, self._log_gain)
 
     def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
         return self._network.cells[scale](params, context)

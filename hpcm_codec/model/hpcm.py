@@ -21,7 +21,7 @@ from hpcm_codec.entropy.distributions import (
 from hpcm_codec.model import schedule, transforms
 from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.context import ContextModel, SymbolPort, WholeStepPort
+from hpcm_codec.model.context import ContextModel, SymbolPort
 from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
 from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.ops import fused, fused_rate
@@ -70,7 +70,7 @@ class EstimatorPort:
         self._likelihoods: list[tuple[str, Lattice, Tensor]] = []
         self._scale_name = ""
 
-    def begin(self, scale: Scale) -> None:
+    def begin(self, scale: Scale, number: int) -> None:
         self._scale_name = scale.name
 
     def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class EstimatorPort:
         noise = None if self._noise is None else step.take(self._noise[self._scale_name])
         rounded, likelihood = round_and_rate(residual, scale, noise)
         self._likelihoods.append((self._scale_name, step, likelihood))
-        return rounded + mean
+        return rounded
 
     def likelihoods(self) -> Tensor:
         """The likelihood of every latent, B×M×h×w."""
@@ -88,8 +88,8 @@ class EstimatorPort:
         return schedule.merge(planes)
 
 
-class FusedEstimatorPort:
-    """`EstimatorPort` in training where `ops.fused` applies: it codes whole steps, decoded latents and rates in one operation.
+class FusedEstimator:
+    """`EstimatorPort` in training where `ops.fused` applies. No port: it codes whole steps, decoded latents and rates in one operation.
 
     latents, noise: B×M×h×w, as `EstimatorPort` takes them. log_gain: B×M×1×1.
     """
@@ -107,7 +107,7 @@ class FusedEstimatorPort:
             height, width = planes[scale.name].shape[-2:]
             self._sizes[scale.name] = (height, width)
 
-    def begin(self, scale: Scale) -> None:
+    def begin(self, scale: Scale, number: int) -> None:
         self._scale = scale
 
     def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class HPCM(nn.Module):
 
     `rate` arguments are level weights B×L (see `rate.level_weights`); a fixed-rate model has L = 1.
 
-    initialise: False leaves the values to chance and the random numbers alone, for weights that are about to be loaded.
+    initialise: False skips initialisation and draws no random numbers, for weights that are about to be loaded.
     """
 
     def __init__(self, config: ModelConfig, *, initialise: bool = True) -> None:
@@ -193,7 +193,7 @@ class HPCM(nn.Module):
             hyper = hyper * (-self.rate_control.hyper_log_gain(rate)).exp()
         return self.h_s(hyper, rate)
 
-    def code_latents(self, hyper: Tensor, rate: Tensor, port: SymbolPort | WholeStepPort) -> Tensor:
+    def code_latents(self, hyper: Tensor, rate: Tensor, port: SymbolPort) -> Tensor:
         """The walk over all steps from decoded hyper-latents to decoded latents, shared by all ports."""
         return self.context.code_latents(self.hyper_synthesis(hyper, rate), port, rate, self.latent_log_gain(rate))
 
@@ -222,14 +222,16 @@ class HPCM(nn.Module):
         exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)
         scaled = exact if log_gain is None else exact * log_gain.exp()
-        port: EstimatorPort | FusedEstimatorPort
+        params = self.hyper_synthesis(rounded + mean, rate)
+        estimator: EstimatorPort | FusedEstimator
         quick = self.config.scale_domain == "log" and fused.active(x, self.hyper_mean.level_values)
         if quick and noise is not None and log_gain is not None:
-            port = FusedEstimatorPort(scaled, noise.latents, log_gain)
+            estimator = FusedEstimator(scaled, noise.latents, log_gain)
+            decoded = self.context.walk_with(params, estimator.code, estimator.begin, rate)
         else:
-            port = EstimatorPort(scaled, noise and noise.latents)
-        decoded = self.code_latents(rounded + mean, rate, port)
+            estimator = EstimatorPort(scaled, noise and noise.latents)
+            decoded = self.context.code_latents(params, estimator, rate, log_gain)
         return {
             "x_hat": self.synthesise(decoded, rate),
-            "likelihoods": {"y": port.likelihoods(), "z": z_likelihood},
+            "likelihoods": {"y": estimator.likelihoods(), "z": z_likelihood},
         }

@@ -1,8 +1,8 @@
 """The walk over the coding steps: the one place where probabilities are decided, for encoder, decoder and estimator.
 
 `walk` goes through the 11 steps once, in whatever arithmetic it is given. At each step it knows the scales and means of the step's
-latents and asks a *symbol port* to exchange them for decoded latents: the encoder's port quantises the true latents
-and codes them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
+latents and asks a *symbol port* to exchange them for symbols: the encoder's port quantises the true latents and codes
+them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
 Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`.
 """
 
@@ -16,6 +16,23 @@ from hpcm_codec.model.schedule import Lattice, Scale
 
 Array = Any  # a numpy array or a torch tensor; all those of one walk are of one kind
 Planes = tuple[Array, Array, Array]
+CodeStep = Callable[[Lattice, Array, Array], Array]  # (step, params, latents) → latents, as `Arithmetic.code`
+
+
+class SymbolPort(Protocol):
+    """One end of the entropy coder, as the walk sees it: the encoder's, the decoder's or the estimator's."""
+
+    def begin(self, scale: Scale, number: int) -> None:
+        """Called before each step, coarse to fine; number counts a scale's steps from 1."""
+
+    def exchange(self, step: Lattice, scale: Array, mean: Array) -> Array:
+        """Code a step's latents; returns their symbols, B×n: the rounded differences of latents and means, packed as `step` packs them.
+
+        scale: B×n, of the distributions: from the walk in floating point their scales within [0.12, 64], from the walk in integers their
+               table indexes (int32).
+        mean:  B×n, floating point, in quantisation steps. A decoder does not need it.
+        The symbols are whole numbers, int32 or of the means' type.
+        """
 
 
 class Arithmetic(Protocol):
@@ -33,23 +50,25 @@ class Arithmetic(Protocol):
     def parameters(self, scale: int, step: int, context: Array, latents: Array) -> Array:
         """Scales and means of a step's latents, from the context and the latents decoded so far."""
 
-    def code(self, step: Lattice, params: Array, latents: Array) -> Array:
-        """The latents with those of the step decoded."""
+    @property
+    def code(self) -> CodeStep:
+        """(step, params, latents) → the latents with those of the step decoded."""
 
     def carry(self, scale: int, params: Array, context: Array) -> Array:
         """The context for the next step."""
 
 
-def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale], None]) -> Array:
+def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale, int], None]) -> Array:
     """Go through all coding steps; returns the decoded latents (…, M, h, w).
 
-    planes: the hyperprior's parameters on s1, s2 and s3 (see `hyper_planes`); begin: told each scale before its first step.
+    planes: the hyperprior's parameters on s1, s2 and s3 (see `hyper_planes`); begin: `SymbolPort.begin`. What leads from one scale to the
+    next belongs to the first step of the finer one.
     """
     context = planes[0]
     latents = arithmetic.no_latents(context)
     scales = schedule.scales(latents.shape[-3])
     for number, scale in enumerate(scales):
-        begin(scale)
+        begin(scale, 1)
         if number > 0:
             inside = scales[number - 1].inside
             assert inside is not None
@@ -60,6 +79,8 @@ def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale], None])
             # The very first step has its parameters from the hyperprior.
             latents = arithmetic.code(scale.steps[0], context, latents)
         for index, step in enumerate(scale.steps[first:]):
+            if first + index > 0:
+                begin(scale, first + index + 1)
             params = arithmetic.parameters(number, index, context, latents)
             latents = arithmetic.code(step, params, latents)
             if step is not scales[-1].steps[-1]:

@@ -26,7 +26,7 @@ FRACTION_PREFIX = "exact.fractions."
 EXACT_TABLE_PREFIX = "exact.tables."
 NOT_WEIGHTS = (TABLE_PREFIX, FRACTION_PREFIX, EXACT_TABLE_PREFIX)
 # safetensors' names of types → numpy's, which has no bfloat16
-_ARRAYS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+_ARRAYS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ class StoredTables:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """identity: 8 bytes; arrays: all tensors by name that numpy has types for; packed: bits and shapes of packed weights."""
+    """identity: 8 bytes; arrays: tensors by name; bfloat16: bytes and shapes of those of a type that numpy has not."""
 
     path: Path
     identity: bytes
     metadata: Mapping[str, str]
     arrays: Mapping[str, NDArray[Any]]
+    bfloat16: Mapping[str, tuple[bytearray, tuple[int, ...]]]
 
     @property
     def config(self) -> ModelConfig:
@@ -103,11 +104,14 @@ def read_checkpoint(name_or_path: str = DEFAULT_MODEL) -> StoredCheckpoint:
         arrays = {
             name: np.frombuffer(tensor["data"], _ARRAYS[tensor["dtype"]]).reshape(tensor["shape"])
             for name, tensor in tensors
-            if tensor["dtype"] in _ARRAYS
+            if tensor["dtype"] != "BF16"
+        }
+        bfloat16 = {
+            name: (tensor["data"], tuple(tensor["shape"])) for name, tensor in tensors if tensor["dtype"] == "BF16"
         }
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise damaged(path, error) from error
     if metadata.get("format") not in (FORMAT, PACKED_FORMAT):
         known = f"{FORMAT!r} or {PACKED_FORMAT!r}"
         raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {known}")
-    return StoredCheckpoint(path, identity, metadata, arrays)
+    return StoredCheckpoint(path, identity, metadata, arrays, bfloat16)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ from hpcm_codec.entropy.levels import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCA
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.schedule import Lattice, Scale
-from hpcm_codec.model.walk import hyper_planes, walk
+from hpcm_codec.model.schedule import Lattice
+from hpcm_codec.model.walk import SymbolPort, hyper_planes, walk
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import EXP_SHIFT, WIDE, Array, round_shift
 from hpcm_codec.ops.integer_tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
@@ -43,19 +43,6 @@ HYPER_MEAN_FRACTION = 8
 _INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT = 2171, 642, 16
 assert abs(_INDEX_OFFSET + math.log(SMALLEST_SCALE) * (1 << SCALE_FRACTION)) < 1
 assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SCALE_STEP * (1 << SCALE_FRACTION))) < 1
-
-
-class LevelPort(Protocol):
-    """One end of the entropy coder as the exact walk sees it: table indexes instead of scales, symbols instead of latents."""
-
-    def begin(self, scale: Scale) -> None:
-        """Called before the first step of each scale, coarse to fine."""
-
-    def exchange_levels(self, step: Lattice, levels: Array, mean: Array) -> Array:
-        """Code a step's latents and return their symbols, int32 n.
-
-        levels: uint8 n, table indexes; mean: float n, in quantisation steps, which only an encoder needs.
-        """
 
 
 def refuse_unsupported(config: ModelConfig) -> None:
@@ -95,6 +82,7 @@ class ExactNetwork:
         make = LayerMaker(weights, fractions, compiled=compiled)
         tables = IntegerTables(**vars(tables))  # our own, which `to` may change
         self.config, self.tables, self._make = config, tables, make
+        self.compiled = compiled
         self.has_transforms = "g_s" in fractions
         latents = make.fraction("latents")
         context = np.concatenate((np.full_like(latents, SCALE_FRACTION), latents))
@@ -184,9 +172,14 @@ class ExactNetwork:
         """Quantisation steps in units of 2^-fraction, float32 M: the inverse of `inverse_gain`, for an encoder's rounding only."""
         return integer.inverse(quality.inverse_gain, self.latent_fraction + FINE_BITS + EXP_SHIFT - fraction)
 
+    def latent_gain(self, position: Array) -> Array:
+        """What an encoder multiplies real latents with before rounding, float32 1×M×1×1: quantisation steps per unit of latent."""
+        return self.steps_per_unit(self.at(position), self.latent_fraction * 0)[None, :, None, None]
+
     def hyper_steps_per_unit(self, quality: QualityIntegers, fraction: Array) -> Array:
         """The same of the hyper-latents, float32 N."""
-        return integer.inverse(quality.hyper_inverse_gain, self.hyper_fraction + EXP_SHIFT - fraction)
+        unit = self.hyper_fraction - HYPER_MEAN_FRACTION + EXP_SHIFT
+        return integer.inverse(quality.hyper_inverse_gain, unit - fraction)
 
     def hyper_distribution(self, position: Array) -> tuple[Array, Array]:
         """Table indexes (int64) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
@@ -196,7 +189,7 @@ class ExactNetwork:
 
     # ---- the walk
 
-    def code_latents(self, hyper_symbols: Array, position: Array, port: LevelPort) -> Array:
+    def code_latents(self, hyper_symbols: Array, position: Array, port: SymbolPort) -> Array:
         """The walk over all steps from decoded hyper-symbols to decoded latents, shared by all ports.
 
         hyper_symbols: int32 1×N×h/4×w/4. Returns int32 h×w×M, in units of 2^-(latents' fraction + FINE_BITS).
@@ -232,7 +225,7 @@ _STREAMS = ("context.prior_s12", "context.prior_s12", "context.prior_s3")
 class _AtQuality:
     """The network's arithmetic in integers, at one quality and with one port. Latents are int32, with FINE_BITS more than the context's."""
 
-    def __init__(self, network: ExactNetwork, port: LevelPort, position: Array, quality: QualityIntegers) -> None:
+    def __init__(self, network: ExactNetwork, port: SymbolPort, position: Array, quality: QualityIntegers) -> None:
         self._network, self._port, self._position, self._quality = network, port, position, quality
         self._mean_unit = network.steps_per_unit(quality, network.latent_fraction)
 
@@ -255,7 +248,7 @@ class _AtQuality:
         quality = self._quality
         index = (_INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT, SCALE_LEVELS - 1)
         levels, means, real = integer.step_parameters(step, _tokens(params), quality.log_gain, self._mean_unit, index)
-        symbols = self._port.exchange_levels(step, levels, real)
+        symbols = self._port.exchange(step, levels, real)
         return _plane(integer.decoded(step, symbols, means, quality.inverse_gain, _tokens(latents), FINE_BITS))
 
     def carry(self, scale: int, params: Array, context: Array) -> Array:
