@@ -207,9 +207,14 @@ class LayerMaker:
         """The bias of a layer, if it has one."""
         return self.real(f"{name}.bias") if f"{name}.bias" in self.weights else None
 
-    def factor(self, name: str) -> Longs:
-        """Factors of channels, levels×C."""
-        return integer_factor(self.real(f"{name}.level_values"), name)
+    def factor(self, name: str, change: Longs | int = 0) -> Longs:
+        """Factors of channels, levels×C, times 2^change."""
+        return integer_factor(np.ldexp(self.real(f"{name}.level_values"), change), name)
+
+    def headroom(self, name: str) -> Longs:
+        """The powers of two that bring each channel's largest factor between ½ and 1, within −3 … 12."""
+        _, exponent = np.frexp(np.abs(self.real(f"{name}.level_values")).max(axis=0))
+        return np.clip(-exponent.astype(np.int64), -3, 12)
 
     def linear(
         self,

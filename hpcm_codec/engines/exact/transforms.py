@@ -99,10 +99,10 @@ class Analysis:
         pixels = np.full(rows.shape[1], PIXEL_FRACTION, np.int64)
         self._kernel, self.table = config.patch_kernel, pixel_table()
         self.patches: Linear = make.matrix(rows, bias, pixels, inner, "g_a.0", limit=WIDE)
-        self.blocks = [Block(make, inner, f"g_a.{i + 1}", WIDE) for i in range(config.patch_blocks)]
+        self.blocks = [Block(make, inner, f"g_a.{i + 1}", wide=True) for i in range(config.patch_blocks)]
         number = config.patch_blocks + 1
         self.halve = Halve(make, f"g_a.{number}", inner, self.fraction, WIDE, WIDE)
-        self.last = Block(make, self.fraction, f"g_a.{number + 1}", WIDE)
+        self.last = Block(make, self.fraction, f"g_a.{number + 1}", wide=True)
 
     def __call__(self, pixels: NDArray[np.uint8], position: Array) -> Array:
         """pixels: uint8 16h×16w×3 or ×1. Returns int16 h×w×M."""
@@ -120,7 +120,7 @@ class HyperAnalysis:
     def __init__(self, make: LayerMaker, latents: Longs) -> None:
         inner, self.fraction = make.fraction("h_a.inner"), make.fraction("h_a")
         self.first = Halve(make, "h_a.0", latents, inner, WIDE, WIDE)
-        self.blocks = [Block(make, inner, f"h_a.{i}", WIDE) for i in (1, 2)]
+        self.blocks = [Block(make, inner, f"h_a.{i}", wide=True) for i in (1, 2)]
         self.last = Halve(make, "h_a.3", inner, self.fraction, WIDE, WIDE)
 
     def __call__(self, x: Array, position: Array) -> Array:
@@ -135,9 +135,9 @@ class Synthesis:
 
     def __init__(self, make: LayerMaker, config: ModelConfig) -> None:
         self.fraction, inner = make.fraction("g_s"), make.fraction("g_s.inner")
-        self.first = Block(make, self.fraction, "g_s.0", WIDE)
+        self.first = Block(make, self.fraction, "g_s.0", wide=True)
         self.double = Double(make, "g_s.1", self.fraction, inner, WIDE, WIDE)
-        self.blocks = [Block(make, inner, f"g_s.{i + 2}", WIDE) for i in range(config.patch_blocks)]
+        self.blocks = [Block(make, inner, f"g_s.{i + 2}", wide=True) for i in range(config.patch_blocks)]
         name = f"g_s.{config.patch_blocks + 2}"
         self._across = config.patch_kernel // PATCH  # patches along an edge that draw a block of 8×8 pixels
         overlap = (config.patch_kernel - PATCH) // 2
