@@ -23,7 +23,8 @@ from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut
 from hpcm_codec.ops.integer import LIMIT, WIDE
 
 MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
-TRANSFORM_MARGIN = 1.25  # of the transforms, over photographs and extremes: what saturates there is seen, not paid for in bits
+# The same of the transforms, over photographs and extremes: for residual streams, which have two bits more, and inside branches.
+STREAM_MARGIN, BRANCH_MARGIN = 1.25, 2.0
 SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
 LARGEST_WIDE_FRACTION = 14
 _TRANSFORMS = ("g_a", "h_a", "g_s")
@@ -47,9 +48,9 @@ class _Ranges:
         """One fraction for each channel."""
         limit, margin = LIMIT, MARGIN
         if name.partition(".")[0] in _TRANSFORMS:
-            margin = TRANSFORM_MARGIN
+            margin = BRANCH_MARGIN
         if name in _WIDE:
-            limit, highest = WIDE, LARGEST_WIDE_FRACTION
+            limit, margin, highest = WIDE, STREAM_MARGIN, LARGEST_WIDE_FRACTION
         needed = (limit / (margin * self._largest[name].clamp_min(1e-6))).log2().floor()
         return needed.clamp(SMALLEST_FRACTION, highest).to(torch.int8)
 
