@@ -5,8 +5,8 @@
 #include "integer_mixing.h"
 #include "integer_steps.h"
 #include "integer_weights.h"
-#include "range_decoder.h"
-#include "range_encoder.h"
+#include "rans_decoder.h"
+#include "rans_encoder.h"
 #include "threads.h"
 
 #include <cmath>
@@ -295,7 +295,7 @@ extern "C" void hpcm_integer_bi_wkv(const int16_t* key, const int16_t* value, co
 
 // Reads symbols until one cannot be read; returns in place[2] how many there were. place: the stream's state and position.
 // starts: where each table begins in `cumulative`. Every table has at least 3 numbers.
-extern "C" void hpcm_range_decode(const uint32_t* words, int64_t count, int64_t* place, const int32_t* indexes,
+extern "C" void hpcm_rans_decode(const uint32_t* words, int64_t count, int64_t* place, const int32_t* indexes,
                                   int64_t wanted, const int32_t* cumulative, const int64_t* starts,
                                   const int32_t* sizes, const int32_t* offsets, int64_t largest, int32_t* symbols) {
   hpcm::Stream stream{words, count, place[1], static_cast<uint64_t>(place[0])};
@@ -311,9 +311,9 @@ extern "C" void hpcm_range_decode(const uint32_t* words, int64_t count, int64_t*
   place[2] = read;
 }
 
-// Symbols under their tables, as hpcm_range_decode takes them, into a stream at the end of `words`; place: their number, and
+// Symbols under their tables, as hpcm_rans_decode takes them, into a stream at the end of `words`; place: their number, and
 // in place[1] how many words the stream takes. An escaped symbol takes up to 12 words.
-extern "C" void hpcm_range_encode(const int32_t* symbols, const uint8_t* indexes, int64_t count,
+extern "C" void hpcm_rans_encode(const int32_t* symbols, const uint8_t* indexes, int64_t count,
                                   const int32_t* cumulative, const int64_t* starts, const int32_t* sizes,
                                   const int32_t* offsets, uint32_t* words, int64_t room, int64_t* place) {
   hpcm::Intervals intervals;

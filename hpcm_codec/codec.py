@@ -18,18 +18,16 @@ from numpy.typing import NDArray
 
 from hpcm_codec.bitstream import container
 from hpcm_codec.bitstream.container import Header, HpcmStream, TileStreams
+from hpcm_codec.bitstream.quality import quality_code
 from hpcm_codec.constants import (
     DEFAULT_MAX_PIXELS,
     DEFAULT_MODEL,
     DEFAULT_QUALITY,
     FINEST_SCALE,
-    HIGHEST_QUALITY,
-    LOWEST_QUALITY,
-    QUALITY_STEPS,
 )
 from hpcm_codec.engines.interface import Engine, Latents, Record
 from hpcm_codec.engines.loading import load_engines
-from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
+from hpcm_codec.errors import CorruptStreamError, UnsupportedError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.parallel import in_order
@@ -117,12 +115,12 @@ class Codec:
 
         Rows of pixels are asked for from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
         """
-        _check_quality(quality)
+        quality_code(quality)
         return self._encode_tiles(picture, self._analysed_tiles(picture), quality, None)
 
     def encode_with_latents(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> Encoded:
         """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
-        _check_quality(quality)  # before the work of the analysis
+        quality_code(quality)  # raises before the work of the analysis
         return self.encode_analysed(picture, self.analyse(picture), quality)
 
     def analyse(self, picture: PixelSource) -> Latents:
@@ -143,14 +141,14 @@ class Codec:
 
     def encode_analysed(self, picture: PixelSource, analysed: Latents, quality: float) -> Encoded:
         """Encode a picture (quality 0 .. 100) whose latents `analyse` has given."""
-        _check_quality(quality)
+        quality_code(quality)
         decoded = self.engine.new_latents(*analysed.shape[:1], *analysed.shape[2:])
         data = self._encode_tiles(picture, _tiles_of(picture, analysed), quality, decoded)
         return Encoded(data, self._header(picture, quality), decoded)
 
     def bytes_of_analysed(self, picture: PixelSource, analysed: Latents, quality: float) -> bytes:
         """`encode_analysed` without keeping the decoded latents."""
-        _check_quality(quality)
+        quality_code(quality)
         return self._encode_tiles(picture, _tiles_of(picture, analysed), quality, None)
 
     def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Latents]]:
@@ -187,7 +185,7 @@ class Codec:
         return Header(
             picture.width,
             picture.height,
-            round(QUALITY_STEPS * quality),
+            quality_code(quality),
             self.identity,
             grey=picture.grey,
             float_profile=self.profile == "float",
@@ -239,7 +237,7 @@ class Codec:
         return self.decode_parsed(self._parse(data, max_pixels, partial, scale), region)
 
     def decode_parsed(self, stream: HpcmStream, region: tuple[int, int, int, int] | None = None) -> StripPicture:
-        """`decode_strips` of a file that `container.parse_stream` has read."""
+        """`decode_strips` of a file that `bitstream.container.parse_stream` has read."""
         header = stream.header
         engine = self._engine_of(header)
         area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
@@ -366,11 +364,6 @@ def _window_of(band: NDArray[np.uint8], top: int, window: Window) -> NDArray[np.
     rows = np.minimum(np.arange(area.top, area.bottom) - top, band.shape[0] - 1)
     columns = np.minimum(np.arange(area.left, area.right), band.shape[1] - 1)
     return band[rows[:, None], columns[None, :]]
-
-
-def _check_quality(quality: float) -> None:
-    if not LOWEST_QUALITY <= quality <= HIGHEST_QUALITY:
-        raise UsageError(f"quality {quality:g} is not between {LOWEST_QUALITY:g} and {HIGHEST_QUALITY:g}")
 
 
 def _tiles_of(picture: PixelSource, latents: Latents) -> Iterator[tuple[Tile, Latents]]:

@@ -48,10 +48,10 @@ def round_divide(a: Ints, b: Ints) -> Ints:
     return (2 * a + b) // (2 * b)
 
 
-# ---- the range coder (docs/bitstream.md, section 7.3)
+# ---- the rANS coder (docs/bitstream.md, section 7.3)
 
 
-class RangeDecoder:
+class RansDecoder:
     """Reads symbols of one stream; rows: the cumulative frequencies of every table, offsets: their first symbols."""
 
     def __init__(self, stream: bytes, rows: list[list[int]], offsets: list[int]) -> None:
@@ -272,7 +272,7 @@ class Model:
 
 
 def table_index(log_scale: Ints) -> Ints:
-    """The range coder's table of a scale whose logarithm is in units of 2^-10."""
+    """The rANS coder's table of a scale whose logarithm is in units of 2^-10."""
     return np.clip(round_shift((log_scale + 2171) * 642, 16), 0, 63)
 
 
@@ -302,7 +302,7 @@ class TileDecoder:
         cumulative = model.tensors["tables.cumulative"]
         rows = [cumulative[end - size : end].tolist() for end, size in zip(ends, sizes, strict=True)]
         offsets = model.tensors["tables.offsets"].tolist()
-        self._readers = {name: RangeDecoder(stream, rows, offsets) for name, stream in streams.items()}
+        self._readers = {name: RansDecoder(stream, rows, offsets) for name, stream in streams.items()}
         self.symbols: dict[str, list[int]] = {name: [] for name in SCALES}
         # Quantisation steps → units of decoded latents, in units of 2^-14.
         fine = (model.units("latents") + FINE_BITS) << 16

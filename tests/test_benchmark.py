@@ -155,7 +155,7 @@ def test_least_bytes_are_what_goes_in_weights_and_what_comes_out() -> None:
     # context (scales and means) and latents, in and out, at a sixteenth of the positions; no layer is used
     assert found["s1 step 1"].bytes == 4 * 2 * 3 * latents // 16
     assert found["analysis"].bytes == 4 * (3 * 64 * 64 + latents + complexity_by_part(config)["g_a"].parameters)
-    assert found["range coding"].bytes == 8 * (latents + hyper) + 10
+    assert found["rANS coding"].bytes == 8 * (latents + hyper) + 10
 
 
 # -- fresh processes --------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_peak_memory_of_a_process_counts_what_it_held_and_not_what_its_parent_ho
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "a.hpcm"
     broken.write_bytes(b"nonsense, but long enough to look at")
-    job = process.Job("decode", str(broken), str(tmp_path / "b.png"), 50, "phase1-lite", "cpu", 1)
+    job = process.Run("decode", str(broken), str(tmp_path / "b.png"), 50, "phase1-lite", "cpu", 1)
     with pytest.raises(HpcmError, match=r"measures decode failed.*not a \.hpcm"):
         process.run_fresh(job)
 
@@ -185,7 +185,7 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
 def test_a_fresh_process_tells_time_by_stage_and_memory(tmp_path: Path) -> None:
     original, coded = tmp_path / "a.ppm", tmp_path / "a.hpcm"
     write_picture(Picture(pictures.synthetic_photograph(64, 64)), original)
-    found = process.run_fresh(process.Job("encode", str(original), str(coded), 50, "phase1-lite", "cpu", 1))
+    found = process.run_fresh(process.Run("encode", str(original), str(coded), 50, "phase1-lite", "cpu", 1))
     assert set(found.stages) == set(STAGES) and found.stages["synthesis"] == 0
     assert sum(found.stages.values()) == pytest.approx(found.file_to_file) and 0 < found.seconds < found.file_to_file
     assert found.peak_memory_bytes > 1e8 and found.device_memory_bytes is None
@@ -223,8 +223,10 @@ def test_memory_of_a_cell_on_a_gpu_is_what_its_allocator_held_at_most(monkeypatc
 # -- how many runs, and what is left out ------------------------------------------------------------------------------
 
 
-def outcome(seconds: float) -> process.Outcome:
-    return process.Outcome(seconds, seconds + 0.1, dict.fromkeys(STAGES, seconds / 21), 10**9, None, "exact", "00" * 8)
+def outcome(seconds: float) -> process.RunResult:
+    return process.RunResult(
+        seconds, seconds + 0.1, dict.fromkeys(STAGES, seconds / 21), 10**9, None, "exact", "00" * 8
+    )
 
 
 def test_a_run_that_takes_long_is_the_only_one(codec: Codec, tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_the_exponent_is_that_of_the_power_law() -> None:
 def test_growth_is_measured_by_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[tuple[str, str]] = Counter()
 
-    def run(job: process.Job) -> process.Outcome:
+    def run(job: process.Run) -> process.RunResult:
         seen[job.action, Path(job.source).suffix] += 1
         pixels = Path(job.source).stat().st_size if job.action == "encode" else 64 * 64 * 3
         if job.action == "encode":

@@ -27,7 +27,7 @@ from hpcm_codec.engines.exact.layers import (
     level_position,
     times_power_of_two,
 )
-from hpcm_codec.engines.exact.network import level_of
+from hpcm_codec.engines.exact.network import index_of
 from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
@@ -138,11 +138,11 @@ def test_levels_are_interpolated_in_integers() -> None:
 
 
 def test_the_table_index_is_the_nearest_level() -> None:
-    from hpcm_codec.entropy.distributions import level_scale
+    from hpcm_codec.entropy.distributions import sigma_of
 
-    logarithms = (level_scale(torch.arange(64)).log() * 1024).round().long()
-    assert level_of(logarithms).tolist() == list(range(64))
-    assert level_of(torch.tensor([-(10**6), 10**6])).tolist() == [0, 63]
+    logarithms = (sigma_of(torch.arange(64)).log() * 1024).round().long()
+    assert index_of(logarithms).tolist() == list(range(64))
+    assert index_of(torch.tensor([-(10**6), 10**6])).tolist() == [0, 63]
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -81,7 +81,7 @@ class Exchanges:
         self.queued = self.waited = 0
         monkeypatch.setattr(handover, "HostCopy", self._queue)
         monkeypatch.setattr(ports, "to_host", self._wait)
-        monkeypatch.setattr(EncoderPort, "_range_code", lambda *_: None)
+        monkeypatch.setattr(EncoderPort, "_code_symbols", lambda *_: None)
         monkeypatch.setattr(DecoderPort, "_open", lambda *_: None)
         monkeypatch.setattr(DecoderPort, "_read", lambda _, levels: self._read(levels))
 

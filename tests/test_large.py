@@ -306,7 +306,7 @@ def test_a_codecs_tile_workers_count_towards_the_memory_it_takes(
 ) -> None:
     Image.new("RGB", (3000, 2000)).save(tmp_path / "large.ppm")
     data = file_of_empty_tiles(3000, 2000, codec)
-    for method in ("encode", "decode_strips"):
+    for method in ("encode", "decode_parsed"):
         monkeypatch.setattr(codec, method, lambda *rest: (_ for _ in ()).throw(HpcmError("work!")))
     for workers, error, words in ((1, HpcmError, "work!"), (2, MemoryLimitError, "above the limit")):
         monkeypatch.setattr(codec, "tile_workers", workers)

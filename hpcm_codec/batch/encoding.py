@@ -13,8 +13,8 @@ from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
 from hpcm_codec.batch.tasks import Outcome
-from hpcm_codec.constants import DEFAULT_QUALITY
 from hpcm_codec.errors import HpcmError
+from hpcm_codec.targets import Target, encode_to_target
 
 if TYPE_CHECKING:
     from hpcm_codec.batch.together import Analysed
@@ -27,35 +27,6 @@ PSNR_DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What a file is to be: of a quality (0 .. 100), or the best of at most `size` bytes or `bpp` bits a pixel, or the smallest of at
-    least `psnr` dB. One is given, or none for the default quality."""
-
-    quality: float | None = None
-    size: int | None = None
-    bpp: float | None = None
-    psnr: float | None = None
-
-    @property
-    def by_quality(self) -> bool:
-        return self.size is None and self.bpp is None and self.psnr is None
-
-    @property
-    def stored_quality(self) -> float:
-        """The quality aimed at, in the half steps that files know."""
-        return round(2 * (DEFAULT_QUALITY if self.quality is None else self.quality)) / 2
-
-    @property
-    def kept_latents(self) -> int:
-        """How often the encoder keeps the latents of the whole picture."""
-        return 2 if self.psnr is not None else 0 if self.by_quality else 1
-
-    def most_bytes(self, pixels: int) -> float | None:
-        """The file's limit in bytes; None without one."""
-        return self.bpp * pixels / 8 if self.bpp is not None else self.size
-
-
-@dataclass(frozen=True)
 class Encoding:
     """How every picture of a batch is encoded (a `tasks.Work`).
 
@@ -64,7 +35,7 @@ class Encoding:
     measure_psnr: decode every file, and report its PSNR.
     """
 
-    aim: Aim = Aim()
+    target: Target = field(default_factory=Target)
     model: str | None = None
     profile: str = "auto"
     strip: bool = False
@@ -81,15 +52,15 @@ class Encoding:
     def lookahead(self) -> int:
         from hpcm_codec.batch.together import LOOKAHEAD
 
-        return LOOKAHEAD if self.aim.by_quality and self.machine.on_gpu else 1
+        return LOOKAHEAD if self.target.kind == "quality" and self.machine.on_gpu else 1
 
     def settings(self) -> dict[str, Any]:
         codec = self._codec()
-        limits = {"size": self.aim.size, "bpp": self.aim.bpp, "psnr": self.aim.psnr}
+        limit = {"bytes": "target_size", "bpp": "target_bpp", "psnr": "target_psnr"}.get(self.target.kind)
         return {
             "command": "encode",
-            "quality": self.aim.stored_quality if self.aim.by_quality else None,
-            **{f"target_{name}": value for name, value in limits.items() if value is not None},
+            "quality": self.target.stored_quality,
+            **({} if limit is None else {limit: self.target.value}),
             "strip": self.strip,
             "model": codec.identity.hex(),
             "profile": codec.profile,
@@ -107,14 +78,16 @@ class Encoding:
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
         if (analysed := self._analysed.pop(job.source, None)) is not None:
             codec = self._codec()
-            data = codec.bytes_of_analysed(analysed.picture, analysed.latents, self.aim.stored_quality)
+            quality = self.target.stored_quality
+            assert quality is not None  # see `lookahead`
+            data = codec.bytes_of_analysed(analysed.picture, analysed.latents, quality)
             write_output(job.target, data, overwrite)
-            return self._outcome(codec, analysed.picture, analysed.input_bytes, data, self.aim.stored_quality)
+            return self._outcome(codec, analysed.picture, analysed.input_bytes, data, quality)
         with self.opened(job.source) as (picture, input_bytes):
             codec = self._codec()
-            data, quality, reached = self._encoded(codec, picture)
-            write_output(job.target, data, overwrite)
-            return self._outcome(codec, picture, input_bytes, data, quality, reached)
+            reached = encode_to_target(codec, picture, self.target)
+            write_output(job.target, reached.data, overwrite)
+            return self._outcome(codec, picture, input_bytes, reached.data, reached.quality, reached.psnr)
 
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.bitstream.container import parse_stream
@@ -122,7 +95,7 @@ class Encoding:
         codec = self._codec()
         data = read_input(job.target)
         stream = parse_stream(data, max_pixels=pixel_limit(self.max_pixels))
-        header = stream.header
+        header, wanted = stream.header, self.target.stored_quality
         with self.opened(job.source) as (picture, input_bytes):
             for differs, reason in (
                 (header.checkpoint_id != codec.identity, f"it is of another model, {header.checkpoint_id.hex()}"),
@@ -133,18 +106,18 @@ class Encoding:
                 ),
                 (_metadata_of(stream) != (picture.exif, picture.xmp), "it has other metadata"),
                 (
-                    self.aim.by_quality and header.quality != self.aim.stored_quality,
-                    f"it is of quality {header.quality:g}, not {self.aim.stored_quality:g}",
+                    wanted is not None and header.quality != wanted,
+                    f"it is of quality {header.quality:g}, not {wanted}",
                 ),
                 (
-                    len(data) > (self.aim.most_bytes(picture.width * picture.height) or len(data)),
+                    len(data) > (self.target.most_bytes(picture.width * picture.height) or len(data)),
                     "it is larger than asked for",
                 ),
             ):
                 if differs:
                     raise HpcmError(reason)
             reached = None
-            if self.aim.psnr is not None and (reached := _psnr_of(codec, picture, stream)) < self.aim.psnr:
+            if self.target.kind == "psnr" and (reached := _psnr_of(codec, picture, stream)) < self.target.value:
                 raise HpcmError(f"it has {reached:.2f} dB, fewer than asked for")
             return self._outcome(codec, picture, input_bytes, data, header.quality, reached, stream)
 
@@ -158,7 +131,7 @@ class Encoding:
         data = None if source != STDIO and os.path.isfile(source) else read_input(source)
 
         def afford(width: int, height: int, held: int) -> None:
-            kept, tiles = self.aim.kept_latents, self.machine.tile_jobs
+            kept, tiles = self.target.kept_latents, self.machine.tile_jobs
             needed = encoding_bytes(width, height, held + len(data or b""), kept, tiles)
             check(f"encoding {width}×{height} pixels", needed, self.machine.memory, MEMORY_ADVICE)
 
@@ -171,19 +144,6 @@ class Encoding:
 
     def _codec(self) -> Codec:
         return self.machine.codec(self.model, self.profile)
-
-    def _encoded(self, codec: Codec, picture: PixelSource) -> tuple[bytes, float, float | None]:
-        """The file's bytes, the quality it has, and its PSNR in dB where that was aimed at."""
-        if self.aim.by_quality:
-            return codec.encode(picture, self.aim.stored_quality), self.aim.stored_quality, None
-        from hpcm_codec.targets import Target, encode_to_target
-
-        if self.aim.psnr is not None:
-            target = Target("psnr", self.aim.psnr)
-        else:
-            target = Target("bytes", self.aim.most_bytes(picture.width * picture.height) or 0)
-        reached = encode_to_target(codec, picture, target)
-        return reached.data, reached.quality, reached.psnr
 
     def _outcome(
         self,
@@ -202,7 +162,7 @@ class Encoding:
             psnr = _psnr_of(codec, picture, stream or parse_stream(data, max_pixels=pixel_limit(self.max_pixels)))
         rate, ratio = 8 * len(data) / (picture.width * picture.height), len(data) / input_bytes
         found = {} if psnr is None else {"psnr": round(psnr, PSNR_DIGITS)}
-        told = found if self.aim.by_quality else {"quality": quality, **found}
+        told = found if self.target.kind == "quality" else {"quality": quality, **found}
         return Outcome(
             f"{picture.width}×{picture.height}, {len(data)} bytes, {rate:.3f} bpp, {100 * ratio:.1f}% of the input"
             + "".join(f", {key} {value:g}" for key, value in told.items()),

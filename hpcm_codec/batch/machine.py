@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Machine:
     """device: "auto", "cpu", "cuda", "cuda:N"; threads: of torch, None leaves them alone; memory: bytes a process may take, None is the
-    default limit (`memory.default_limit`); tile_jobs: tiles of a picture that are coded at a time."""
+    default limit (`tiles.memory.default_limit`); tile_jobs: tiles of a picture that are coded at a time."""
 
     device: str = "auto"
     threads: int | None = None

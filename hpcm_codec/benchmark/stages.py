@@ -16,7 +16,7 @@ SCALES = tuple(scale.name for scale in _SCHEDULE)
 STEPS = tuple(step_name(scale.name, number + 1) for scale in _SCHEDULE for number in range(len(scale.steps)))
 # In the order of encoding. "other": padding, alpha, metadata and whatever else is between the stages.
 STAGES = (
-    *("read", "analysis", "hyper analysis", "hyper synthesis", *STEPS, "symbols", "range coding"),
+    *("read", "analysis", "hyper analysis", "hyper synthesis", *STEPS, "symbols", "rANS coding"),
     *("synthesis", "container", "write", "other"),
 )
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from hpcm_codec.bitstream.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
+from hpcm_codec.bitstream.quality import quality_of
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, LARGEST_QUALITY_CODE, SCALES
 from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError, UsageError
 from hpcm_codec.tiles.grid import PIXELS_PER_UNIT, TileGrid
@@ -64,7 +65,7 @@ class Header:
     @property
     def quality(self) -> float:
         """0 .. 100 in half steps."""
-        return self.quality_code / 2
+        return quality_of(self.quality_code)
 
     @property
     def grid(self) -> TileGrid:

@@ -6,13 +6,12 @@ import os
 
 import click
 
-from hpcm_codec.batch.encoding import Aim, Encoding
+from hpcm_codec.batch.encoding import Encoding
 from hpcm_codec.batch.jobs import plan
 from hpcm_codec.batch.machine import Machine
 from hpcm_codec.cli import options
 from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
 from hpcm_codec.constants import DEFAULT_QUALITY
-from hpcm_codec.tiles.memory import parse_size
 
 # what counts as a picture in a directory; a file that is named is tried whatever its name
 PICTURE_EXTENSIONS = {
@@ -94,7 +93,7 @@ def command(
     IN is a picture of any format, a directory (all pictures below it), or - for stdin. With several inputs, or a directory, OUT is a
     directory, which gets the same tree.
     """
-    options.check_aims(quality, size, bpp, psnr)
+    target = options.target_of(quality, size, bpp, psnr)
     options.check_json(json, output)
     options.check_device(device)
     memory_limit = options.parse_memory(memory)
@@ -103,7 +102,7 @@ def command(
     asked = Batch(jobs, resume, shard, manifest, force, threads, engine)
     share = asked.share_of(found)
     work = Encoding(
-        aim=Aim(quality, None if size is None else parse_size(size), bpp, psnr),
+        target=target,
         model=model,
         profile=profile,
         strip=strip,

@@ -116,8 +116,8 @@ class _CuttingPort:
     def begin(self, scale: Scale, number: int) -> None:
         self._began.append((scale, number))
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        indexes = table_index(scale)
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
         self.finish()
         answer = torch.zeros_like(indexes)
         self.cuts.append(_Cut(tuple(self._began), step, indexes, mean, answer))
@@ -170,8 +170,8 @@ class _RecordingPort:
     def begin(self, scale: Scale, number: int) -> None:
         self._port.begin(scale, number)
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        indexes = table_index(scale)
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
         answer = self._port.exchange(step, indexes, mean)
         self.exchanges.append((indexes, mean, answer))
         return answer
@@ -187,9 +187,9 @@ class _ComparingPort:
     def begin(self, scale: Scale, number: int) -> None:
         pass
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
         expected_indexes, expected_mean, answer = next(self._exchanges)
-        self.equal = self.equal and torch.equal(scale, expected_indexes) and torch.equal(mean, expected_mean)
+        self.equal = self.equal and torch.equal(sigma, expected_indexes) and torch.equal(mean, expected_mean)
         return answer
 
 

@@ -11,7 +11,7 @@ from hpcm_codec.constants import SCALES
 from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Latents, Record
 from hpcm_codec.engines.ports import DecoderPort, EncoderPort
-from hpcm_codec.entropy.range_coder import CoderTables
+from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.ops import integer
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT

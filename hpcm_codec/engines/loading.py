@@ -10,7 +10,7 @@ from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.exact.weights import Weights
 from hpcm_codec.engines.integer import IntegerEngine
 from hpcm_codec.engines.interface import Engine
-from hpcm_codec.entropy.range_coder import CoderTables
+from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.ops import build
 from hpcm_codec.system.devices import has_cuda

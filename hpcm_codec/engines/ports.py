@@ -25,8 +25,8 @@ from hpcm_codec.entropy.handover import (
     to_device,
     to_host,
 )
-from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder, range_encoder
-from hpcm_codec.entropy.range_decoder import WORD_BYTES, RangeDecoder
+from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder, rans_encoder
+from hpcm_codec.entropy.rans_decoder import WORD_BYTES, RansDecoder
 from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
@@ -50,10 +50,10 @@ class EncoderPort:
             self._planes = schedule.split(latents)
         self._observer = observer
         self._tables = tables
-        self._encoders: dict[str, RangeEncoder] = {}
+        self._encoders: dict[str, RansEncoder] = {}
         self._scale_name = "hyper"
         apart = in_background(latents) and not observer.watches
-        self._thread = ThreadPoolExecutor(1, "range coder") if apart else None
+        self._thread = ThreadPoolExecutor(1, "rANS coder") if apart else None
         self._pending: list[Future[None]] = []
         self.symbol_check = SYMBOL_CHECK_START
 
@@ -66,8 +66,8 @@ class EncoderPort:
         self._observer.switch(step_name(scale.name, number))
         self._scale_name = scale.name
 
-    def exchange(self, step: Lattice, scale: Array, mean: Array) -> Array:
-        indexes = table_index(scale)
+    def exchange(self, step: Lattice, sigma: Array, mean: Array) -> Array:
+        indexes = table_index(sigma)
         with self._observer.stage("symbols"):
             residual = step.take(self._planes[self._scale_name]) - mean.reshape(1, -1)
             return self._coded_symbols(residual, indexes).reshape(mean.shape)
@@ -75,16 +75,16 @@ class EncoderPort:
     def _coded_symbols(self, residual: Array, indexes: Array) -> Array:
         step = coded_step(residual, indexes)
         if self._thread is None:
-            self._range_code(self._scale_name, step)
+            self._code_symbols(self._scale_name, step)
         else:
-            self._pending.append(self._thread.submit(self._range_code, self._scale_name, step))
+            self._pending.append(self._thread.submit(self._code_symbols, self._scale_name, step))
         return step.symbols
 
-    def _range_code(self, scale_name: str, step: CodedStep | HostStep) -> None:
+    def _code_symbols(self, scale_name: str, step: CodedStep | HostStep) -> None:
         symbols, indexes = step.wait()
-        with self._observer.stage("range coding"):
+        with self._observer.stage("rANS coding"):
             if scale_name not in self._encoders:
-                self._encoders[scale_name] = range_encoder(self._tables)
+                self._encoders[scale_name] = rans_encoder(self._tables)
             self._encoders[scale_name].encode(symbols, indexes)
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
 
@@ -94,7 +94,7 @@ class EncoderPort:
             coded.result()
         if self._thread is not None:
             self._thread.shutdown()
-        with self._observer.stage("range coding"):
+        with self._observer.stage("rANS coding"):
             return {name: encoder.finish() for name, encoder in self._encoders.items()}
 
 
@@ -126,7 +126,7 @@ class DecoderPort:
         self._tables = tables
         self._device = device
         self._record = record
-        self._decoder: RangeDecoder | None = None
+        self._decoder: RansDecoder | None = None
         self.symbol_check = SYMBOL_CHECK_START
 
     def code_hyper(self, shape: tuple[int, ...], indexes: Array) -> Array:
@@ -140,8 +140,8 @@ class DecoderPort:
         if number == 1:
             self._open(scale.name)
 
-    def exchange(self, step: Lattice, scale: Array, mean: Array) -> Array:
-        indexes = table_index(scale)
+    def exchange(self, step: Lattice, sigma: Array, mean: Array) -> Array:
+        indexes = table_index(sigma)
         with self._observer.stage("symbols"):
             return self._read(indexes)
 
@@ -160,9 +160,9 @@ class DecoderPort:
             nothing = np.zeros(math.prod(indexes.shape), np.int32)
             return to_device(nothing, self._device).reshape(indexes.shape)
         on_host = to_host(indexes)
-        with self._observer.stage("range coding"):
+        with self._observer.stage("rANS coding"):
             if self._decoder is None:
-                self._decoder = RangeDecoder(self._tables, self._stream)
+                self._decoder = RansDecoder(self._tables, self._stream)
             symbols = self._decoder.decode(on_host)
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
         if self._record is not None:

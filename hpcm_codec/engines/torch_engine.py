@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec.constants import QUALITY_STEPS, SCALES
+from hpcm_codec.bitstream.quality import quality_of
+from hpcm_codec.constants import SCALES
 from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.graphs import CHECKED_USES, PLAIN_USES, Walk, graphs_for
 from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Record
 from hpcm_codec.engines.ports import DecoderPort, EncoderPort
-from hpcm_codec.entropy.distributions import scale_index
-from hpcm_codec.entropy.range_coder import CoderTables
+from hpcm_codec.entropy.distributions import sigma_index
+from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.model.context import SymbolPort
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.rate import quality_to_position
@@ -30,7 +31,7 @@ from hpcm_codec.system.threads import on_threads
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
 
 # The float profile's context model always runs on this many threads: matrix products sum in another order under another number of
-# threads, and one last bit is enough to lose the range decoder. Transforms use as many threads as torch is set to.
+# threads, and one last bit is enough to lose the rANS decoder. Transforms use as many threads as torch is set to.
 CONTEXT_THREADS = 2
 
 CodeHyper = Callable[
@@ -154,7 +155,7 @@ class TorchEngine(ABC):
         return pixels
 
     def _rate(self, quality_code: int) -> Tensor:
-        return self.model.rate_at(quality_to_position(quality_code / QUALITY_STEPS, self.model.config.rate_levels))
+        return self.model.rate_at(quality_to_position(quality_of(quality_code), self.model.config.rate_levels))
 
 
 class FloatEngine(TorchEngine):
@@ -171,7 +172,7 @@ class FloatEngine(TorchEngine):
             rate = self._rate(quality_code)
             with self.observer.stage("hyper synthesis"):
                 scale, mean = self.model.hyper_distribution(rate)
-            symbols = code_hyper(scale_index(scale), mean)
+            symbols = code_hyper(sigma_index(scale), mean)
             return self._walked(self._walk, port, symbols, rate)
 
     def _walk(self, port: SymbolPort, symbols: Tensor, rate: Tensor) -> Tensor:

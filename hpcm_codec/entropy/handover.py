@@ -1,4 +1,4 @@
-"""Symbols and table indexes on their way between a device and the range coder, in few bytes and, from the device, without waiting.
+"""Symbols and table indexes on their way between a device and the rANS coder, in few bytes and, from the device, without waiting.
 
 A coding step hands over three bytes a latent: the residual in 16 bits and the table index in 8. From a GPU they are copied into pinned
 memory while it goes on; on the CPU nothing is copied. Numpy arrays, which are on the host already, pass as they are, and without torch.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, largest_magnitude
+from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, largest_magnitude
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,12 @@ class HostCopy:
 class CodedStep:
     """An encoder's symbols of one step: where the latents are at once, on the host when they have arrived.
 
-    residual: float, any shape, in quantisation steps; levels: integer table indexes below 256, as many.
+    residual: float, any shape, in quantisation steps; indexes: integer table indexes below 256, as many.
     """
 
     symbols: Array  # int32, of the residual's shape
 
-    def __init__(self, residual: Tensor, levels: Tensor) -> None:
+    def __init__(self, residual: Tensor, indexes: Tensor) -> None:
         import torch
 
         # in place: on the CPU fresh memory costs more than what is done in it
@@ -61,32 +61,32 @@ class CodedStep:
         self.symbols = whole.to(torch.int32)
         short = whole.clamp_(-SHORT_LIMIT, SHORT_LIMIT).to(torch.int16).flatten()
         self._count = short.numel()
-        self._packed = HostCopy(torch.cat((short.view(torch.uint8), levels.flatten().to(torch.uint8))))
+        self._packed = HostCopy(torch.cat((short.view(torch.uint8), indexes.flatten().to(torch.uint8))))
 
     def wait(self) -> tuple[NDArray[np.signedinteger], NDArray[np.uint8]]:
         """Symbols (int16, or int32 where one does not fit that) and table indexes, both 1-D. A symbol that cannot be coded is BEYOND."""
         packed = self._packed.wait()
-        short, levels = packed[: 2 * self._count].view(np.int16), packed[2 * self._count :].view(np.uint8)
+        short, indexes = packed[: 2 * self._count].view(np.int16), packed[2 * self._count :].view(np.uint8)
         if largest_magnitude(short) >= SHORT_LIMIT:
-            return self.symbols.flatten().cpu().numpy(), levels  # rare, so it may wait
-        return short, levels
+            return self.symbols.flatten().cpu().numpy(), indexes  # rare, so it may wait
+        return short, indexes
 
 
 class HostStep:
     """A `CodedStep` of numpy arrays."""
 
-    def __init__(self, residual: NDArray[np.float32], levels: NDArray[np.uint8]) -> None:
+    def __init__(self, residual: NDArray[np.float32], indexes: NDArray[np.uint8]) -> None:
         whole = np.rint(residual)
         np.nan_to_num(whole, copy=False, nan=BEYOND, posinf=BEYOND, neginf=-BEYOND)
         self.symbols: Array = np.clip(whole, -BEYOND, BEYOND).astype(np.int32)
-        self._levels = levels
+        self._indexes = indexes
 
     def wait(self) -> tuple[NDArray[np.signedinteger], NDArray[np.uint8]]:
-        return self.symbols.ravel(), to_host(self._levels)
+        return self.symbols.ravel(), to_host(self._indexes)
 
 
-def coded_step(residual: Array, levels: Array) -> CodedStep | HostStep:
-    return (HostStep if isinstance(residual, np.ndarray) else CodedStep)(residual, levels)
+def coded_step(residual: Array, indexes: Array) -> CodedStep | HostStep:
+    return (HostStep if isinstance(residual, np.ndarray) else CodedStep)(residual, indexes)
 
 
 def in_background(latents: Array) -> bool:
@@ -94,13 +94,13 @@ def in_background(latents: Array) -> bool:
     return not isinstance(latents, np.ndarray) and latents.device.type == "cuda"
 
 
-def to_host(levels: Array) -> NDArray[np.uint8]:
+def to_host(indexes: Array) -> NDArray[np.uint8]:
     """Table indexes below 256 (any shape and integer type) as 1-D uint8: the one wait of a decoder's step."""
-    if isinstance(levels, np.ndarray):
-        return levels.ravel().astype(np.uint8)
+    if isinstance(indexes, np.ndarray):
+        return indexes.ravel().astype(np.uint8)
     import torch
 
-    return HostCopy(levels.flatten().to(torch.uint8)).wait().view(np.uint8)
+    return HostCopy(indexes.flatten().to(torch.uint8)).wait().view(np.uint8)
 
 
 def to_device(symbols: NDArray[np.int32], device: torch.device | None) -> Array:
@@ -120,10 +120,10 @@ def spread(values: Array, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(values, shape) if isinstance(values, np.ndarray) else values.expand(shape)
 
 
-def table_index(scale: Array) -> Array:
-    """Table indexes of what a symbol port is given: those of scales, or indexes already, which the walk in integers finds itself."""
-    if isinstance(scale, np.ndarray) or not scale.is_floating_point():
-        return scale
-    from hpcm_codec.entropy.distributions import scale_index
+def table_index(sigma: Array) -> Array:
+    """Table indexes of what a symbol port is given: those of σ, or indexes already, which the walk in integers finds itself."""
+    if isinstance(sigma, np.ndarray) or not sigma.is_floating_point():
+        return sigma
+    from hpcm_codec.entropy.distributions import sigma_index
 
-    return scale_index(scale)
+    return sigma_index(sigma)

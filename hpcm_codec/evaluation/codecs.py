@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -249,16 +251,12 @@ def encode_to_size(codec: PictureCodec, picture: Picture, size: int, qualities: 
 
     qualities: those to choose from, rising; files are taken to grow with them.
     """
-    tried: dict[int, bytes] = {}
 
-    def encoded(place: int) -> bytes:
-        if place not in tried:
-            tried[place] = codec.encode(picture, qualities[place])
-        return tried[place]
+    @cache
+    def encoded(quality: float) -> bytes:
+        return codec.encode(picture, quality)
 
-    low, high = -1, len(qualities) - 1  # `high` is large enough, if anything is; `low` is not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(encoded(middle)) >= size else (middle, high)
-    data = encoded(high)
-    return Matched(qualities[high], data, len(data) < size)
+    # the last one is taken where no other is large enough
+    chosen = qualities[bisect_left(qualities, size, hi=len(qualities) - 1, key=lambda quality: len(encoded(quality)))]
+    data = encoded(chosen)
+    return Matched(chosen, data, len(data) < size)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded
+from hpcm_codec.entropy.distributions import LARGEST_SIGMA, SMALLEST_SIGMA, bounded
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.model.cells import ContextCell
@@ -76,19 +76,19 @@ class ContextModel(nn.Module):
     ) -> Tensor:
         """Code one step and return the latents B×M×h×w with the step's positions filled in.
 
-        params: B×2M×h×w, scales and means before any gain.
+        params: B×2M×h×w, σ (or its logarithm) and means before any gain.
         """
-        scale, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
+        sigma, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
         if log_gain is not None:
             mean = mean * log_gain.exp()
         if self.scale_domain == "log":
-            shifted = scale if log_gain is None else scale + log_gain
-            scale = step.take(shifted)
-            scale = bounded(scale, math.log(SMALLEST_SCALE), math.log(LARGEST_SCALE)).exp()
+            shifted = sigma if log_gain is None else sigma + log_gain
+            sigma = step.take(shifted)
+            sigma = bounded(sigma, math.log(SMALLEST_SIGMA), math.log(LARGEST_SIGMA)).exp()
         else:
-            scale = bounded(step.take(scale), SMALLEST_SCALE, LARGEST_SCALE)
+            sigma = bounded(step.take(sigma), SMALLEST_SIGMA, LARGEST_SIGMA)
         means = step.take(mean)
-        decoded = step.place(port.exchange(step, scale, means).to(means.dtype) + means, torch.zeros_like(mean))
+        decoded = step.place(port.exchange(step, sigma, means).to(means.dtype) + means, torch.zeros_like(mean))
         if log_gain is not None:
             decoded = decoded * (-log_gain).exp()
         return latents + decoded

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import (
-    LARGEST_SCALE,
-    SMALLEST_SCALE,
+    LARGEST_SIGMA,
+    SMALLEST_SIGMA,
     bounded,
     fused_distribution,
     lower_bounded_likelihood,
@@ -49,11 +49,11 @@ def round_straight_through(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def round_and_rate(residual: Tensor, scale: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+def round_and_rate(residual: Tensor, sigma: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """A residual rounded, and its likelihood: at the residual plus `noise` in training, else at the rounded value."""
     rounded = round_straight_through(residual)
     rated = rounded if noise is None else residual + noise
-    return rounded, lower_bounded_likelihood(rated, scale)
+    return rounded, lower_bounded_likelihood(rated, sigma)
 
 
 class EstimatorPort:
@@ -73,10 +73,10 @@ class EstimatorPort:
     def begin(self, scale: Scale, number: int) -> None:
         self._scale_name = scale.name
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
         residual = step.take(self._planes[self._scale_name]) - mean
         noise = None if self._noise is None else step.take(self._noise[self._scale_name])
-        rounded, likelihood = round_and_rate(residual, scale, noise)
+        rounded, likelihood = round_and_rate(residual, sigma, noise)
         self._likelihoods.append((self._scale_name, step, likelihood))
         return rounded
 
@@ -185,7 +185,7 @@ class HPCM(nn.Module):
         """Scale and mean of the hyper-latents, B×N×1×1 each, in quantisation steps; scale within [0.12, 64]."""
         scale = self.hyper_scale(rate)
         scale = scale.exp() if self.config.scale_domain == "log" else scale
-        return bounded(scale, SMALLEST_SCALE, LARGEST_SCALE), self.hyper_mean(rate)
+        return bounded(scale, SMALLEST_SIGMA, LARGEST_SIGMA), self.hyper_mean(rate)
 
     def hyper_synthesis(self, hyper: Tensor, rate: Tensor) -> Tensor:
         """Decoded hyper-latents (in quantisation steps) → context parameters B×2M×h×w."""
@@ -219,9 +219,9 @@ class HPCM(nn.Module):
             noise = Noise(*(torch.rand(t.shape, device=t.device) - 0.5 for t in (latents, hyper)))
         rounded, z_likelihood = round_and_rate(hyper - mean, scale, None if noise is None else noise.hyper)
 
-        exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)
-        scaled = exact if log_gain is None else exact * log_gain.exp()
+        scaled = wide if log_gain is None else wide * log_gain.exp()
         params = self.hyper_synthesis(rounded + mean, rate)
         estimator: EstimatorPort | FusedEstimator
         quick = self.config.scale_domain == "log" and fused.active(x, self.hyper_mean.level_values)

@@ -25,11 +25,11 @@ class SymbolPort(Protocol):
     def begin(self, scale: Scale, number: int) -> None:
         """Called before each step, coarse to fine; number counts a scale's steps from 1."""
 
-    def exchange(self, step: Lattice, scale: Array, mean: Array) -> Array:
+    def exchange(self, step: Lattice, sigma: Array, mean: Array) -> Array:
         """Code a step's latents; returns their symbols, B×n: the rounded differences of latents and means, packed as `step` packs them.
 
-        scale: B×n, of the distributions: from the walk in floating point their scales within [0.12, 64], from the walk in integers their
-               table indexes (int32).
+        sigma: B×n, of the distributions: from the walk in floating point their widths σ within [0.12, 64], from the walk in integers
+               the indexes of their tables (uint8).
         mean:  B×n, floating point, in quantisation steps. A decoder does not need it.
         The symbols are whole numbers, int32 or of the means' type.
         """

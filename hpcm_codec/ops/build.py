@@ -52,8 +52,8 @@ HEADERS: dict[str, tuple[str, ...]] = {
         "integer_mixing.h",
         "integer_steps.h",
         "integer_weights.h",
-        "range_decoder.h",
-        "range_encoder.h",
+        "rans_decoder.h",
+        "rans_encoder.h",
         "threads.h",
     ),
     "training": (
@@ -70,7 +70,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
 WORK: dict[str, str] = {
     "cpp": "Bi-WKV4 operator in C++",
     "cuda": "Bi-WKV4 operator for the GPU",
-    "integer": "integer operators and range decoder in C++",
+    "integer": "integer operators and rANS decoder in C++",
     "training": "operators of a training step in C++",
     "update": "update of weights in C++",
 }

@@ -202,7 +202,7 @@ def bi_wkv(key: Array, value: Array, factors: PositionFactors, table: Array) -> 
     return _of(key).bi_wkv(key, value, factors, table)
 
 
-# ---- between planes and the range coder, and between planes and pixels
+# ---- between planes and the rANS coder, and between planes and pixels
 
 
 def step_parameters(

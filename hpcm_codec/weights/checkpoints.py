@@ -1,6 +1,6 @@
 """Weights as safetensors: verify, load and save them.
 
-A checkpoint holds the network's tensors and the range coder's tables; its metadata the ModelConfig as JSON and a record
+A checkpoint holds the network's tensors and the rANS coder's tables; its metadata the ModelConfig as JSON and a record
 of the training. Its identity, which every bitstream names, is the first 8 bytes of a SHA-256 over the tensors' names,
 types, shapes and bytes: any change to any weight or table makes another model.
 """
@@ -145,7 +145,7 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     tables = checkpoint.tables
     for row, size in zip(tables.cumulative.long(), tables.sizes.tolist(), strict=True):
         if row[0] != 0 or row[size - 1] != 1 << PRECISION_BITS or row[:size].diff().min() < 1:
-            raise FileError("the range coder's tables are damaged", file=name, advice="fetch the checkpoint again")
+            raise FileError("the rANS coder's tables are damaged", file=name, advice="fetch the checkpoint again")
 
 
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
@@ -165,7 +165,7 @@ def with_tensors(stored: StoredCheckpoint) -> Checkpoint:
     except KeyError as error:
         raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
     except (ValueError, RuntimeError) as error:
-        raise FileError(f"{path}: the range coder's tables are damaged ({error}); fetch it again") from error
+        raise FileError(f"{path}: the rANS coder's tables are damaged ({error}); fetch it again") from error
     stored_weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(NOT_WEIGHTS)}
     try:
         weights = stored_weights

@@ -31,7 +31,7 @@ _ARRAYS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 
 @dataclass(frozen=True)
 class StoredTables:
-    """The range coder's tables: the rows of `cumulative` one after the other, or padded; see `entropy.distributions.SymbolTables`."""
+    """The rANS coder's tables: the rows of `cumulative` one after the other, or padded; see `entropy.distributions.SymbolTables`."""
 
     cumulative: NDArray[np.int32]
     sizes: NDArray[np.int32]

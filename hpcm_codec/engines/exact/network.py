@@ -26,7 +26,7 @@ from hpcm_codec.engines.exact.transforms import (
     refuse_coarse,
 )
 from hpcm_codec.engines.exact.weights import Weights
-from hpcm_codec.entropy.levels import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
+from hpcm_codec.entropy.sigmas import LOG_SIGMA_STEP, SIGMA_COUNT, SMALLEST_SIGMA
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.config import ModelConfig
@@ -41,8 +41,8 @@ FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
 HYPER_MEAN_FRACTION = 8
 # The table index of a logarithmic scale v, in units of 2^-10, is round((v/1024 − ln 0.12) / δ) with δ = ln(64/0.12)/63.
 _INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT = 2171, 642, 16
-assert abs(_INDEX_OFFSET + math.log(SMALLEST_SCALE) * (1 << SCALE_FRACTION)) < 1
-assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SCALE_STEP * (1 << SCALE_FRACTION))) < 1
+assert abs(_INDEX_OFFSET + math.log(SMALLEST_SIGMA) * (1 << SCALE_FRACTION)) < 1
+assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SIGMA_STEP * (1 << SCALE_FRACTION))) < 1
 
 
 def refuse_unsupported(config: ModelConfig) -> None:
@@ -62,7 +62,7 @@ class QualityIntegers:
 
     log_gain: Array
     inverse_gain: Array
-    hyper_levels: Array
+    hyper_indexes: Array
     hyper_mean: Array
     hyper_inverse_gain: Array
 
@@ -163,7 +163,7 @@ class ExactNetwork:
         return QualityIntegers(
             interpolated(self._log_gain, position),
             power_of_two(latent_unit - interpolated(self._log2_gain, position), self._power),
-            level_of(interpolated(self._hyper_log_scale, position)),
+            index_of(interpolated(self._hyper_log_scale, position)),
             interpolated(self._hyper_mean, position),
             power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, position), self._power),
         )
@@ -185,7 +185,7 @@ class ExactNetwork:
         """Table indexes (int64) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
         quality = self.at(position)
         mean = integer.real(quality.hyper_mean) * 2.0**-HYPER_MEAN_FRACTION
-        return quality.hyper_levels[None, :, None, None], mean[None, :, None, None]
+        return quality.hyper_indexes[None, :, None, None], mean[None, :, None, None]
 
     # ---- the walk
 
@@ -246,7 +246,7 @@ class _AtQuality:
 
     def code(self, step: Lattice, params: Array, latents: Array) -> Array:
         quality = self._quality
-        index = (_INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT, SCALE_LEVELS - 1)
+        index = (_INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT, SIGMA_COUNT - 1)
         levels, means, real = integer.step_parameters(step, _tokens(params), quality.log_gain, self._mean_unit, index)
         symbols = self._port.exchange(step, levels, real)
         return _plane(integer.decoded(step, symbols, means, quality.inverse_gain, _tokens(latents), FINE_BITS))
@@ -255,9 +255,9 @@ class _AtQuality:
         return _plane(self._network.cells[scale](_tokens(params), _tokens(context)))
 
 
-def level_of(log_scale: Array) -> Array:
+def index_of(log_scale: Array) -> Array:
     """The table index of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced levels."""
-    return round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT).clip(0, SCALE_LEVELS - 1)
+    return round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT).clip(0, SIGMA_COUNT - 1)
 
 
 def _tokens(plane: Array) -> Array:

@@ -1,7 +1,7 @@
-"""The decoder's half of the range coder (docs/bitstream.md, section 7.3), which has to face streams that anybody may have made.
+"""The decoder's half of the rANS coder (docs/bitstream.md, section 7.3), which has to face streams that anybody may have made.
 
 compressai's own decoder does not look where a stream ends: bits that are all ones make it read several times the stream's length beyond
-it. So reading is done here, in C++ (csrc/range_decoder.h) where that can be compiled or else in Python; both give the same symbols.
+it. So reading is done here, in C++ (csrc/rans_decoder.h) where that can be compiled or else in Python; both give the same symbols.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables, pointer
+from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, CoderTables, pointer
 from hpcm_codec.ops import build
 
 WORD_BYTES = 4
@@ -20,8 +20,8 @@ REFILL_BELOW = 1 << 31  # the state never stays below this
 MOST_DIGITS = 8  # of four bits, of an escaped symbol: 32 bits
 
 
-class RangeDecoder:
-    """Reads back what a RangeEncoder wrote, in the same order and under the same indexes.
+class RansDecoder:
+    """Reads back what a RansEncoder wrote, in the same order and under the same indexes.
 
     A stream that was not written so gives wrong symbols, never an error or a read past its end: the caller's symbol
     check finds out. From the first symbol on that cannot be read at all, symbols are 0.
@@ -49,7 +49,7 @@ class RangeDecoder:
         """Fill `symbols`; returns how many could be read."""
         tables = self._tables
         place = np.array([self._state, self._position, 0], np.uint64)
-        build.function("integer", "hpcm_range_decode")(
+        build.function("integer", "hpcm_rans_decode")(
             *(pointer(self._words), ctypes.c_int64(len(self._words)), pointer(place)),
             *(pointer(indexes), ctypes.c_int64(len(indexes))),
             *(pointer(part) for part in (tables.packed, tables.starts, tables.packed_sizes, tables.packed_offsets)),

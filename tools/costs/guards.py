@@ -6,8 +6,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from hpcm_codec.benchmark import callgrind
-from hpcm_codec.benchmark.counting import allocations_of, launches_of_decoding, launches_of_steps
+from costs import callgrind
+from costs.launches import launches_of_decoding, launches_of_steps
+from hpcm_codec.benchmark.allocations import allocations_of
 from hpcm_codec.benchmark.pictures import synthetic_photograph
 from hpcm_codec.codec import load_codec
 from hpcm_codec.images import Picture

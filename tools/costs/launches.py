@@ -1,4 +1,4 @@
-"""Counts that say whether the codec has become dearer, the same on every machine however busy: operations, launches, bytes allocated.
+"""Launches: a count that says whether the codec costs more than before, the same on every machine, busy or not.
 
 A launch is one operator that computes: one of torch's (views and empty allocations are none), or one of the exact profile's. On a GPU
 each would be a kernel or more; on a processor each costs a call and a pass over memory.
@@ -6,11 +6,8 @@ each would be a kernel or more; on a processor each costs a call and a pass over
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +24,6 @@ from hpcm_codec.tiles.grid import LATENTS_PER_UNIT, PIXELS_PER_LATENT
 
 INTEGER_OPERATORS = ("bi_wkv", "depthwise", "gate", "layer_norm", "linear", "scale", "squared_relu", "window_attention")
 _ALLOCATING = ("empty", "new_empty", "empty_like", "detach", "lift_fresh", "resize_")
-_MEMORY_EVENT = "[memory]"
 
 
 class _Launches(TorchDispatchMode):
@@ -81,39 +77,3 @@ def launches_of_steps(config: ModelConfig, edge: int = 256) -> dict[str, int]:
     with torch.inference_mode(), _launches_counted() as meter, meter.stage("hyper synthesis"):
         model.code_latents(hyper, rate, ObservedMeanPort(meter))
     return {step: int(meter.charged[step]) for step in STEPS}
-
-
-@dataclass(frozen=True)
-class Allocations:
-    """Bytes that torch's allocator gave out: in all, and at most held at once beyond what was held before."""
-
-    total: int
-    peak: int
-
-
-def allocations_of(work: Callable[[], object]) -> Allocations:
-    """What some work on the processor allocates; memory that libraries take by themselves is not seen."""
-    with _stderr_silenced(), torch.autograd.profiler.profile(profile_memory=True) as profile:
-        work()
-    assert profile.kineto_results is not None
-    events = [event for event in profile.kineto_results.events() if event.name() == _MEMORY_EVENT]
-    total = held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += max(0, event.nbytes())
-        held += event.nbytes()
-        peak = max(peak, held)
-    return Allocations(total, peak)
-
-
-@contextmanager
-def _stderr_silenced() -> Iterator[None]:
-    """Torch's profiler writes a line at every start and end, past Python's streams; errors come as exceptions all the same."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)

@@ -1,4 +1,4 @@
-// The encoder's half of the range coder, as docs/bitstream.md (section 7.3) says: the bytes that compressai's gives.
+// The encoder's half of the rANS coder, as docs/bitstream.md (section 7.3) says: the bytes that compressai's gives.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -1,8 +1,8 @@
-"""compressai's rANS range encoder and the tables of both halves of the coder: symbols and tables, no networks.
+"""compressai's rANS encoder and the tables of both halves of the coder: symbols and tables, no networks.
 
 `import compressai` takes seconds (it imports torchvision, pandas…); its coder is one extension module, which is loaded
 here by itself. Symbols outside a table are escaped and coded in full; it hangs on ones of 2^28, so none above 2^24 is written.
-What it writes is read by `range_decoder`.
+What it writes is read by `rans_decoder`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.entropy.levels import PRECISION_BITS
+from hpcm_codec.entropy.sigmas import PRECISION_BITS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.ops import build
 
@@ -40,7 +40,7 @@ def _ans() -> ModuleType:
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
                 return module
-    raise HpcmError("the range coder is missing", advice="install it with: pip install --no-deps compressai")
+    raise HpcmError("the rANS coder is missing", advice="install it with: pip install --no-deps compressai")
 
 
 class Tables(Protocol):
@@ -73,7 +73,7 @@ class CoderTables:
         self.sizes, self.offsets = sizes.tolist(), self.packed_offsets.tolist()
         whole = len(self.offsets) == len(sizes) and sizes.sum() == len(self.packed)
         if not whole or not all(_is_table(row) for row in np.split(self.packed, self.starts[1:])):
-            raise FileError("the range coder's tables are damaged", advice="fetch the checkpoint again")
+            raise FileError("the rANS coder's tables are damaged", advice="fetch the checkpoint again")
 
     @cached_property
     def cumulative(self) -> list[list[int]]:
@@ -90,7 +90,7 @@ def largest_magnitude(symbols: NDArray[np.signedinteger]) -> int:
     return max(-int(symbols.min()), int(symbols.max())) if symbols.size else 0
 
 
-class RangeEncoder(Protocol):
+class RansEncoder(Protocol):
     """Collects symbols with their table indexes; `finish` gives the stream."""
 
     def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
@@ -100,7 +100,7 @@ class RangeEncoder(Protocol):
         """The coded stream. Very short ones end in a few zero symbols that no decoder asks for."""
 
 
-def range_encoder(tables: CoderTables) -> RangeEncoder:
+def rans_encoder(tables: CoderTables) -> RansEncoder:
     """An encoder for one stream: in C++ where that can be compiled, or else compressai's; both give the same bytes."""
     return CompiledEncoder(tables) if build.use_compiled("integer") else CompressaiEncoder(tables)
 
@@ -135,7 +135,7 @@ class CompressaiEncoder:
 
 
 class CompiledEncoder:
-    """The same in C++ (csrc/range_encoder.h)."""
+    """The same in C++ (csrc/rans_encoder.h)."""
 
     def __init__(self, tables: CoderTables) -> None:
         self._tables = tables
@@ -155,7 +155,7 @@ class CompiledEncoder:
         # An escaped symbol takes its interval and up to nine times four bits.
         place = np.array([symbols.size, 0], np.int64)
         words = np.empty(12 * symbols.size + 2, np.uint32)
-        build.function("integer", "hpcm_range_encode")(
+        build.function("integer", "hpcm_rans_encode")(
             *(pointer(symbols), pointer(indexes), ctypes.c_int64(symbols.size)),
             *(pointer(part) for part in (tables.packed, tables.starts, tables.packed_sizes, tables.packed_offsets)),
             *(pointer(words), ctypes.c_int64(words.size), pointer(place)),
