@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from hpcm_codec.bitstream.container import Header, parse_stream
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL, DEFAULT_QUALITY, FINEST_SCALE
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
-from hpcm_codec.images.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
+from hpcm_codec.images.arrays import array_of, is_tensor, picture_from_array, picture_from_tensor, tensor_of
 from hpcm_codec.tiles.memory import check, decoding_bytes, encoding_bytes
 from hpcm_codec.weights.registry import known_checkpoints, known_name, models_folder, shipped_checkpoints
 
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageLike = Union[str, os.PathLike[str], Image.Image, NDArray[Any], "Tensor"]
 Output = Literal["pil", "numpy", "torch"]
 Region = tuple[int, int, int, int]
 
@@ -170,8 +172,8 @@ def as_picture(image: ImageLike) -> Picture:
         return picture_from_pil(image)
     if isinstance(image, np.ndarray):
         return picture_from_array(image)
-    if isinstance(image, Tensor):
-        return picture_from_tensor(image)
+    if is_tensor(image):
+        return picture_from_tensor(cast("Tensor", image))
     raise UsageError(f"an image is a path, a Pillow image, a numpy array or a torch tensor, not {type(image).__name__}")
 
 

@@ -14,6 +14,7 @@ from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.ops import build
 from hpcm_codec.system.devices import has_cuda
+from hpcm_codec.system.threads import import_torch
 from hpcm_codec.weights.stored import StoredCheckpoint
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Engines(Mapping[str, Engine]):
         network = exact_network(self._checkpoint, compiled=compiled)
         if compiled and network.has_transforms:
             return IntegerEngine(network, self._tables)
+        import_torch()
         import torch
 
         from hpcm_codec.engines.torch_engine import ExactEngine
@@ -77,6 +79,7 @@ class Engines(Mapping[str, Engine]):
         return ExactEngine(self._model, network if compiled else network.to(place), self._tables, place)
 
     def _float(self) -> Engine:
+        import_torch()
         import torch
 
         from hpcm_codec.engines.torch_engine import FloatEngine
@@ -88,10 +91,8 @@ class Engines(Mapping[str, Engine]):
         """The network in floating point, on the device."""
         import torch
 
-        from hpcm_codec.system.threads import prepare_torch
         from hpcm_codec.weights.checkpoints import with_tensors
 
-        prepare_torch()
         model = with_tensors(self._checkpoint).build_model().to(torch.device(self._device))
         layout: Any = torch.channels_last
         model.to(memory_format=layout)  # type: ignore[call-overload]

@@ -25,13 +25,12 @@ from hpcm_codec.entropy.handover import (
     to_device,
     to_host,
 )
-from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder, rans_encoder
 from hpcm_codec.entropy.rans_decoder import WORD_BYTES, RansDecoder
+from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder, rans_encoder
 from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.observing import UNOBSERVED, Observer, step_name
-
 
 if TYPE_CHECKING:
     import torch

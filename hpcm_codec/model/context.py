@@ -22,6 +22,7 @@ from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.model.walk import CodeStep, Planes, SymbolPort, hyper_planes, walk
 
+
 class ContextModel(nn.Module):
     """Adaptors, priors, cells and the walk that uses them."""
 

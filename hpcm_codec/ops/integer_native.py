@@ -318,7 +318,7 @@ def drawn_pixels(
 ) -> NDArray[np.uint8]:
     rows, columns, samples = blocks.shape
     top, left, height, width = area
-    inside = 0 <= top and top + height <= rows * edge and 0 <= left and left + width <= columns * edge
+    inside = top >= 0 and top + height <= rows * edge and left >= 0 and left + width <= columns * edge
     if samples != 3 * edge * edge or not inside:
         raise ValueError(f"blocks of {blocks.shape} do not draw {area}")
     blocks = _checked("blocks", blocks, blocks.shape)

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from hpcm_codec.system.threads import import_torch
+
 _SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # of a driver on Linux; the last in WSL
 
 
@@ -31,6 +33,7 @@ def has_cuda() -> bool:
     """Whether torch can use a CUDA device."""
     if not may_have_cuda():
         return False
+    import_torch()
     import torch
 
     return bool(torch.cuda.is_available())

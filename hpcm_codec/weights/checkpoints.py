@@ -36,6 +36,7 @@ from hpcm_codec.weights.stored import (
     read_checkpoint,
 )
 
+
 @dataclass(frozen=True)
 class ExactData:
     """fractions: the units of every activation (see `engines.exact.layers`), int8 each; tables: the stored functions."""
