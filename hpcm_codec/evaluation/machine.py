@@ -7,6 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
+from hpcm_codec.system.threads import thread_count
+
 
 def processor_name() -> str:
     """The processor as its maker calls it, or the architecture where the system does not tell."""
