@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hpcm_codec.engines.exact.network import ExactNetwork
+from hpcm_codec.engines.exact.network import ExactNetwork, can_compile
 from hpcm_codec.engines.exact.weights import Weights
 from hpcm_codec.engines.integer import IntegerEngine
 from hpcm_codec.engines.interface import Engine
@@ -66,7 +66,7 @@ class Engines(Mapping[str, Engine]):
         return list(self._made.values())
 
     def _exact(self) -> Engine:
-        compiled = self._device == "cpu" and build.use_compiled("integer")
+        compiled = self._device == "cpu" and can_compile(self._checkpoint.config) and build.use_compiled("integer")
         network = exact_network(self._checkpoint, compiled=compiled)
         if compiled and network.has_transforms:
             return IntegerEngine(network, self._tables)

@@ -32,7 +32,7 @@ from hpcm_codec.model import schedule
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.schedule import Lattice
 from hpcm_codec.model.walk import SymbolPort, hyper_planes, walk
-from hpcm_codec.ops import integer
+from hpcm_codec.ops import integer, integer_native
 from hpcm_codec.ops.integer import EXP_SHIFT, WIDE, Array, round_shift
 from hpcm_codec.ops.integer_tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
 
@@ -54,6 +54,12 @@ def refuse_unsupported(config: ModelConfig) -> None:
             f"the exact profile does not cover models like {config.name}",
             advice="it needs logarithmic scales, several rates, and residual priors and cells; use the float profile",
         )
+
+
+def can_compile(config: ModelConfig) -> bool:
+    """Whether the compiled operators do all that such a model needs."""
+    attention = (cell for cell in config.cells if cell.kind == "cross-attention")
+    return all(integer_native.can_attend(cell.width or 0, cell.heads, cell.window) for cell in attention)
 
 
 @dataclass(frozen=True)
