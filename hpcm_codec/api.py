@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Union, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,7 +174,7 @@ def as_picture(image: ImageLike) -> Picture:
     if isinstance(image, np.ndarray):
         return picture_from_array(image)
     if is_tensor(image):
-        return picture_from_tensor(cast("Tensor", image))
+        return picture_from_tensor(image)
     raise UsageError(f"an image is a path, a Pillow image, a numpy array or a torch tensor, not {type(image).__name__}")
 
 

@@ -8,7 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcm_codec.bitstream.container import parse_stream
-from numpy_decoder import FINE_BITS, WIDE, Ints, Model, decode_symbols, make_layer, neighbourhoods, round_divide, round_shift
+from numpy_decoder import (
+    FINE_BITS,
+    WIDE,
+    Ints,
+    Model,
+    decode_symbols,
+    make_layer,
+    neighbourhoods,
+    round_divide,
+    round_shift,
+)
 
 PATCH = 8
 DRAWN_SHIFT = 5  # samples are drawn in units of 1/32 of a level

@@ -84,7 +84,9 @@ def same(name: str, *arguments: object, limit: int = LIMIT, **named: object) -> 
         named_arrays = {key: as_arrays(value) for key, value in named.items()}
         got = getattr(integer_native, name)(*map(as_arrays, passed), **named_arrays)
         assert got.flags.c_contiguous and got.dtype == np.int16
-        assert np.array_equal(got, expected.numpy()), f"{name}: {int((got != expected.numpy()).sum())} of {got.size} differ"
+        assert np.array_equal(got, expected.numpy()), (
+            f"{name}: {int((got != expected.numpy()).sum())} of {got.size} differ"
+        )
     return expected
 
 

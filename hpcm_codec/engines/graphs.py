@@ -119,7 +119,7 @@ class _CuttingPort:
     def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
         indexes = table_index(sigma)
         self.finish()
-        answer = torch.zeros_like(indexes)
+        answer = torch.zeros_like(indexes, dtype=torch.int32)
         self.cuts.append(_Cut(tuple(self._began), step, indexes, mean, answer))
         self._began.clear()
         self.start()

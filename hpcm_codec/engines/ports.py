@@ -26,7 +26,7 @@ from hpcm_codec.entropy.handover import (
     to_host,
 )
 from hpcm_codec.entropy.rans_decoder import WORD_BYTES, RansDecoder
-from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder, rans_encoder
+from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder
 from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
@@ -83,7 +83,7 @@ class EncoderPort:
         symbols, indexes = step.wait()
         with self._observer.stage("rANS coding"):
             if scale_name not in self._encoders:
-                self._encoders[scale_name] = rans_encoder(self._tables)
+                self._encoders[scale_name] = RansEncoder(self._tables)
             self._encoders[scale_name].encode(symbols, indexes)
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
 

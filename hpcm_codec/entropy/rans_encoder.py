@@ -44,7 +44,7 @@ def _ans() -> ModuleType:
 
 
 class Tables(Protocol):
-    """What a checkpoint has: arrays or tensors. cumulative: the rows one after the other, or as rows with padding; sizes, offsets: one each."""
+    """What a checkpoint has, as arrays or tensors. cumulative: rows one after the other, or padded; sizes, offsets: one of each row."""
 
     @property
     def cumulative(self) -> Any: ...
@@ -90,77 +90,51 @@ def largest_magnitude(symbols: NDArray[np.signedinteger]) -> int:
     return max(-int(symbols.min()), int(symbols.max())) if symbols.size else 0
 
 
-class RansEncoder(Protocol):
-    """Collects symbols with their table indexes; `finish` gives the stream."""
-
-    def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
-        """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes; raises HpcmError for larger ones."""
-
-    def finish(self) -> bytes:
-        """The coded stream. Very short ones end in a few zero symbols that no decoder asks for."""
-
-
-def rans_encoder(tables: CoderTables) -> RansEncoder:
-    """An encoder for one stream: in C++ where that can be compiled, or else compressai's; both give the same bytes."""
-    return CompiledEncoder(tables) if build.use_compiled("integer") else CompressaiEncoder(tables)
-
-
-def _refuse_large(symbols: NDArray[np.signedinteger]) -> None:
-    if largest_magnitude(symbols) > LARGEST_SYMBOL:
-        raise HpcmError(
-            "a latent is too large to be coded, or not a number", advice="the model does not fit this picture"
-        )
-
-
-class CompressaiEncoder:
-    """The encoder of compressai."""
-
-    def __init__(self, tables: CoderTables) -> None:
-        self._tables = tables
-        self._encoder = _ans().BufferedRansEncoder()
-        self._count = 0
-
-    def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
-        _refuse_large(symbols)
-        tables = self._tables
-        self._count += symbols.size
-        self._encoder.encode_with_indexes(
-            symbols.tolist(), indexes.tolist(), tables.cumulative, tables.sizes, tables.offsets
-        )
-
-    def finish(self) -> bytes:
-        if missing := max(0, _FEWEST_SYMBOLS - self._count):
-            self.encode(np.zeros(missing, np.int32), np.zeros(missing, np.int32))
-        return self._encoder.flush()
-
-
-class CompiledEncoder:
-    """The same in C++ (csrc/rans_encoder.h)."""
+class RansEncoder:
+    """Collects symbols with their table indexes; `finish` gives the stream: in C++ (csrc/rans_encoder.h) where that can be compiled, or
+    else by compressai's coder. Both give the same bytes."""
 
     def __init__(self, tables: CoderTables) -> None:
         self._tables = tables
         self._parts: list[tuple[NDArray[np.int32], NDArray[np.uint8]]] = []
 
     def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
-        _refuse_large(symbols)
+        """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes; raises HpcmError for larger ones."""
+        if largest_magnitude(symbols) > LARGEST_SYMBOL:
+            raise HpcmError(
+                "a latent is too large to be coded, or not a number", advice="the model does not fit this picture"
+            )
         if indexes.size and not 0 <= int(indexes.min()) <= int(indexes.max()) < len(self._tables.sizes):
             raise ValueError("there is no table of such an index")
         self._parts.append((symbols.astype(np.int32), indexes.astype(np.uint8)))
 
     def finish(self) -> bytes:
-        tables = self._tables
+        """The coded stream. Very short ones end in a few zero symbols that no decoder asks for."""
         if missing := max(0, _FEWEST_SYMBOLS - sum(symbols.size for symbols, _ in self._parts)):
             self.encode(np.zeros(missing, np.int32), np.zeros(missing, np.uint8))
         symbols, indexes = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        # An escaped symbol takes its interval and up to nine times four bits.
+        write = self._compiled if build.use_compiled("integer") else self._by_compressai
+        return write(symbols, indexes)
+
+    def _compiled(self, symbols: NDArray[np.int32], indexes: NDArray[np.uint8]) -> bytes:
+        tables = self._tables
         place = np.array([symbols.size, 0], np.int64)
-        words = np.empty(12 * symbols.size + 2, np.uint32)
+        words = np.empty(
+            12 * symbols.size + 2, np.uint32
+        )  # an escaped symbol takes its interval and up to ten times four bits
         build.function("integer", "hpcm_rans_encode")(
             *(pointer(symbols), pointer(indexes), ctypes.c_int64(symbols.size)),
             *(pointer(part) for part in (tables.packed, tables.starts, tables.packed_sizes, tables.packed_offsets)),
             *(pointer(words), ctypes.c_int64(words.size), pointer(place)),
         )
         return words[words.size - int(place[1]) :].astype("<u4").tobytes()
+
+    def _by_compressai(self, symbols: NDArray[np.int32], indexes: NDArray[np.uint8]) -> bytes:
+        tables = self._tables
+        encoder = _ans().BufferedRansEncoder()
+        encoder.encode_with_indexes(symbols.tolist(), indexes.tolist(), tables.cumulative, tables.sizes, tables.offsets)
+        stream: bytes = encoder.flush()
+        return stream
 
 
 def pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:

@@ -38,7 +38,8 @@ class SymbolPort(Protocol):
 class Arithmetic(Protocol):
     """What the walk computes with: the layers in floating point (`context`) or in integers (`engines.exact.network`).
 
-    Planes are (…, C, h, w), tensors or numpy arrays. Scales are numbered 0, 1, 2 for s1, s2, s3; `step` counts a scale's steps that have an adaptor.
+    Planes are (…, C, h, w), tensors or numpy arrays. Scales are numbered 0, 1, 2 for s1, s2, s3; `step` counts a scale's steps that have an
+    adaptor.
     """
 
     def no_latents(self, context: Array) -> Array:

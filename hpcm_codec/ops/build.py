@@ -85,9 +85,11 @@ WITHOUT: dict[str, str] = {
 # -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
 CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 # No result is a NaN or looks at errno or at the floating-point exceptions: rounding down can be one instruction.
-INTEGER_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
+EXACT_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
+# These have threads of their own (csrc/threads.h), so that a library works where OpenMP's is not installed.
+INTEGER_FLAGS = tuple("-pthread" if flag == "-fopenmp" else flag for flag in EXACT_FLAGS)
 # Training asks for speed, not for the same bits everywhere.
-TRAINING_FLAGS = tuple(flag for flag in INTEGER_FLAGS if flag != "-ffp-contract=off")
+TRAINING_FLAGS = tuple(flag for flag in EXACT_FLAGS if flag != "-ffp-contract=off")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off")
 # Nothing looks at errno: a square root can be one instruction.
 UPDATE_FLAGS = (*CPP_FLAGS, "-fno-math-errno")
@@ -185,6 +187,62 @@ def compile_command(backend: Backend, compiler: list[str], source: Path, output:
     return [*compiler, *CUDA_FLAGS, target, str(source), "-o", str(output)]
 
 
+# The instruction sets that a wheel has the integer operators for, best first: what /proc/cpuinfo must name, and the compiler's flags.
+LEVELS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
+    "avx512vnni": (
+        frozenset("avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni".split()),
+        ("-march=x86-64-v4", "-mavx512vnni"),
+    ),
+    "avx2": (frozenset("avx2 bmi1 bmi2 fma f16c movbe abm".split()), ("-march=x86-64-v3",)),
+    "x86-64": (frozenset(), ("-march=x86-64",)),
+}
+
+
+def compiled_directory() -> Path:
+    """Where a wheel has compiled libraries; a checkout has none."""
+    return Path(__file__).resolve().parent / "compiled"
+
+
+def shipped_name(level: str) -> str:
+    """The file of the integer operators for an instruction set; any change of sources or flags changes it."""
+    return f"{cache_key('integer', level)}-{level}.so"
+
+
+def shipped_library(backend: Backend) -> Path | None:
+    """The best of the libraries that came with the program and that this machine can run; None where there is none."""
+    folder = compiled_directory()
+    if backend != "integer" or not folder.is_dir() or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    there = set(processor().split())
+    for level, (needed, _) in LEVELS.items():
+        if needed <= there and (found := folder / shipped_name(level)).is_file():
+            return found
+    return None
+
+
+def compile_levels(target: Path) -> list[Path]:
+    """Compile the integer operators for every instruction set in LEVELS that the compiler knows, into a folder; the files.
+
+    None where there is no compiler, or on other machines than x86-64: there a program compiles when it is first used.
+    """
+    compiler = find_compiler("integer")
+    if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    target.mkdir(parents=True, exist_ok=True)
+    made = []
+    for level, (_, flags) in LEVELS.items():
+        output = target / shipped_name(level)
+        plain = [flag for flag in INTEGER_FLAGS if not flag.startswith("-march")]
+        command = [*compiler, *plain, *flags, "-static-libstdc++", "-static-libgcc"]
+        source = source_directory() / SOURCES["integer"]
+        done = subprocess.run([*command, str(source), "-o", str(output)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            made.append(output)
+        else:
+            logger.warning("hpcm: not compiled for %s: %s", level, done.stderr.strip()[-500:])
+    return made
+
+
 def _torch_version(backend: Backend) -> str:
     """Torch's version, for what works on its tensors; what works without it must not depend on it."""
     if backend == "integer":
@@ -259,6 +317,8 @@ def _run_ninja(backend: Backend, library: Path, architecture: str) -> None:
 
 def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
     """The compiled library, built if need be. Raises BuildError; remembers it unless only a tool was missing."""
+    if (shipped := shipped_library(backend)) is not None:
+        return shipped
     folder = cache_directory()
     library = folder / f"{cache_key(backend, architecture)}.so"
     if library.is_file():

@@ -65,8 +65,8 @@ def packed_linear(weights: Linear) -> PackedLinear:
     packed = np.empty((outputs + missing) * (inputs + inputs % 2), np.int16)
     call("integer_pack", weight, packed, outputs, inputs)
     offset = bias + ((np.ones_like(shift) << shift) >> 1)
-    padded = (np.pad(part, (0, missing)) for part in (offset, shift))
-    return PackedLinear(packed, *padded, outputs, inputs, weights.limit)
+    offset, shift = (np.pad(part, (0, missing)) for part in (offset, shift))
+    return PackedLinear(packed, offset, shift, outputs, inputs, weights.limit)
 
 
 def _product(

@@ -77,7 +77,8 @@ def linear(
 def together(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
     """See `integer.together`. The results are views of one tensor."""
     parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias", "shift"))
-    joint = LinearWeights(*map(torch.cat, parts), limit=layers[0].limit)
+    weight, bias, shift = map(torch.cat, parts)
+    joint = LinearWeights(weight, bias, shift, layers[0].limit)
     return linear((x,), joint).split([layer.outputs for layer in layers], dim=-1)
 
 
@@ -228,9 +229,7 @@ def step_parameters(
     return levels, mean, mean.float() * _per_channel(step, unit, height, width)
 
 
-def decoded(
-    step: Any, symbols: Tensor, means: Tensor, inverse_gain: Tensor, latents: Tensor, fine: int
-) -> Tensor:
+def decoded(step: Any, symbols: Tensor, means: Tensor, inverse_gain: Tensor, latents: Tensor, fine: int) -> Tensor:
     """See `integer.decoded`; `latents` stays as it is."""
     gain = _per_channel(step, inverse_gain, *latents.shape[:2])
     value = round_shift(symbols.long() * gain, EXP_SHIFT) + (means.long() << fine)
@@ -273,9 +272,7 @@ def bordered(x: Tensor, rings: int) -> Tensor:
     """See `integer.bordered`."""
     if not rings:
         return x
-    rows, columns = (
-        torch.arange(-rings, size + rings, device=x.device).clamp(0, size - 1) for size in x.shape[:2]
-    )
+    rows, columns = (torch.arange(-rings, size + rings, device=x.device).clamp(0, size - 1) for size in x.shape[:2])
     return x[rows[:, None], columns[None, :]]
 
 

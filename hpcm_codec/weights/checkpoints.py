@@ -83,7 +83,10 @@ class Checkpoint:
         tensors = {**self.weights, **tables, **({} if self.exact is None else self.exact.tensors())}
         arrays = {n: t.detach().cpu().contiguous().numpy() for n, t in tensors.items() if t.dtype != torch.bfloat16}
         halves = {n: t.detach().cpu() for n, t in tensors.items() if t.dtype == torch.bfloat16}
-        bytes_of = {n: (bytearray(t.contiguous().view(torch.uint8).numpy().tobytes()), tuple(t.shape)) for n, t in halves.items()}
+        bytes_of = {
+            n: (bytearray(t.contiguous().view(torch.uint8).numpy().tobytes()), tuple(t.shape))
+            for n, t in halves.items()
+        }
         metadata = {"format": FORMAT, "config": self.config.to_json(), "training": json.dumps(self.training)}
         return StoredCheckpoint(Path("a checkpoint in memory"), self.identity, metadata, arrays, bytes_of)
 
@@ -158,7 +161,10 @@ def with_tensors(stored: StoredCheckpoint) -> Checkpoint:
     """A stored checkpoint as tensors, its weights unpacked; raises FileError for a damaged one."""
     path = stored.path
     tensors = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
-    tensors |= {name: torch.frombuffer(data, dtype=torch.bfloat16).reshape(shape) for name, (data, shape) in stored.bfloat16.items()}
+    tensors |= {
+        name: torch.frombuffer(data, dtype=torch.bfloat16).reshape(shape)
+        for name, (data, shape) in stored.bfloat16.items()
+    }
     try:
         kept = (tensors[TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets"))
         tables = SymbolTables.from_packed(*kept)

@@ -26,7 +26,17 @@ FRACTION_PREFIX = "exact.fractions."
 EXACT_TABLE_PREFIX = "exact.tables."
 NOT_WEIGHTS = (TABLE_PREFIX, FRACTION_PREFIX, EXACT_TABLE_PREFIX)
 # safetensors' names of types → numpy's, which has no bfloat16
-_ARRAYS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_ARRAYS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,10 @@ def extremes() -> list[Tensor]:
         torch.rand(edge, edge, generator=generator) < 0.5,
     ]
     colours = [torch.tensor([float(n >> shift & 1) for shift in (2, 1, 0)]) for n in range(8)]
-    found = [torch.rand(1, 3, edge, edge, generator=generator), (torch.rand(1, 3, edge, edge, generator=generator) < 0.5).float()]
+    found = [
+        torch.rand(1, 3, edge, edge, generator=generator),
+        (torch.rand(1, 3, edge, edge, generator=generator) < 0.5).float(),
+    ]
     for mask in masks:
         for first in range(4):
             ink, paper = colours[first][:, None, None], colours[7 - first][:, None, None]

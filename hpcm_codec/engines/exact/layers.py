@@ -124,8 +124,8 @@ def integer_depthwise(
             raise too_large_for_integers(name)
     else:
         made = _rows_to_integers(rows, offset, fraction_out, bound, name)
-    taps, *rest = made
-    return DepthwiseWeights(np.ascontiguousarray(taps.T).reshape(size, size, channels), *rest, limit)
+    taps, offset32, shift = made
+    return DepthwiseWeights(np.ascontiguousarray(taps.T).reshape(size, size, channels), offset32, shift, limit)
 
 
 def integer_norm(weight: Reals, bias: Reals, epsilon: float, fraction_in: int, fraction_out: Longs) -> NormWeights:
@@ -229,8 +229,15 @@ class LayerMaker:
         """A linear layer or a 1×1 convolution."""
         rows, bias = self.weights.rows(f"{name}.weight"), self.bias(name)
         return integer_linear(
-            *(rows, bias, fraction_in, fraction_out, name),
-            **{"row_factor": row_factor, "bound": bound, "limit": limit, "compiled": self._compiled},
+            rows,
+            bias,
+            fraction_in,
+            fraction_out,
+            name,
+            row_factor=row_factor,
+            bound=bound,
+            limit=limit,
+            compiled=self._compiled,
         )
 
     def matrix(
@@ -259,6 +266,4 @@ class LayerMaker:
         *,
         bound: int = LIMIT,
     ) -> DepthwiseWeights:
-        return integer_depthwise(
-            kernel, bias, fraction_in, fraction_out, name, bound=bound, compiled=self._compiled
-        )
+        return integer_depthwise(kernel, bias, fraction_in, fraction_out, name, bound=bound, compiled=self._compiled)

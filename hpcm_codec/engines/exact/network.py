@@ -284,8 +284,8 @@ def _move(owner: Any, device: Any) -> Any:
         return torch.from_numpy(np.ascontiguousarray(owner)).to(device)
     if isinstance(owner, list):
         owner[:] = [_move(member, device) for member in owner]
-    elif type(owner).__module__.startswith("hpcm_codec.") and hasattr(owner, "__dict__"):
-        if not isinstance(owner, LayerMaker):  # what is made later is moved then
-            for name, value in list(vars(owner).items()):
-                object.__setattr__(owner, name, _move(value, device))  # weights are frozen dataclasses
+    ours = type(owner).__module__.startswith("hpcm_codec.") and hasattr(owner, "__dict__")
+    if ours and not isinstance(owner, LayerMaker):  # what that makes later is moved then
+        for name, value in list(vars(owner).items()):
+            object.__setattr__(owner, name, _move(value, device))  # weights are frozen dataclasses
     return owner

@@ -106,7 +106,7 @@ class Analysis:
 
     def __call__(self, pixels: NDArray[np.uint8], position: Array) -> Array:
         """pixels: uint8 16h×16w×3 or ×1. Returns int16 h×w×M."""
-        area = (0, 0, *pixels.shape[:2])
+        area = 0, 0, pixels.shape[0], pixels.shape[1]
         around = integer.pixels_in(pixels, area, (self._kernel - PATCH) // 2, self.table)
         x = integer.windows(around, self.patches, self._kernel, PATCH)
         for block in self.blocks:
