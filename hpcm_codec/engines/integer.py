@@ -1,4 +1,4 @@
-"""The engine in integers, on the processor and without torch: every number from pixels to symbols and back is a function of the file."""
+"""The engine in integers: every number from pixels to symbols and back is a function of the file, and on a CPU no torch is needed."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.ops import integer
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
 
-Plane = NDArray[np.int16]
-
 
 class IntegerEngine:
-    """`engines.interface.Engine` with the compiled integer operators, which must be there (`build.use_compiled("integer")`).
+    """`engines.interface.Engine` with all of the network in integers.
 
     Latents before rounding are integers in the units of the analysis, decoded ones in those of `ExactNetwork.code_latents`.
-    network: made compiled, with the transforms' units.
+    network: with the transforms' units; made compiled, in numpy arrays, or moved to a torch device.
     """
 
-    profile, device = "exact", "cpu"
-    parallel_tiles = local_synthesis = True
+    profile = "exact"
+    local_synthesis = True
     warm_up_uses = 1
 
     def __init__(self, network: ExactNetwork, tables: CoderTables) -> None:
         self.observer: Observer = UNOBSERVED
         self.network, self._tables = network, tables
+        self.device = "cpu" if network.device is None else str(network.device)
+        self.parallel_tiles = self.device == "cpu"
 
     def new_latents(self, pictures: int, height: int, width: int) -> Latents:
-        channels = self.network.config.latent_channels
-        return integer.channels_first(np.zeros((pictures, height, width, channels), np.int32))
+        shape = (pictures, height, width, self.network.config.latent_channels)
+        return integer.channels_first(integer.zeros(shape, "int32", like=self.network.latent_fraction))
 
     def analyse(self, windows: Sequence[NDArray[np.uint8]]) -> Latents:
         position = self.network.position(0)
         with self.observer.stage("analysis"):
             analysed = [self.network.analyse(window, position) for window in windows]
-        return integer.channels_first(np.stack(analysed) if len(analysed) > 1 else analysed[0][None])
+        return integer.channels_first(analysed[0][None] if len(analysed) == 1 else integer.stacked(analysed))
 
     def encode(self, latents: Latents, quality_code: int) -> EncodedTile:
         network = self.network
         position = network.position(quality_code)
         quality = network.at(position)
-        tokens: Plane = np.ascontiguousarray(integer.channels_last(latents[0]), np.int16)
+        tokens = integer.narrow(integer.channels_last(latents[0]))
         gain = network.steps_per_unit(quality, network.analysis.fraction)
-        steps = np.ascontiguousarray(integer.channels_first(tokens * gain))
+        steps = integer.channels_first(tokens * gain)
         port = EncoderPort(steps[None], self._tables, self.observer)
         with self.observer.stage("hyper analysis"):
             hyper = network.hyper_latents(tokens, position)
@@ -72,7 +72,7 @@ class IntegerEngine:
         record: Record | None = None,
     ) -> DecodedTile:
         network = self.network
-        port = DecoderPort(dict(zip(SCALES, payloads, strict=True)), self._tables, None, record, begun, self.observer)
+        port = DecoderPort(dict(zip(SCALES, payloads, strict=True)), self._tables, network.device, record, begun, self.observer)
         position = network.position(quality_code)
         height, width = (side // LATENTS_PER_UNIT for side in size)
         levels, _ = network.hyper_distribution(position)
@@ -86,7 +86,7 @@ class IntegerEngine:
     ) -> NDArray[np.uint8]:
         rows, columns = area
         box = rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
-        tokens = np.ascontiguousarray(integer.channels_last(latents[0]), np.int32)
+        tokens = integer.as_int32(integer.channels_last(latents[0]))
         with self.observer.stage("synthesis"):
             pixels: NDArray[np.uint8] = self.network.synthesise(tokens, self.network.position(quality_code), box, grey)
         return pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from hpcm_codec.weights.stored import StoredCheckpoint
 
 if TYPE_CHECKING:
     from hpcm_codec.model.hpcm import HPCM
+
+EXACT_PIXELS = "HPCM_EXACT_PIXELS"  # "1": a GPU too computes transforms in integers, and shows the pixels that every machine shows
 
 
 def load_engines(checkpoint: StoredCheckpoint, device: str) -> Engines:
@@ -76,6 +79,8 @@ class Engines(Mapping[str, Engine]):
         from hpcm_codec.engines.torch_engine import ExactEngine
 
         place = torch.device(self._device)
+        if network.has_transforms and (place.type == "cpu" or os.environ.get(EXACT_PIXELS) == "1"):
+            return IntegerEngine(network.to(place), self._tables)
         return ExactEngine(self._model, network if compiled else network.to(place), self._tables, place)
 
     def _float(self) -> Engine:

@@ -205,7 +205,7 @@ def compiled_directory() -> Path:
 
 def shipped_name(level: str) -> str:
     """The file of the integer operators for an instruction set; any change of sources or flags changes it."""
-    return f"{cache_key('integer', level)}-{level}.so"
+    return f"integer-{level}-{_digest('integer', (' '.join((*INTEGER_FLAGS, *LEVELS[level][1])),))}.so"
 
 
 def shipped_library(backend: Backend) -> Path | None:
@@ -223,7 +223,7 @@ def shipped_library(backend: Backend) -> Path | None:
 def compile_levels(target: Path) -> list[Path]:
     """Compile the integer operators for every instruction set in LEVELS that the compiler knows, into a folder; the files.
 
-    None where there is no compiler, or on other machines than x86-64: there a program compiles when it is first used.
+    No files where there is no compiler, or on other machines than x86-64: there a program compiles when it is first used.
     """
     compiler = find_compiler("integer")
     if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
@@ -254,13 +254,19 @@ def _torch_version(backend: Backend) -> str:
 
 def cache_key(backend: Backend, architecture: str) -> str:
     """Names the cache entry; any change of sources, flags or architecture changes it, and of torch where that matters."""
+    parts = (_torch_version(backend), " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture)
+    return f"{backend}-{_digest(backend, parts)}"
+
+
+def _digest(backend: Backend, parts: tuple[str, ...]) -> str:
+    """20 hexadecimal digits of the sources and whatever else matters."""
     digest = hashlib.sha256()
     folder = source_directory()
-    for part in (_torch_version(backend), " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture):
+    for part in parts:
         digest.update(part.encode() + b"\0")
     for name in (*HEADERS[backend], SOURCES[backend]):
         digest.update((folder / name).read_bytes() + b"\0")
-    return f"{backend}-{digest.hexdigest()[:20]}"
+    return digest.hexdigest()[:20]
 
 
 def version_of(command: list[str] | None) -> str:

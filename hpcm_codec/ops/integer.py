@@ -88,6 +88,7 @@ __all__ = [
     "scale",
     "scaled",
     "squared_relu",
+    "stacked",
     "step_parameters",
     "together",
     "window_attention",
@@ -285,6 +286,11 @@ def counted(count: int, like: Array) -> Array:
 def in_capture(x: Array) -> bool:
     """Whether a CUDA graph is being captured on x's device."""
     return bool(_of(x).in_capture(x))
+
+
+def stacked(planes: Sequence[Array]) -> Array:
+    """Planes of one size as one array, the planes along its first axis."""
+    return _of(planes[0]).stacked(planes)
 
 
 def zeros(shape: tuple[int, ...], dtype: str, like: Array) -> Array:

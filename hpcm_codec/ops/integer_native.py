@@ -417,6 +417,10 @@ def in_capture(x: NDArray[Any]) -> bool:
     return False
 
 
+def stacked(planes: Sequence[Plane]) -> Plane:
+    return np.stack(planes)
+
+
 def zeros(shape: tuple[int, ...], dtype: str, like: NDArray[Any]) -> NDArray[Any]:
     return np.zeros(shape, dtype)
 

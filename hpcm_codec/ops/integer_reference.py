@@ -299,6 +299,10 @@ def in_capture(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def stacked(planes: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(planes))
+
+
 def zeros(shape: tuple[int, ...], dtype: str, like: Tensor) -> Tensor:
     return torch.zeros(shape, dtype=getattr(torch, dtype), device=like.device)
 

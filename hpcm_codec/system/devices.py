@@ -16,7 +16,7 @@ def may_have_cuda() -> bool:
     """False where there is certainly no CUDA device that torch could use; True where torch has to be asked."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    if "torch" in sys.modules or sys.platform not in ("linux", "darwin"):
+    if sys.modules.get("torch") is not None or sys.platform not in ("linux", "darwin"):
         return True
     if sys.platform == "darwin":
         return False

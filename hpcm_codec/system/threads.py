@@ -25,7 +25,7 @@ def set_threads(threads: int | None) -> None:
 def import_torch() -> None:
     """Import torch, with the threads that were asked for; without looking for garbage meanwhile, nor ever after among its objects: 0.2 s
     in which nothing would be found."""
-    if "torch" in sys.modules:
+    if sys.modules.get("torch") is not None:
         return
     looking = gc.isenabled()
     gc.disable()

@@ -122,7 +122,7 @@ class ExactNetwork:
         self._hyper_log2_gain: Array = log2_fixed(make.real("rate_control.log_hyper_gain"))
         self._hyper_log_scale: Array = fixed(make.real("hyper_scale.level_values"), SCALE_FRACTION)
         self._hyper_mean: Array = fixed(make.real("hyper_mean.level_values"), HYPER_MEAN_FRACTION)
-        self._device: Any = None
+        self.device: Any = None  # of torch, after `to`
 
     # ---- transforms, which are made when they are first needed: an encoder needs two of them, a decoder one
 
@@ -217,12 +217,12 @@ class ExactNetwork:
 
     def to(self, device: Any) -> ExactNetwork:
         """Turn all arrays into tensors on a torch device; returns itself, which must not have been made compiled."""
-        self._device = device
+        self.device = device
         _move(self, device)
         return self
 
     def _moved(self, owner: Any) -> Any:
-        return owner if self._device is None else _move(owner, self._device)
+        return owner if self.device is None else _move(owner, self.device)
 
 
 _STREAMS = ("context.prior_s12", "context.prior_s12", "context.prior_s3")
