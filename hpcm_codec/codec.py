@@ -94,6 +94,11 @@ class Codec:
         """Where the model runs: "cpu", "cuda", "cuda:1" …"""
         return self.engine.device
 
+    @property
+    def exact_pixels(self) -> bool:
+        """Whether files of the exact profile show the same pixels here as on every machine: this engine computes transforms in integers."""
+        return "exact" in self.engines and self.engines["exact"].exact_pixels
+
     @contextmanager
     def observed(self, observer: Observer) -> Iterator[None]:
         """While it lasts, all stages of this codec's work (benchmark.stages.STAGES) are reported to `observer`. Not for several threads."""

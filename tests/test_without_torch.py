@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,9 +16,12 @@ import torch
 from PIL import Image
 
 from conftest import small_photograph
+from hpcm_codec.codec import load_codec
 from hpcm_codec.engines.exporting import export_checkpoint
+from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import build
+from hpcm_codec.selftest import INDEX_NAME, pixel_digest, run_selftest
 from hpcm_codec.weights.checkpoints import save_checkpoint
 from test_hpcm_phase1 import SMALL
 
@@ -106,6 +110,20 @@ def test_pixels_and_files_are_those_of_other_threads_and_of_torch(folder: Path) 
         assert done.returncode == 0, done.stderr
         found.add(done.stdout)
     assert len(found) == 1
+
+
+def test_other_pixels_are_noticed_by_the_selftest(folder: Path) -> None:
+    codec = load_codec(str(folder / "models" / "model.safetensors"), "cpu")
+    assert codec.exact_pixels
+    golden = folder / "golden"
+    golden.mkdir()
+    data = codec.encode(Picture(small_photograph(64, 80)), 50)
+    (golden / "a.hpcm").write_bytes(data)
+    symbols = codec.symbol_digest(data)
+    for pixels, failures in ((pixel_digest(codec, data), 0), ("0" * 64, 1)):
+        index = {"files": {"a.hpcm": symbols}, "pixels": {"a.hpcm": pixels}}
+        (golden / INDEX_NAME).write_text(json.dumps(index))
+        assert len(run_selftest(codec, golden).failures) == failures
 
 
 def test_a_library_that_came_with_the_program_needs_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

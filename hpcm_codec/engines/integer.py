@@ -25,7 +25,7 @@ class IntegerEngine:
     """
 
     profile = "exact"
-    local_synthesis = True
+    local_synthesis = exact_pixels = True
     warm_up_uses = 1
 
     def __init__(self, network: ExactNetwork, tables: CoderTables) -> None:

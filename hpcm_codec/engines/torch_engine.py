@@ -46,7 +46,7 @@ class TorchEngine(ABC):
     """
 
     profile: str
-    parallel_tiles = False
+    parallel_tiles = exact_pixels = False
 
     def __init__(self, model: HPCM, tables: CoderTables, device: torch.device) -> None:
         self.model, self._tables, self._device = model, tables, device
