@@ -72,7 +72,9 @@ class IntegerEngine:
         record: Record | None = None,
     ) -> DecodedTile:
         network = self.network
-        port = DecoderPort(dict(zip(SCALES, payloads, strict=True)), self._tables, network.device, record, begun, self.observer)
+        port = DecoderPort(
+            dict(zip(SCALES, payloads, strict=True)), self._tables, network.device, record, begun, self.observer
+        )
         position = network.position(quality_code)
         height, width = (side // LATENTS_PER_UNIT for side in size)
         levels, _ = network.hyper_distribution(position)

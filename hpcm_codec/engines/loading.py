@@ -21,7 +21,9 @@ from hpcm_codec.weights.stored import StoredCheckpoint
 if TYPE_CHECKING:
     from hpcm_codec.model.hpcm import HPCM
 
-EXACT_PIXELS = "HPCM_EXACT_PIXELS"  # "1": a GPU too computes transforms in integers, and shows the pixels that every machine shows
+EXACT_PIXELS = (
+    "HPCM_EXACT_PIXELS"  # "1": a GPU too computes transforms in integers, and shows the pixels that every machine shows
+)
 
 
 def load_engines(checkpoint: StoredCheckpoint, device: str) -> Engines:

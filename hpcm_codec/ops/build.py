@@ -190,10 +190,10 @@ def compile_command(backend: Backend, compiler: list[str], source: Path, output:
 # The instruction sets that a wheel has the integer operators for, best first: what /proc/cpuinfo must name, and the compiler's flags.
 LEVELS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     "avx512vnni": (
-        frozenset("avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni".split()),
+        frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"]),
         ("-march=x86-64-v4", "-mavx512vnni"),
     ),
-    "avx2": (frozenset("avx2 bmi1 bmi2 fma f16c movbe abm".split()), ("-march=x86-64-v3",)),
+    "avx2": (frozenset(["avx2", "bmi1", "bmi2", "fma", "f16c", "movbe", "abm"]), ("-march=x86-64-v3",)),
     "x86-64": (frozenset(), ("-march=x86-64",)),
 }
 
