@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from hpcm_codec.model.schedule import Lattice
+Lattice = Any  # a `schedule.Lattice`, which imports this module when it needs it
 
 
 def take(plane: Tensor, lattice: Lattice) -> Tensor:
