@@ -21,6 +21,7 @@ from PIL import Image
 import hpcm_codec.pillow  # noqa: F401 - registers the format
 from hpcm_codec import api
 from hpcm_codec.bitstream import container
+from hpcm_codec.bitstream.byte_reader import LARGEST_NUMBER
 from hpcm_codec.cli.info import describe_file
 from hpcm_codec.codec import Codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, SCALES
@@ -51,7 +52,7 @@ def repaired(data: bytes, identity: bytes) -> bytes:
     changed = bytearray(data)
     changed[IDENTITY] = identity
     try:
-        head, *chunks = container.describe_stream(changed, container.LARGEST_NUMBER**2)
+        head, *chunks = container.describe_stream(changed, LARGEST_NUMBER**2)
     except HpcmError:
         return data
     seed = zlib.crc32(changed[: head.size])
@@ -93,7 +94,7 @@ def fuzz_container(data: bytes) -> bool:
     """Header, chunks and metadata: everything that reads a file without decoding its pixels. Returns whether the file is sound."""
     if options_of(data) & REPAIR:
         data = repaired(data, data[IDENTITY])
-    limit = container.LARGEST_NUMBER**2 if options_of(data) & GREATER_LIMIT else DEFAULT_MAX_PIXELS
+    limit = LARGEST_NUMBER**2 if options_of(data) & GREATER_LIMIT else DEFAULT_MAX_PIXELS
     stream = None
     for truncated in (False, True):
         for scale in SCALES:
@@ -123,8 +124,8 @@ def _use_extensions(stream: container.HpcmStream) -> None:
     if container.ALPHA in extensions and header.width * header.height <= ALPHA_PIXELS:
         with suppress(HpcmError):
             decode_alpha(extensions[container.ALPHA], header.width, header.height)
-    metadata = {key: extensions.get(kind) for key, kind in (("icc", container.ICC), ("exif", container.EXIF))}
-    picture = Picture(np.zeros((1, 1, 3), np.uint8), xmp=extensions.get(container.XMP), **metadata)
+    icc, exif, xmp = (extensions.get(kind) for kind in (container.ICC, container.EXIF, container.XMP))
+    picture = Picture(np.zeros((1, 1, 3), np.uint8), icc=icc, exif=exif, xmp=xmp)
     picture_to_pil(picture)
     if any((picture.icc, picture.exif, picture.xmp)):
         for format in WRITTEN_AS:

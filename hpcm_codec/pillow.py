@@ -11,10 +11,10 @@
 >>> image.getpixel((30, 20))[0] < 40
 True
 
-`open` reads no further than the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp) are
-known at once, pixels are decoded when they are first needed; `verify` decodes them and checks every byte. `save` takes quality (0 to
-100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF says. Damaged or foreign files raise HpcmError with
-the reason, in `open` where it shows in what is read there.
+`open` reads only the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp) are known at
+once. Pixels are decoded when they are first needed; `verify` decodes them and checks every byte. `save` takes quality (0 to
+100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF says. Files that are damaged or no .hpcm files raise
+HpcmError with the reason; `open` raises it if the header or the metadata show it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class HpcmImageFile(ImageFile.ImageFile):
 
 
 def _opening_of(file: IO[bytes]) -> tuple[container.Header, dict[int, bytes]]:
-    """Header and extensions; reads as much as they need, twice that at the most."""
+    """Header and extensions; reads at most twice as many bytes as they have."""
     data, wanted = b"", FIRST_READ
     while True:
         more = file.read(wanted - len(data))

@@ -108,6 +108,7 @@ def positions(scale: int, step: int, channels: int, height: int, width: int) -> 
     parts, stride = ((2, 2), (4, 2), (8, 4))[scale]
     size = channels // parts
     for part in range(parts):
+        starts: tuple[tuple[int, int], ...]
         if scale == 0:
             starts = DIAGONALS[(part + step) % 2]
         elif scale == 1:

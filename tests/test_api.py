@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,15 @@ def test_the_same_picture_is_the_same_file_however_it_is_given(codec: Codec, cha
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     image = Image.fromarray(array[..., 0] if channels == 1 else array)
     assert image.mode == MODES[channels]
-    given = [array, array / 255, (array / 255).astype(np.float32), tensor, tensor / 255, tensor.double() / 255, image]
+    given: list[Any] = [
+        array,
+        array / 255,
+        (array / 255).astype(np.float32),
+        tensor,
+        tensor / 255,
+        tensor.double() / 255,
+        image,
+    ]
     if channels == 1:
         given += [array[..., 0], array[..., 0] / 255]
     files = [hpcm_codec.encode(one, 30, codec) for one in given]

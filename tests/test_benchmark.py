@@ -62,7 +62,8 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen(
     codec: Codec, ways: dict[timing.Action, tuple[Path, Path]]
 ) -> None:
     seen = set()
-    for action, absent in (("encode", "synthesis"), ("decode", "analysis")):
+    absent_stages: dict[timing.Action, str] = {"encode": "synthesis", "decode": "analysis"}
+    for action, absent in absent_stages.items():
         meter = Meter(time.perf_counter)
         start = time.perf_counter()
         with codec.observed(meter):
@@ -182,7 +183,7 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
         process.run_fresh(job)
 
 
-def test_a_fresh_process_tells_time_by_stage_and_memory(tmp_path: Path) -> None:
+def test_a_fresh_process_measures_time_by_stage_and_memory(tmp_path: Path) -> None:
     original, coded = tmp_path / "a.ppm", tmp_path / "a.hpcm"
     write_picture(Picture(pictures.synthetic_photograph(64, 64)), original)
     found = process.run_fresh(process.Run("encode", str(original), str(coded), 50, "phase1-lite", "cpu", 1))
@@ -332,7 +333,12 @@ def test_a_share_of_a_ceiling_is_operations_over_time() -> None:
         "decode": way | {"stages": stages | {"analysis": 0.0}, "peak_memory_bytes": 5 * 10**8},
         "work": {"s3 step 1": {"operations": 10**10, "bytes": 10**9}, "analysis": {"operations": 10**10, "bytes": 0}},
     }
-    ceilings = {"integer_operations": 4e11, "float32_operations": 1e11, "triad_bytes": 4e10, "copy_bytes": 4e10}
+    ceilings: dict[str, float | None] = {
+        "integer_operations": 4e11,
+        "float32_operations": 1e11,
+        "triad_bytes": 4e10,
+        "copy_bytes": 4e10,
+    }
     rows = {
         line.split("|")[1].strip(): line.split("|")[2:-1]
         for line in tables.stage_table(measured, ceilings).splitlines()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,23 @@ def test_memory_is_written_when_asked_for_and_shown_anyway(folder: Path, tmp_pat
 # ------------------------------------------------------------------------------------------------------------ resuming
 
 
+def noting(real: Callable[[campaign.Trial], Row], made: list[campaign.Trial]) -> Callable[[campaign.Trial], Row]:
+    """`real`, which notes what it is given."""
+
+    def perform(trial: campaign.Trial) -> Row:
+        made.append(trial)
+        return real(trial)
+
+    return perform
+
+
 class Stopped(BaseException):
     pass
 
 
 def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--dataset", folder, "--codec", "jpeg", "-q", "10,50", "--json", tmp_path / "o.json")
-    real, made = campaign.perform, []
+    real, made = campaign.perform, list[campaign.Trial]()
 
     def stops_at_the_fourth(trial: campaign.Trial) -> Row:
         if len(made) == 3:
@@ -141,7 +152,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, m
     with open(partial, "a") as file:
         file.write('{"key": {"codec": "jp')  # the power fails in the middle of a line
     made.clear()
-    monkeypatch.setattr(campaign, "perform", lambda trial: (made.append(trial), real(trial))[1])
+    monkeypatch.setattr(campaign, "perform", noting(real, made))
     result = run(*arguments)
     assert result.exception is None, result.exception
     assert len(made) == 3
@@ -175,7 +186,7 @@ def test_a_killed_process_has_left_its_measurements_on_disk(folder: Path, tmp_pa
     made: list[campaign.Trial] = []
     real = campaign.perform
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(campaign, "perform", lambda trial: (made.append(trial), real(trial))[1])
+        patch.setattr(campaign, "perform", noting(real, made))
         assert run(*arguments).exception is None
     assert len(made) == 303 - before
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import torch_engine
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.errors import FileError
 from hpcm_codec.selftest import GOLDEN_FOLDER, INDEX_NAME, golden_files, run_selftest
@@ -53,7 +54,7 @@ def test_symbols_do_not_depend_on_onednn(enabled: bool, monkeypatch: pytest.Monk
 
 def test_symbols_do_not_depend_on_the_models_memory_format() -> None:
     plain = load_codec(device="cpu")
-    plain.engine.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    torch_engine(plain).model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for golden in [file for file in golden_files() if file.name.startswith(("chelsea", "stripes"))]:
         assert plain.symbol_digest(golden.data) == golden.symbols
 
@@ -73,6 +74,6 @@ def test_other_symbols_are_noticed_and_named(codec: Codec, tmp_path: Path) -> No
     assert any("noise-5.hpcm" in failure and "CRC" in failure for failure in result.failures)
 
 
-def test_missing_golden_files_are_told_by_name(codec: Codec, tmp_path: Path) -> None:
+def test_missing_golden_files_are_named(codec: Codec, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="golden"):
         run_selftest(codec, tmp_path)

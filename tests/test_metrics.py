@@ -100,7 +100,7 @@ def test_ms_ssim_falls_as_noise_grows_and_does_not_care_which_picture_comes_firs
 
 def test_ms_ssim_of_a_negative_is_zero_and_no_nan() -> None:
     original = noisy(smooth_picture(176, 176), 5)
-    assert metrics.ms_ssim(original, 255 - original) == 0
+    assert metrics.ms_ssim(original, np.uint8(255) - original) == 0
 
 
 def test_ms_ssim_is_taken_from_161_pixels_a_side_and_not_below() -> None:

@@ -36,7 +36,9 @@ OTHER_NAMES = {"tables", "exact", "packed", "exponents", "error", "settings", "h
 
 @cache
 def tracked() -> list[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     if listed.returncode:
         pytest.skip("this is no git checkout")
     return listed.stdout.splitlines()

@@ -46,7 +46,7 @@ def symbols_of(codec: Codec, data: bytes) -> list[list[int]]:
     stream, found = parse_stream(data), []
     for tile in stream.header.grid:
         read: list[int] = []
-        codec._decode_tile(tile, stream, lambda symbols, to=read: to.extend(symbols.tolist()))
+        codec._decode_tile(tile, stream, lambda symbols: read.extend(symbols.tolist()))  # noqa: B023 - called at once
         found.append(read)
     return found
 

@@ -110,7 +110,7 @@ def with_both(monkeypatch: pytest.MonkeyPatch, stream: bytes, indexes: np.ndarra
         decoder = RansDecoder(TABLES, stream)
         half = len(indexes) // 2
         read.append(np.concatenate([decoder.decode(indexes[:half]), decoder.decode(indexes[half:])]))
-    assert np.array_equal(*read)
+    assert np.array_equal(read[0], read[1])
     return read[0]
 
 

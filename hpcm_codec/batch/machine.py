@@ -1,4 +1,4 @@
-"""On what a batch's models run, and the models of this process."""
+"""The device and limits of a batch, and the models that this process has loaded."""
 
 from __future__ import annotations
 
@@ -53,5 +53,5 @@ class Machine:
 
 
 def pixel_limit(max_pixels: int | None) -> int:
-    """The number of pixels above which pictures are refused; None is the default limit."""
+    """The number of pixels above which pictures are refused; None means the default."""
     return DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels

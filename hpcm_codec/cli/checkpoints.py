@@ -29,7 +29,8 @@ def command() -> None:
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
     """The checkpoints that came with the program, then those in your own folder (HPCM_MODELS), with the identities that files name."""
-    from hpcm_codec.weights.registry import kept_identity, known_checkpoints
+    from hpcm_codec.weights.identity import kept_identity
+    from hpcm_codec.weights.registry import known_checkpoints
 
     def identity(path: Path) -> str:
         try:

@@ -55,9 +55,10 @@ def _show_file(path: str, json: bool) -> None:
 def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
     from hpcm_codec.bitstream import container
+    from hpcm_codec.bitstream.byte_reader import LARGEST_NUMBER
     from hpcm_codec.weights.registry import known_name
 
-    largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
+    largest = LARGEST_NUMBER**2  # nothing is allocated for the pixels here
     found = container.describe(data, max_pixels=largest)
     header = found.header
     grid = header.grid
@@ -67,7 +68,7 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "height": header.height,
         "components": 1 if header.grey else 3,
         "quality": header.quality,
-        "profile": "float" if header.float_profile else "exact",
+        "profile": header.profile,
         "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known_name(header.checkpoint_id)},
         "tiles": {
             "count": len(grid),

@@ -29,7 +29,7 @@ EXACT_PIXELS = (
 def load_engines(checkpoint: StoredCheckpoint, device: str) -> Engines:
     """The engines of a checkpoint by their profiles: "exact", where it has one, and "float".
 
-    device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is one. Raises UsageError for a device that there is not,
+    device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is one. Raises UsageError for a device that does not exist,
     UnsupportedError for weights that the exact profile does not cover.
     """
     if device == "auto":

@@ -3,7 +3,7 @@
 cdf(v) = (1 + sign(v)·P(1/β, |v|^β))/2 with β = 1.5 and P the regularised lower incomplete gamma function. The
 probability of the integer v at width σ (the field's scale parameter) is cdf((v+½)/σ) − cdf((v−½)/σ). For coding, σ is quantised to 64
 log-spaced widths in [0.12, 64]; each has one table of 16-bit cumulative frequencies. Tables are made once, in float64,
-and travel with the checkpoint: two machines never compute their own.
+and stored in the checkpoint: no machine computes its own.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _Survival(torch.autograd.Function):
     """1 − cdf, with the density as its derivative."""
 
     @staticmethod
-    def forward(ctx, v: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, v: Tensor) -> Tensor:
         power = v.abs().pow(SHAPE)
         ctx.save_for_backward(power)
         tail = 0.5 * torch.special.gammaincc(power.new_tensor(1 / SHAPE), power)
         return torch.where(v < 0, 1 - tail, tail)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> Tensor:
         (power,) = ctx.saved_tensors
         return gradient * -_DENSITY_AT_ZERO * torch.exp(-power)
 
@@ -52,13 +52,13 @@ def likelihood(v: Tensor, sigma: Tensor) -> Tensor:
 
 class _Bound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, lowest: float, highest: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, lowest: float, highest: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bounds = (lowest, highest)
         return x.clamp(lowest, highest)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         lowest, highest = ctx.bounds
         blocked = ((x < lowest) & (gradient > 0)) | ((x > highest) & (gradient < 0))

@@ -63,7 +63,7 @@ class CodedStep:
         self._count = short.numel()
         self._packed = HostCopy(torch.cat((short.view(torch.uint8), indexes.flatten().to(torch.uint8))))
 
-    def wait(self) -> tuple[NDArray[np.signedinteger], NDArray[np.uint8]]:
+    def wait(self) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.uint8]]:
         """Symbols (int16, or int32 where one does not fit that) and table indexes, both 1-D. A symbol that cannot be coded is BEYOND."""
         packed = self._packed.wait()
         short, indexes = packed[: 2 * self._count].view(np.int16), packed[2 * self._count :].view(np.uint8)

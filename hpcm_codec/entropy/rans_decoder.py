@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class RansDecoder:
         self._sound = len(self._words) >= self._position
         self._state = int.from_bytes(padded[: 2 * WORD_BYTES], "little")
 
-    def decode(self, indexes: NDArray[np.integer]) -> NDArray[np.int32]:
+    def decode(self, indexes: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         """The next symbols (1-D, int32, magnitudes up to 2^24), one for each table index."""
         symbols = np.zeros(len(indexes), np.int32)
         if self._sound and len(indexes):

@@ -85,7 +85,7 @@ def _is_table(row: NDArray[np.int32]) -> bool:
     return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and bool((np.diff(row) > 0).all())
 
 
-def largest_magnitude(symbols: NDArray[np.signedinteger]) -> int:
+def largest_magnitude(symbols: NDArray[np.signedinteger[Any]]) -> int:
     """Of symbols of any shape; 0 of none."""
     return max(-int(symbols.min()), int(symbols.max())) if symbols.size else 0
 
@@ -98,7 +98,7 @@ class RansEncoder:
         self._tables = tables
         self._parts: list[tuple[NDArray[np.int32], NDArray[np.uint8]]] = []
 
-    def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
+    def encode(self, symbols: NDArray[np.signedinteger[Any]], indexes: NDArray[np.integer[Any]]) -> None:
         """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes; raises HpcmError for larger ones."""
         if largest_magnitude(symbols) > LARGEST_SYMBOL:
             raise HpcmError(

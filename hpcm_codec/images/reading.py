@@ -138,7 +138,7 @@ def _picture(image: Image.Image, max_pixels: int) -> Picture:
     pixels, alpha = samples_of(image, raw_mode, notices)
     icc = image.info.get("icc_profile") or None
     if image.mode in ("CMYK", "LAB"):
-        icc = None  # it describes ink or Lab values, which are gone
+        icc = None  # it describes ink or Lab values, which were converted
     xmp = xmp_of(image)
     orientation, exif = exif_of(image)
     if orientation != 1:

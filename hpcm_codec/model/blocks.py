@@ -34,6 +34,7 @@ class WithoutInitialValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class RateFactor(nn.Module):
     """A per-channel factor for each rate level, interpolated linearly between levels.
 
@@ -109,7 +110,7 @@ class ResidualBlock(nn.Module):
 class RateSequential(nn.Sequential):
     """A sequence of layers that hands the rate's level weights to the residual blocks in it."""
 
-    def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
         for layer in self:
             x = layer(x, rate) if isinstance(layer, ResidualBlock) else layer(x)
         return x

@@ -23,6 +23,7 @@ from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.model.walk import CodeStep, Planes, SymbolPort, hyper_planes, walk
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class ContextModel(nn.Module):
     """Adaptors, priors, cells and the walk that uses them."""
 

@@ -129,6 +129,7 @@ class FusedEstimator:
         return schedule.merge(planes)
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class HPCM(nn.Module):
     """The codec's network. Images are B×3×H×W in [0, 1], H and W multiples of 64; latents B×M×H/16×W/16.
 

@@ -24,7 +24,7 @@ class _Take(torch.autograd.Function):
     """One zero-filled gradient for all pieces, where autograd's own slicing would make one for each."""
 
     @staticmethod
-    def forward(ctx, plane: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
+    def forward(ctx, plane: Tensor, lattice: Lattice) -> Tensor:
         ctx.lattice, ctx.shape = lattice, plane.shape
         packed = lattice.new_packed(plane)
         for source, target in lattice.pairs(plane, packed):
@@ -32,7 +32,7 @@ class _Take(torch.autograd.Function):
         return packed
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         plane = gradient.new_zeros(ctx.shape)
         for target, source in ctx.lattice.pairs(plane, gradient):
             target.copy_(source)
@@ -41,7 +41,7 @@ class _Take(torch.autograd.Function):
 
 class _Place(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:  # type: ignore[override]
+    def forward(ctx, packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:
         ctx.lattice = lattice
         plane = base.clone()
         for target, source in lattice.pairs(plane, packed):
@@ -49,7 +49,7 @@ class _Place(torch.autograd.Function):
         return plane
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         packed = ctx.lattice.new_packed(gradient)
         base = gradient.clone() if ctx.needs_input_grad[1] else None
         for index, (source, target) in enumerate(ctx.lattice.pairs(gradient, packed)):

@@ -40,6 +40,7 @@ def spread_positions(levels: int) -> tuple[float, ...]:
     return (0.0,) if levels == 1 else (0.0, (levels - 1) / 2, levels - 1.0)
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class RateControl(nn.Module):
     """The gains of a variable-rate model: one row per level, for latents and for hyper-latents."""
 

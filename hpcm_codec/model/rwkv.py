@@ -15,6 +15,7 @@ from hpcm_codec.ops import fused, fused_mixing
 from hpcm_codec.ops.biwkv4 import biwkv4
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class OmniShift(nn.Module):
     """α₀·x + α₁·dw1×1(x) + α₂·dw3×3(x) + α₃·dw5×5(x); in evaluation one depthwise 5×5 with the same result."""
 
