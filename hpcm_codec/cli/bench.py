@@ -253,7 +253,7 @@ def _picture_files(sizes: list[Size], image: Path | None) -> Iterator[list[tuple
 
     with TemporaryDirectory() as folder:
         found = []
-        for width, height in sizes or [parse_size(DEFAULT_SIZE)]:
+        for width, height in sizes or [parse_sides(DEFAULT_SIZE)]:
             picture, name = picture_of_size(width, height, image)
             path = Path(folder) / f"{width}x{height}.png"
             Image.fromarray(picture.pixels.squeeze()).save(path)

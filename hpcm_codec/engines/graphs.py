@@ -23,8 +23,8 @@ from torch import Tensor
 
 from hpcm_codec.entropy.handover import table_index
 from hpcm_codec.errors import UsageError
-from hpcm_codec.model.context import SymbolPort
 from hpcm_codec.model.schedule import Lattice, Scale
+from hpcm_codec.model.walk import SymbolPort
 
 SETTING = "HPCM_CUDA_GRAPHS"
 PLAIN_USES = 1  # of a size before it is captured: most programs code one picture

@@ -23,9 +23,9 @@ from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Record
 from hpcm_codec.engines.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.distributions import sigma_index
 from hpcm_codec.entropy.rans_encoder import CoderTables
-from hpcm_codec.model.context import SymbolPort
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.rate import quality_to_position
+from hpcm_codec.model.walk import SymbolPort
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.threads import on_threads
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT

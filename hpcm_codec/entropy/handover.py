@@ -81,7 +81,7 @@ class HostStep:
         self.symbols: Array = np.clip(whole, -BEYOND, BEYOND).astype(np.int32)
         self._indexes = indexes
 
-    def wait(self) -> tuple[NDArray[np.signedinteger], NDArray[np.uint8]]:
+    def wait(self) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.uint8]]:
         return self.symbols.ravel(), to_host(self._indexes)
 
 

@@ -95,5 +95,5 @@ def _blur(planes: Planes) -> Planes:
     height, width = planes.shape[1] - WINDOW_SIZE + 1, planes.shape[2] - WINDOW_SIZE + 1
     across = sum(planes[:, :, shift : shift + width] * weight for shift, weight in enumerate(weights))
     assert isinstance(across, np.ndarray)
-    down: Planes = sum(across[:, shift : shift + height] * weight for shift, weight in enumerate(weights))  # type: ignore[assignment]
+    down: Planes = sum(across[:, shift : shift + height] * weight for shift, weight in enumerate(weights))
     return down

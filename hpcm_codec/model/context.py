@@ -13,7 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.entropy.distributions import LARGEST_SIGMA, SMALLEST_SIGMA, bounded
+from hpcm_codec.entropy.distributions import bounded
+from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SMALLEST_SIGMA
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.model.cells import ContextCell

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hpcm_codec.constants import DEFAULT_MODEL
-from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
+from hpcm_codec.entropy.distributions import SymbolTables, build_tables
+from hpcm_codec.entropy.sigmas import PRECISION_BITS
 from hpcm_codec.errors import FileError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM

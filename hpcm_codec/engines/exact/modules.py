@@ -15,7 +15,6 @@ from hpcm_codec.model.config import CellConfig
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import BLOCKS, EXP_SHIFT, LIMIT, POSITION_SHIFT, WIDE, Array, PositionFactors
 from hpcm_codec.ops.integer_tables import IntegerTables, log2_fixed, power_of_two
-from hpcm_codec.ops.powers import times_power_of_two
 
 ARGUMENT_FRACTION = 8  # keys and receptances of the RWKV cell, in units of 1/256
 LARGEST_DECAY = 6.0  # of the RWKV cell, in magnitude: what the sums of `bi_wkv` are dimensioned for
