@@ -56,8 +56,8 @@ inline Ints widen(Shorts v) { return __builtin_convertvector(v, Ints); }
 
 inline int16_t saturate(int32_t x) { return static_cast<int16_t>(std::min(kLimit, std::max(-kLimit, x))); }
 
-inline Ints clamped(Ints v) {
-  const Ints low = Ints{} - kLimit, high = Ints{} + kLimit;
+inline Ints clamped(Ints v, int32_t limit = kLimit) {
+  const Ints low = Ints{} - limit, high = Ints{} + limit;
   v = v < low ? low : v;
   return v > high ? high : v;
 }
@@ -89,15 +89,16 @@ inline void pack(const int16_t* weight, int64_t outputs, int64_t inputs, int64_t
   }
 }
 
-// Adds to sums[r][v] the products of rows x + r · stride (2 · pairs inputs each) and `blocks` blocks of packed weights.
+// Adds to sums[r][v] the products of rows x + r · stride (2 · pairs inputs each) and `blocks` blocks of packed weights,
+// which are `apart` pairs from one to the next.
 template <int rows, int blocks>
 inline __attribute__((always_inline)) void products(const int16_t* x, int64_t stride, const int16_t* packed,
-                                                    int64_t pairs, Ints (&sums)[rows][blocks * kVectors]) {
+                                                    int64_t pairs, int64_t apart, Ints (&sums)[rows][blocks * kVectors]) {
   for (int64_t pair = 0; pair < pairs; ++pair) {
     Ints weights[blocks * kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < blocks * kVectors; ++v) {
-      weights[v] = load<Ints>(packed + (v / kVectors * pairs + pair) * 2 * kBlock + v % kVectors * 2 * kWidth);
+      weights[v] = load<Ints>(packed + (v / kVectors * apart + pair) * 2 * kBlock + v % kVectors * 2 * kWidth);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {

@@ -1,179 +1,17 @@
 // The integer operators of the exact profile on the processor, bit for bit as hpcm_codec/ops/integer.py defines them.
 // A plain C interface; planes are contiguous, h×w×C or T×C. Threads share out whole results, so they change no number.
+#include "integer_depthwise.h"
+#include "integer_linear.h"
 #include "integer_mixing.h"
+#include "integer_steps.h"
+#include "integer_weights.h"
 #include "rans_decoder.h"
+#include "rans_encoder.h"
+#include "threads.h"
 
 #include <cmath>
 
 namespace hpcm {
-
-constexpr int64_t kWorkPerThread = 1 << 23;  // multiply-adds, about 0.1 ms: less does not pay for waking a thread
-
-// Calls body(n) for n below `items`, which take `work` multiply-adds or as much time, all together.
-template <class Body>
-void for_each(int64_t items, int64_t work, int64_t threads, const Body& body) {
-  threads = std::max<int64_t>(1, std::min(threads, work / kWorkPerThread));
-  if (threads == 1) {
-    for (int64_t n = 0; n < items; ++n) body(n);
-    return;
-  }
-#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
-  for (int64_t n = 0; n < items; ++n) body(n);
-}
-
-// The same for so many elements, `work` each, in runs: body(first, end).
-template <class Body>
-void for_each_run(int64_t elements, int64_t work, int64_t threads, const Body& body) {
-  constexpr int64_t run = 1 << 14;
-  for_each((elements + run - 1) / run, elements * work, threads,
-           [&](int64_t n) { body(n * run, std::min(elements, (n + 1) * run)); });
-}
-
-// The same for tokens of so many channels: body(token).
-template <class Body>
-void for_each_token(int64_t tokens, int64_t channels, int64_t work, int64_t threads, const Body& body) {
-  constexpr int64_t run = 16;
-  for_each((tokens + run - 1) / run, tokens * channels * work, threads, [&](int64_t n) {
-    for (int64_t t = n * run; t < std::min(tokens, (n + 1) * run); ++t) body(t);
-  });
-}
-
-// ---- linear
-
-struct Linear {
-  const int16_t* x;        // T×2·pairs
-  const int16_t* packed;   // as `pack` makes it
-  const int32_t* offset;   // bias and rounding of the shift, and the shift, padded to blocks
-  const int32_t* shift;
-  const int16_t* factor;  // N, or null
-  const int16_t* added;   // T×N, or null
-  int16_t* y;             // T×N
-  int64_t pairs, outputs, leaky;
-};
-
-inline Ints finish(Ints value, const Linear& layer, int64_t at, int64_t output, int64_t live) {
-  value = clamped(value >> load<Ints>(layer.shift + output));
-  if (layer.leaky) value = value < 0 ? (value * 328 + (1 << 14)) >> 15 : value;
-  if (layer.factor) value = (value * widen(load_part<Shorts>(layer.factor + output, live)) + (1 << 11)) >> 12;
-  if (layer.added) value += widen(load_part<Shorts>(layer.added + at, live));
-  return clamped(value);
-}
-
-template <int rows, int blocks>
-void linear_tile(const Linear& layer, int64_t row, int64_t block) {
-  Ints sums[rows][blocks * kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < blocks * kVectors; ++v) sums[r][v] = load<Ints>(layer.offset + block * kBlock + v * kWidth);
-  }
-  products<rows, blocks>(layer.x + row * 2 * layer.pairs, 2 * layer.pairs,
-                         layer.packed + block * layer.pairs * 2 * kBlock, layer.pairs, sums);
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < blocks * kVectors; ++v) {
-      const int64_t output = block * kBlock + v * kWidth, at = (row + r) * layer.outputs + output;
-      const int64_t live = layer.outputs - output;
-      if (live <= 0) continue;
-      store_part(__builtin_convertvector(finish(sums[r][v], layer, at, output, live), Shorts), layer.y + at, live);
-    }
-  }
-}
-
-template <int rows>
-void linear_rows(const Linear& layer, int64_t& row, int64_t end, int64_t block, int64_t blocks) {
-  for (; row + rows <= end; row += rows) {
-    if (blocks == kBlocks) {
-      linear_tile<rows, kBlocks>(layer, row, block);
-    } else {
-      for (int64_t n = 0; n < blocks; ++n) linear_tile<rows, 1>(layer, row, block + n);
-    }
-  }
-  if constexpr (rows > 1) linear_rows<rows / 2>(layer, row, end, block, blocks);
-}
-
-void linear(const Linear& layer, int64_t tokens, int64_t threads) {
-  constexpr int64_t chunk = 64;  // rows whose inputs stay in the cache while the panels of weights pass
-  const int64_t blocks = (layer.outputs + kBlock - 1) / kBlock, panels = (blocks + kBlocks - 1) / kBlocks;
-  const int64_t chunks = (tokens + chunk - 1) / chunk;
-  for_each(chunks * panels, tokens * layer.pairs * 2 * blocks * kBlock, threads, [&](int64_t n) {
-    int64_t row = n / panels * chunk;
-    const int64_t block = n % panels * kBlocks;
-    linear_rows<kRows>(layer, row, std::min(tokens, row + chunk), block, std::min<int64_t>(kBlocks, blocks - block));
-  });
-}
-
-// ---- depthwise
-
-struct Depthwise {
-  const int16_t *x, *kernel;
-  const int32_t *bias, *shift;
-  int16_t* y;
-  int64_t height, width, channels;
-};
-
-// A run of `columns` outputs of one row from channel c on, for one vector of channels: every input is loaded once and
-// meets the kernel's columns in registers. whole: all channels of the vector are there.
-template <int size, int columns, bool whole>
-void depthwise_run(const Depthwise& layer, int64_t row, int64_t column, int64_t c) {
-  constexpr int reach = size / 2;
-  const int16_t nothing[kWidth] = {};
-  const int64_t live = whole ? kWidth : layer.channels - c;
-  const auto get = [live](const int16_t* from) {
-    return widen(whole ? load<Shorts>(from) : load_part<Shorts>(from, live));
-  };
-  const Ints shift = load_part<Ints>(layer.shift + c, live);
-  const Ints offset = load_part<Ints>(layer.bias + c, live) + (((Ints{} + 1) << shift) >> 1);
-  Ints sums[columns];
-#pragma GCC unroll 16
-  for (int n = 0; n < columns; ++n) sums[n] = offset;
-  for (int above = 0; above < size; ++above) {
-    const int64_t from = row + above - reach;
-    if (from < 0 || from >= layer.height) continue;
-    Ints weights[size];
-#pragma GCC unroll 8
-    for (int n = 0; n < size; ++n) {
-      // the odd half of a pair is zero, so multiply_add is one multiplication whatever the inputs' odd halves are
-      weights[n] = get(layer.kernel + (above * size + n) * layer.channels + c) & 0xffff;
-    }
-    const int16_t* inputs = layer.x + from * layer.width * layer.channels + c;
-#pragma GCC unroll 16
-    for (int n = 0; n < columns + size - 1; ++n) {
-      const int64_t at = column + n - reach;
-      const Ints input = get(at < 0 || at >= layer.width ? nothing : inputs + at * layer.channels);
-#pragma GCC unroll 8
-      for (int k = 0; k < size; ++k) {
-        if (n - k >= 0 && n - k < columns) sums[n - k] = multiply_add(sums[n - k], input, weights[k]);
-      }
-    }
-  }
-  int16_t* y = layer.y + (row * layer.width + column) * layer.channels + c;
-#pragma GCC unroll 16
-  for (int n = 0; n < columns; ++n) {
-    if (column + n >= layer.width) return;
-    store_part(__builtin_convertvector(clamped(sums[n] >> shift), Shorts), y + n * layer.channels, live);
-  }
-}
-
-template <int size>
-void depthwise(const Depthwise& layer, int64_t threads) {
-  constexpr int columns = 8;
-  const int64_t work = layer.height * layer.width * layer.channels * size * size * 2;
-  for_each(layer.height, work, threads, [&](int64_t row) {
-    for (int64_t c = 0; c < layer.channels; c += kWidth) {
-      // the last vector reaches back over channels that are done already, rather than over the end
-      const int64_t first = std::max<int64_t>(0, std::min(c, layer.channels - kWidth));
-      for (int64_t column = 0; column < layer.width; column += columns) {
-        if (layer.channels >= kWidth) {
-          depthwise_run<size, columns, true>(layer, row, column, first);
-        } else {
-          depthwise_run<size, columns, false>(layer, row, column, first);
-        }
-      }
-    }
-  });
-}
 
 // ---- layer norm
 
@@ -238,19 +76,141 @@ extern "C" void hpcm_integer_pack(const int16_t* weight, int16_t* packed, int64_
   hpcm::pack(weight, outputs, inputs, inputs, packed);
 }
 
-// x: T×2·pairs; offset: bias plus rounding; offset and shift padded to blocks of 16; factor and added may be null.
-extern "C" void hpcm_integer_linear(const int16_t* x, const int16_t* packed, const int32_t* offset,
-                                    const int32_t* shift, const int16_t* factor, const int16_t* added, int16_t* y,
-                                    int64_t tokens, int64_t pairs, int64_t outputs, int64_t leaky, int64_t threads) {
-  hpcm::linear({x, packed, offset, shift, factor, added, y, pairs, outputs, leaky}, tokens, threads);
+// segments: count × (address, inputs, row and column strides), all in int16 numbers, even numbers of inputs; offset: bias
+// plus rounding; offset and shift padded to blocks of 16; factor and added may be null. parts: 1, or 2 for outputs of 2×2.
+extern "C" void hpcm_integer_linear(const int64_t* segments, int64_t count, const int16_t* packed,
+                                    const int32_t* offset, const int32_t* shift, const int16_t* factor,
+                                    const int16_t* added, int64_t cell, int16_t* y, int64_t height, int64_t width,
+                                    int64_t outputs, int64_t parts, int64_t leaky, int64_t limit, int64_t threads) {
+  hpcm::Linear layer{{},    count, 0, packed, offset,  shift, factor, added,
+                     cell, y,     width, outputs, parts, leaky, static_cast<int32_t>(limit)};
+  for (int64_t n = 0; n < count; ++n, segments += 4) {
+    layer.segments[n] = {reinterpret_cast<const int16_t*>(segments[0]), segments[1] / 2, segments[2], segments[3]};
+    layer.pairs += segments[1] / 2;
+  }
+  hpcm::linear(layer, height, threads);
+}
+
+// Returns how many rows cannot be done, in failed.
+extern "C" void hpcm_integer_make_linear(const uint8_t* stored, const int8_t* exponents, int64_t bits,
+                                         const float* rows, const float* factor, const float* input,
+                                         const double* bias, const int64_t* fraction, int64_t bound, int64_t outputs,
+                                         int64_t inputs, int16_t* packed, int32_t* offset, int32_t* shift,
+                                         int64_t* failed, int64_t threads) {
+  const hpcm::Matrix matrix{stored, exponents, bits, rows, factor, input, bias, fraction, bound, outputs, inputs};
+  *failed = hpcm::make_linear(matrix, packed, offset, shift, threads);
+}
+
+// rows: N×K, float64, in units of their inputs.
+extern "C" void hpcm_integer_make_rows(const double* rows, const double* bias, const int64_t* fraction, int64_t bound,
+                                       int64_t outputs, int64_t inputs, int16_t* integers, int32_t* offset,
+                                       int32_t* shift, int64_t* failed, int64_t) {
+  *failed = 0;
+  for (int64_t n = 0; n < outputs; ++n) {
+    *failed += !hpcm::integer_row(rows + n * inputs, inputs, bias[n], static_cast<int>(fraction[n]), bound,
+                                  integers + n * inputs, offset[n], shift[n]);
+  }
+}
+
+extern "C" void hpcm_integer_unpack(const uint8_t* stored, const int8_t* exponents, int64_t bits, float* rows,
+                                    int64_t outputs, int64_t inputs, int64_t threads) {
+  hpcm::for_each(outputs, outputs * inputs * 16, threads, [&](int64_t n) {
+    hpcm::unpack_row(stored + n * (inputs * bits / 8), inputs, bits, exponents[n], rows + n * inputs);
+  });
 }
 
 // size: 3 or 5
 extern "C" void hpcm_integer_depthwise(const int16_t* x, const int16_t* kernel, const int32_t* bias,
                                        const int32_t* shift, int16_t* y, int64_t height, int64_t width,
-                                       int64_t channels, int64_t size, int64_t threads) {
-  const hpcm::Depthwise layer{x, kernel, bias, shift, y, height, width, channels};
+                                       int64_t channels, int64_t size, int64_t limit, int64_t threads) {
+  const hpcm::Depthwise layer{x, kernel, bias, shift, y, height, width, channels, static_cast<int32_t>(limit)};
   size == 3 ? hpcm::depthwise<3>(layer, threads) : hpcm::depthwise<5>(layer, threads);
+}
+
+// y = x · factor / 2^shift, rounded and clamped; factor: int64, or null for 1. |x · factor| < 2^62.
+extern "C" void hpcm_integer_rescale(const int32_t* x, const int64_t* factor, int16_t* y, int64_t tokens,
+                                     int64_t channels, int64_t shift, int64_t limit, int64_t threads) {
+  const int64_t rounding = (int64_t{1} << shift) >> 1;
+  hpcm::for_each_token(tokens, channels, 16, threads, [&](int64_t t) {
+    const int32_t* from = x + t * channels;
+    int16_t* to = y + t * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t value = ((factor ? from[c] * factor[c] : from[c]) + rounding) >> shift;
+      to[c] = static_cast<int16_t>(std::min(limit, std::max(-limit, value)));
+    }
+  });
+}
+
+// The table indexes and means of a step's latents; params: h×w×2M; real: the means times unit, or null.
+extern "C" void hpcm_step_parameters(const int64_t* pieces, int64_t count, const int16_t* params,
+                                     const int64_t* log_gain, const float* unit, uint8_t* levels, int16_t* means,
+                                     float* real, int64_t height, int64_t width, int64_t channels, int64_t offset,
+                                     int64_t multiplier, int64_t shift, int64_t highest, int64_t) {
+  const int64_t rounding = (int64_t{1} << shift) >> 1;
+  const auto* of_step = reinterpret_cast<const hpcm::Piece*>(pieces);
+  hpcm::for_step(of_step, count, height, width, channels, [&](int64_t packed, int64_t place, int64_t c) {
+    const int16_t* both = params + 2 * (place - c) + c;
+    const int64_t level = ((both[0] + log_gain[c] + offset) * multiplier + rounding) >> shift;
+    levels[packed] = static_cast<uint8_t>(std::min(highest, std::max<int64_t>(0, level)));
+    means[packed] = both[channels];
+    if (real) real[packed] = static_cast<float>(both[channels]) * unit[c];
+  });
+}
+
+// An encoder's symbols of a step: its latents (h×w×M, in quantisation steps) less the means, rounded.
+extern "C" void hpcm_step_symbols(const int64_t* pieces, int64_t count, const float* latents, const float* means,
+                                  int32_t* symbols, int64_t height, int64_t width, int64_t channels, int64_t) {
+  const auto* of_step = reinterpret_cast<const hpcm::Piece*>(pieces);
+  hpcm::for_step(of_step, count, height, width, channels, [&](int64_t packed, int64_t place, int64_t) {
+    const float residual = std::nearbyint(latents[place] - means[packed]);
+    symbols[packed] = static_cast<int32_t>(std::min(33554432.0f, std::max(-33554432.0f, residual)));
+  });
+}
+
+// Puts a step's decoded latents into latents (int32 h×w×M): symbols times the inverse gain, and means.
+extern "C" void hpcm_step_place(const int64_t* pieces, int64_t count, const int32_t* symbols, const int16_t* means,
+                                const int64_t* inverse_gain, int32_t* latents, int64_t height, int64_t width,
+                                int64_t channels, int64_t shift, int64_t fine, int64_t) {
+  const int64_t rounding = (int64_t{1} << shift) >> 1, most = 1 << 30;
+  const auto* of_step = reinterpret_cast<const hpcm::Piece*>(pieces);
+  hpcm::for_step(of_step, count, height, width, channels, [&](int64_t packed, int64_t place, int64_t c) {
+    const int64_t value = ((symbols[packed] * inverse_gain[c] + rounding) >> shift) + means[packed] * (int64_t{1} << fine);
+    latents[place] = static_cast<int32_t>(std::min(most, std::max(-most, value)));
+  });
+}
+
+// The window of a picture at (top, left), height×width, with its border repeated `margin` times, as int16 of three
+// colours: table[pixel]. What lies beyond the picture's rows×columns repeats its last ones.
+extern "C" void hpcm_pixels_in(const uint8_t* pixels, int64_t rows, int64_t columns, int64_t colours, int64_t top,
+                               int64_t left, int64_t height, int64_t width, int64_t margin, const int16_t* table,
+                               int16_t* y, int64_t) {
+  for (int64_t i = -margin; i < height + margin; ++i) {
+    const int64_t row = std::min(rows - 1, top + std::min(height - 1, std::max<int64_t>(0, i)));
+    for (int64_t j = -margin; j < width + margin; ++j) {
+      const int64_t column = std::min(columns - 1, left + std::min(width - 1, std::max<int64_t>(0, j)));
+      const uint8_t* from = pixels + (row * columns + column) * colours;
+      for (int64_t c = 0; c < 3; ++c) *y++ = table[from[colours == 3 ? c : 0]];
+    }
+  }
+}
+
+// Pixels at (top, left) of drawn blocks, …×columns×edge×edge×3 in units of 2^-shift: height×width×3, or of their means.
+extern "C" void hpcm_pixels_out(const int16_t* blocks, int64_t columns, int64_t edge, int64_t top, int64_t left,
+                                int64_t height, int64_t width, int64_t shift, int64_t grey, uint8_t* pixels, int64_t) {
+  const int32_t rounding = (1 << shift) >> 1;
+  for (int64_t i = top; i < top + height; ++i) {
+    for (int64_t j = left; j < left + width; ++j) {
+      const int16_t* from = blocks + ((i / edge * columns + j / edge) * edge * edge + i % edge * edge + j % edge) * 3;
+      if (grey) {
+        const int32_t sum = std::max(0, from[0] + from[1] + from[2]), divisor = 3 << shift;
+        *pixels++ = static_cast<uint8_t>(std::min(255, (2 * sum + divisor) / (2 * divisor)));
+        continue;
+      }
+      for (int64_t c = 0; c < 3; ++c) {
+        *pixels++ = static_cast<uint8_t>(std::min(255, std::max(0, (from[c] + rounding) >> shift)));
+      }
+    }
+  }
 }
 
 extern "C" void hpcm_integer_scale(const int16_t* x, const int16_t* factor, int16_t* y, int64_t tokens,
@@ -271,9 +231,9 @@ extern "C" void hpcm_integer_layer_norm(const int16_t* x, const int32_t* gamma, 
   });
 }
 
-// table: 4096 numbers
-extern "C" void hpcm_integer_gate(const int16_t* control, const int16_t* x, const int16_t* table, int16_t* y,
-                                  int64_t elements, int64_t threads) {
+// table: 4096 numbers; added may be null
+extern "C" void hpcm_integer_gate(const int16_t* control, const int16_t* x, const int16_t* table, const int16_t* added,
+                                  int16_t* y, int64_t elements, int64_t threads) {
   hpcm::for_each_run(elements, 32, threads, [&](int64_t first, int64_t end) {
     constexpr int64_t most = 512;
     int32_t index[most];
@@ -287,6 +247,7 @@ extern "C" void hpcm_integer_gate(const int16_t* control, const int16_t* x, cons
       for (int64_t n = 0; n < count; ++n) {
         y[first + n] = hpcm::saturate((x[first + n] * open[n] + (1 << 13)) >> 14);
       }
+      for (int64_t n = 0; added && n < count; ++n) y[first + n] = hpcm::saturate(y[first + n] + added[first + n]);
     }
   });
 }
@@ -348,4 +309,18 @@ extern "C" void hpcm_rans_decode(const uint32_t* words, int64_t count, int64_t* 
   place[0] = static_cast<int64_t>(stream.state);
   place[1] = stream.position;
   place[2] = read;
+}
+
+// Symbols under their tables, as hpcm_rans_decode takes them, into a stream at the end of `words`; place: their number, and
+// in place[1] how many words the stream takes. An escaped symbol takes up to 12 words.
+extern "C" void hpcm_rans_encode(const int32_t* symbols, const uint8_t* indexes, int64_t count,
+                                  const int32_t* cumulative, const int64_t* starts, const int32_t* sizes,
+                                  const int32_t* offsets, uint32_t* words, int64_t room, int64_t* place) {
+  hpcm::Intervals intervals;
+  intervals.kept.reserve(count + count / 8);
+  for (int64_t n = 0; n < count; ++n) {
+    const int32_t table = indexes[n];
+    intervals.add(static_cast<int64_t>(symbols[n]) - offsets[table], cumulative + starts[table], sizes[table]);
+  }
+  place[1] = hpcm::write_intervals(intervals.kept.data(), static_cast<int64_t>(intervals.kept.size()), words, room);
 }

@@ -68,7 +68,7 @@ inline void multiply(const int16_t* x, int64_t stride, const int16_t* packed, in
                      int32_t* y, int64_t y_stride) {
   for (int64_t first = 0; first < outputs; first += kBlock, packed += pairs * 2 * kBlock) {
     Ints tile[kRows][kVectors] = {};
-    products<kRows, 1>(x, stride, packed, pairs, tile);
+    products<kRows, 1>(x, stride, packed, pairs, pairs, tile);
     for (int r = 0; r < kRows; ++r) std::memcpy(y + r * y_stride + first, tile[r], sizeof tile[r]);
   }
 }

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from hpcm_codec.bitstream.container import Header, parse_stream
-from hpcm_codec.codec import Codec, load_codec
+from hpcm_codec.codec import Codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL, DEFAULT_QUALITY, FINEST_SCALE
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
-from hpcm_codec.images.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
+from hpcm_codec.images.arrays import array_of, is_tensor, picture_from_array, picture_from_tensor, tensor_of
 from hpcm_codec.tiles.memory import check, decoding_bytes, encoding_bytes
 from hpcm_codec.weights.registry import known_checkpoints, known_name, models_folder, shipped_checkpoints
+from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
 
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageLike = Union[str, os.PathLike[str], Image.Image, NDArray[Any], "Tensor"]
 Output = Literal["pil", "numpy", "torch"]
 Region = tuple[int, int, int, int]
 
@@ -170,7 +173,7 @@ def as_picture(image: ImageLike) -> Picture:
         return picture_from_pil(image)
     if isinstance(image, np.ndarray):
         return picture_from_array(image)
-    if isinstance(image, Tensor):
+    if is_tensor(image):
         return picture_from_tensor(image)
     raise UsageError(f"an image is a path, a Pillow image, a numpy array or a torch tensor, not {type(image).__name__}")
 
@@ -178,7 +181,13 @@ def as_picture(image: ImageLike) -> Picture:
 @cache
 def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto") -> Codec:
     """The codec of a model on a device, loaded at the first call and kept."""
-    return load_codec(model, device, profile)
+    return Codec(_kept_checkpoint(model), device, profile)
+
+
+@cache
+def _kept_checkpoint(model: str) -> StoredCheckpoint:
+    """A checkpoint's file, read once: that of the default model is asked for its identity before anything is made of it."""
+    return read_checkpoint(model)
 
 
 def codec_for(header: Header, model: str | None = None, device: str = "auto") -> Codec:
@@ -189,9 +198,9 @@ def codec_for(header: Header, model: str | None = None, device: str = "auto") ->
     identity = header.checkpoint_id
     if model is not None:
         return kept_codec(model, device)
-    # the usual case first: a loaded codec knows its identity, a checkpoint's has to be computed
-    if DEFAULT_MODEL in shipped_checkpoints() and (codec := kept_codec(DEFAULT_MODEL, device)).identity == identity:
-        return codec
+    # the usual case first: it has to be read anyway
+    if DEFAULT_MODEL in shipped_checkpoints() and _kept_checkpoint(DEFAULT_MODEL).identity == identity:
+        return kept_codec(DEFAULT_MODEL, device)
     if (name := known_name(identity)) is not None:
         return kept_codec(name, device)
     raise UnsupportedError(

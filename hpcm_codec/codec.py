@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,10 @@ from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.parallel import in_order
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid, Window
-from hpcm_codec.weights.checkpoints import Checkpoint, load_checkpoint
+from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from hpcm_codec.weights.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,14 @@ class Codec:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: str = "auto", profile: str = "auto", tile_workers: int = 1
+        self,
+        checkpoint: StoredCheckpoint | Checkpoint,
+        device: str = "auto",
+        profile: str = "auto",
+        tile_workers: int = 1,
     ) -> None:
-        self.engines = load_engines(checkpoint, device)
+        stored = checkpoint if isinstance(checkpoint, StoredCheckpoint) else checkpoint.as_stored()
+        self.engines = load_engines(stored, device)
         if profile == "exact" and "exact" not in self.engines:
             raise UnsupportedError(
                 "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
@@ -85,6 +94,11 @@ class Codec:
         """Where the model runs: "cpu", "cuda", "cuda:1" …"""
         return self.engine.device
 
+    @property
+    def exact_pixels(self) -> bool:
+        """Whether files of the exact profile show the same pixels here as on every machine: this engine computes transforms in integers."""
+        return "exact" in self.engines and self.engines["exact"].exact_pixels
+
     @contextmanager
     def observed(self, observer: Observer) -> Iterator[None]:
         """While it lasts, all stages of this codec's work (benchmark.stages.STAGES) are reported to `observer`. Not for several threads."""
@@ -96,7 +110,7 @@ class Codec:
 
     def _observe(self, observer: Observer) -> None:
         self._observer = observer
-        for engine in self.engines.values():
+        for engine in self.engines.made:
             engine.observer = observer
 
     # -- image → bytes ------------------------------------------------------------------------------------------
@@ -381,4 +395,4 @@ def _extensions_of(picture: PixelSource) -> dict[int, bytes]:
 
 def load_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto", tile_workers: int = 1) -> Codec:
     """A Codec for a checkpoint given by name or path; the other settings as `Codec` takes them."""
-    return Codec(load_checkpoint(model), device, profile, tile_workers)
+    return Codec(read_checkpoint(model), device, profile, tile_workers)

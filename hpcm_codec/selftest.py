@@ -1,12 +1,13 @@
 """The golden files: small .hpcm files that came with the program, and the symbols that every machine must read from them.
 
 `hpcm doctor --selftest` decodes them on the user's own machine, tests do so with other numbers of threads, memory formats and operators.
-golden/index.json names the checkpoint they were made with and, for each file, the SHA-256 of its symbols (`Codec.symbol_digest`) and of
-the encoder's picture. tools/make_golden.py makes them anew when the shipped weights change.
+golden/index.json names the checkpoint they were made with and, for each file, the SHA-256 of its symbols (`Codec.symbol_digest`) and, where
+the checkpoint has the transforms in integers, of its pixels. tools/make_golden.py makes them anew when the shipped weights change.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -25,11 +26,13 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True)
 class GoldenFile:
-    """name: of the .hpcm file; data: its bytes; symbols: SHA-256 over its symbols, hexadecimal."""
+    """name: of the .hpcm file; data: its bytes; symbols, pixels: SHA-256 over its symbols and over its pixels (H×W×C, uint8),
+    hexadecimal; pixels is None where they may differ between machines."""
 
     name: str
     data: bytes
     symbols: str
+    pixels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def golden_files(folder: Path = GOLDEN_FOLDER) -> Iterator[GoldenFile]:
     try:
         index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
         for name, symbols in sorted(index["files"].items()):
-            yield GoldenFile(name, (folder / name).read_bytes(), symbols)
+            yield GoldenFile(name, (folder / name).read_bytes(), symbols, index.get("pixels", {}).get(name))
     except (OSError, ValueError, KeyError) as error:
         raise FileError(
             f"the golden files cannot be read ({error})", file=folder, advice="install hpcm-codec again"
@@ -58,7 +61,8 @@ def golden_files(folder: Path = GOLDEN_FOLDER) -> Iterator[GoldenFile]:
 
 
 def run_selftest(codec: Codec, folder: Path = GOLDEN_FOLDER) -> SelfTest:
-    """Decode every golden file and compare its symbols; failures are returned, not raised."""
+    """Decode every golden file and compare its symbols, and its pixels where this codec computes them in integers; never raises for what a
+    file or the machine does wrong."""
     start = time.perf_counter()
     count, failures = 0, []
     for golden in golden_files(folder):
@@ -70,4 +74,11 @@ def run_selftest(codec: Codec, folder: Path = GOLDEN_FOLDER) -> SelfTest:
             continue
         if found != golden.symbols:
             failures.append(f"{golden.name}: other symbols than on the machine that made it")
+        elif codec.exact_pixels and golden.pixels not in (None, pixel_digest(codec, golden.data)):
+            failures.append(f"{golden.name}: other pixels than on the machine that made it")
     return SelfTest(count, tuple(failures), round(time.perf_counter() - start, 2))
+
+
+def pixel_digest(codec: Codec, data: bytes) -> str:
+    """SHA-256 (hexadecimal) over the pixels of a file, H×W×C; raises as `Codec.decode`."""
+    return hashlib.sha256(codec.decode(data).pixels.tobytes()).hexdigest()

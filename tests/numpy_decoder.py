@@ -26,7 +26,8 @@ from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_ch
 Ints = NDArray[np.int64]
 Position = tuple[int, int, int]  # channel, row, column
 
-LIMIT = 8191  # activations are integers within ±LIMIT
+LIMIT = 8191  # activations are integers within ±LIMIT …
+WIDE = 32767  # … and the streams of the transforms within ±WIDE
 FINE_BITS = 6  # decoded latents have 6 bits more than what the context model sees
 SCALE_FRACTION = 10  # logarithms of scales are in units of 2^-10
 
@@ -159,34 +160,43 @@ class Layer:
     weights: Ints
     bias: Ints
     shift: Ints
+    limit: int = LIMIT
 
     def __call__(self, x: Ints) -> Ints:
-        return saturate(round_shift(x @ self.weights.T + self.bias, self.shift))
+        return np.clip(round_shift(x @ self.weights.T + self.bias, self.shift), -self.limit, self.limit)
 
 
-def make_layer(rows: NDArray[np.float64], bias: NDArray[np.float64] | None, units_in: Ints, units_out: Ints) -> Layer:
+def make_layer(
+    rows: NDArray[np.float64],
+    bias: NDArray[np.float64] | None,
+    units_in: Ints,
+    units_out: Ints,
+    bound: int = LIMIT,
+    limit: int = LIMIT,
+) -> Layer:
     """Rows outputs×inputs of real weights, inputs in units of 2^-units_in, outputs in units of 2^-units_out.
 
-    The shift of a row: with LIMIT · Σ|row| + |bias| = m · 2^e, ½ ≤ m < 1, it is 31 − e − unit within 0 … 30, less one as long as the
+    bound: of the inputs' magnitudes; limit: of the outputs'.
+    The shift of a row: with bound · Σ|row| + |bias| = m · 2^e, ½ ≤ m < 1, it is 31 − e − unit within 0 … 30, less one as long as the
     largest possible sum reaches 2^31 or a weight 2^15.
     """
     rows = rows * np.exp2(-units_in.astype(np.float64))
     bias = np.zeros(len(rows)) if bias is None else bias.astype(np.float64)
     weights, biases, shifts = [], [], []
     for row, offset, unit in zip(rows, bias, units_out.tolist(), strict=True):
-        exponent = math.frexp(LIMIT * math.fsum(np.abs(row)) + abs(offset))[1]
+        exponent = math.frexp(bound * math.fsum(np.abs(row)) + abs(offset))[1]
         shift = min(30, max(0, 31 - exponent - unit))
         while True:
             integers = np.rint(np.ldexp(row, shift + unit)).astype(np.int64)
             added = round(math.ldexp(offset, shift + unit))
-            largest = LIMIT * int(np.abs(integers).sum()) + abs(added) + (1 << shift) // 2
+            largest = bound * int(np.abs(integers).sum()) + abs(added) + (1 << shift) // 2
             if largest < 1 << 31 and int(np.abs(integers).max()) < 1 << 15:
                 break
             shift -= 1
         weights.append(integers)
         biases.append(added)
         shifts.append(shift)
-    return Layer(np.array(weights), np.array(biases, np.int64), np.array(shifts, np.int64))
+    return Layer(np.array(weights), np.array(biases, np.int64), np.array(shifts, np.int64), limit)
 
 
 def neighbourhoods(x: Ints, size: int) -> Ints:

@@ -109,8 +109,9 @@ def test_what_is_no_picture_is_refused_by_name(codec: Codec, image, reason: str)
 
 
 def test_a_loaded_codec_encodes_and_decodes_for_both_functions(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpcm_codec.api.load_codec", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("hpcm_codec.api.read_checkpoint", lambda *_: pytest.fail("a model was loaded"))
     hpcm_codec.api.kept_codec.cache_clear()
+    hpcm_codec.api._kept_checkpoint.cache_clear()
     data = hpcm_codec.encode(RGB, 30, codec)
     assert np.array_equal(hpcm_codec.decode(data, codec, output="numpy"), codec.decode(data).pixels)
     assert data == codec.encode(Picture(RGB), 30)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcm_codec.errors import UsageError
-from hpcm_codec.ops import biwkv4, build, ensure_built, native, scan
+from hpcm_codec.ops import build, ensure_built, native, scan
+from hpcm_codec.ops.biwkv4 import biwkv4
 
 LENGTHS = (1, 2, 31, 33, 63, 96, 1536, 4096)
 NAMES = ("w", "u", "k", "v")

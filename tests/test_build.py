@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcm_codec.ops import BuildError, biwkv4, build, ensure_built, scan, toolchain_report
+from hpcm_codec.ops import BuildError, build, ensure_built, scan, toolchain_report
+from hpcm_codec.ops.biwkv4 import biwkv4
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_compiler = pytest.mark.skipif(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from hpcm_codec.engines.exact.layers import (
     level_position,
 )
 from hpcm_codec.engines.exact.network import index_of
+from hpcm_codec.engines.exact.weights import unpacked_rows
 from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
@@ -34,11 +36,12 @@ from hpcm_codec.images import Picture, read_picture
 from hpcm_codec.images.fidelity import psnr
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.ops import integer
-from hpcm_codec.ops.integer import LIMIT
+from hpcm_codec.ops import build, integer, integer_native
+from hpcm_codec.ops.integer import LIMIT, WIDE, LinearWeights
 from hpcm_codec.ops.integer_tables import build_tables, power_of_two
 from hpcm_codec.ops.powers import times_power_of_two
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
+from hpcm_codec.weights.packing import pack, unpack
 from test_hpcm_phase1 import SMALL
 
 TABLES = build_tables()
@@ -60,17 +63,55 @@ def photo() -> Picture:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.sampled_from([1e-6, 1e-3, 0.1, 3.0, 40.0]), st.integers(-4, 12))
 def test_no_accumulator_can_overflow(seed: int, inputs: int, size: float, fraction: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight = (size * torch.randn(5, inputs, generator=generator)).half().float()
-    bias = torch.randn(5, generator=generator).half().float()
-    units_in = torch.randint(0, 12, (inputs,), generator=generator)
-    try:
-        made = integer_linear(weight, bias, units_in, torch.full((5,), fraction), "test")
-    except UnsupportedError:
-        return
-    worst = LIMIT * made.weight.long().abs().sum(dim=1) + made.bias.long().abs() + (1 << made.shift.long() >> 1)
-    assert int(worst.max()) < 2**31
-    assert made.shift.min() >= 0 and made.shift.max() <= 30
+    random = np.random.default_rng(seed)
+    weight = (size * random.standard_normal((5, inputs))).astype(np.float16).astype(np.float32)
+    bias = random.standard_normal(5).astype(np.float16).astype(np.float64)
+    units_in, units_out = random.integers(0, 12, inputs), np.full(5, fraction)
+    for bound in (LIMIT, WIDE):
+        try:
+            made = integer_linear(weight, bias, units_in, units_out, "test", bound=bound)
+        except UnsupportedError:
+            continue
+        assert isinstance(made, LinearWeights)
+        sums = np.abs(made.weight.astype(np.int64)).sum(axis=1)
+        worst = bound * sums + np.abs(made.bias.astype(np.int64)) + (1 << made.shift.astype(np.int64) >> 1)
+        assert int(worst.max()) < 2**31
+        assert made.shift.min() >= 0 and made.shift.max() <= 30
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from([9, 10, 11, 12]))
+def test_compiled_layers_are_those_of_numpy(seed: int, blocks: int, bits: int) -> None:
+    """From packed rows, from real ones, with factors of rows, and depthwise."""
+    if not build.ensure_built("integer"):
+        pytest.skip(build.last_error("integer"))
+    random = np.random.default_rng(seed)
+    inputs, outputs = 8 * blocks, int(random.integers(1, 40))
+    weight = torch.from_numpy(random.standard_normal((outputs, inputs)) * np.exp(random.standard_normal((outputs, 1))))
+    packed = tuple(part.numpy() for part in pack(weight, bits))
+    rows = unpack(*map(torch.from_numpy, packed), (outputs, inputs), bits).float().numpy()
+    assert np.array_equal(unpacked_rows((*packed, bits)), rows)
+    assert np.array_equal(integer_native.unpacked(*packed, bits), rows)
+    units = random.integers(4, 12, inputs), random.integers(-4, 5, outputs)
+    factor = random.standard_normal(outputs).astype(np.float16).astype(np.float32)
+    bias = random.standard_normal(outputs).astype(np.float16).astype(np.float64)
+    for source in (rows, (*packed, bits)):
+        for row_factor, offset in ((None, bias), (factor, None)):
+            named = {"row_factor": row_factor, "bound": WIDE, "limit": WIDE}
+            plain = integer_linear(source, offset, *units, "test", **named)
+            compiled = integer_linear(source, offset, *units, "test", **named, compiled=True)
+            again = integer_native.packed_linear(plain)
+            for part in ("packed", "offset", "shift"):
+                assert np.array_equal(getattr(compiled, part), getattr(again, part)), part
+    kernel = random.standard_normal((outputs, 1, 3, 3)).astype(np.float16).astype(np.float64)
+    both = [integer_depthwise(kernel, bias, units[1], units[1], "test", compiled=c) for c in (False, True)]
+    assert all(np.array_equal(getattr(both[0], part), getattr(both[1], part)) for part in ("kernel", "bias", "shift"))
+
+
+def as_tensors(made: Any) -> Any:
+    return dataclasses.replace(
+        made, **{name: torch.from_numpy(value) for name, value in vars(made).items() if isinstance(value, np.ndarray)}
+    )
 
 
 def test_integer_layers_compute_what_the_trained_ones_do() -> None:
@@ -83,30 +124,34 @@ def test_integer_layers_compute_what_the_trained_ones_do() -> None:
         torch.randint(7, 11, (48,), generator=generator),
     )
     x = torch.ldexp(torch.randn(3, 5, 64, generator=generator), units_in).round().clamp(-LIMIT, LIMIT)
-    made = integer_linear(layer.weight, layer.bias, units_in, units_out, "test")
-    found = torch.ldexp(integer.linear(x.short(), made).float(), -units_out)
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().double().numpy()
+    made = integer_linear(weight, bias, units_in.numpy(), units_out.numpy(), "test")
+    found = torch.ldexp(integer.linear(x.short(), weights=as_tensors(made)).float(), -units_out)
     expected = layer(torch.ldexp(x, -units_in))
     assert torch.allclose(found, expected.detach(), atol=0.01)
 
 
 def test_weights_that_no_shift_can_hold_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match=r"h_s\.7"):
-        integer_linear(torch.full((1, 4), 60000.0), None, torch.zeros(4).long(), torch.tensor([12]), "h_s.7")
+    huge, units = np.full((1, 4), 60000.0, np.float32), (np.zeros(4, np.int64), np.array([12]))
+    for compiled in (False, build.ensure_built("integer")):
+        with pytest.raises(UnsupportedError, match=r"h_s\.7"):
+            integer_linear(huge, None, *units, "h_s.7", compiled=compiled)
     with pytest.raises(UnsupportedError, match="cell"):
-        integer_factor(torch.tensor([9.0]), "cell")
+        integer_factor(np.array([9.0]), "cell")
 
 
 def test_depthwise_and_norm_follow_their_trained_layers() -> None:
     generator = torch.Generator().manual_seed(2)
-    kernel = torch.randn(8, 1, 5, 5, generator=generator).div(5).half().float()
+    kernel = torch.randn(8, 1, 5, 5, generator=generator).div(5).half().double()
     x = torch.randn(1, 8, 6, 7, generator=generator)
-    units = torch.full((8,), 10)
+    units = np.full(8, 10)
     plane = (x[0].permute(1, 2, 0) * 1024).round().short().contiguous()
-    made = integer_depthwise(kernel, None, units, units, "test")
-    expected = torch.nn.functional.conv2d(x, kernel, padding=2, groups=8)[0].permute(1, 2, 0)
+    made = as_tensors(integer_depthwise(kernel.numpy(), None, units, units, "test"))
+    expected = torch.nn.functional.conv2d(x, kernel.float(), padding=2, groups=8)[0].permute(1, 2, 0)
     assert torch.allclose(integer.depthwise(plane, made).float() / 1024, expected, atol=0.01)
     weight, bias = torch.rand(8, generator=generator) + 0.5, torch.randn(8, generator=generator)
-    normed = integer.layer_norm(plane, integer_norm(weight, bias, 1e-5, 10, units)).float() / 1024
+    norm = as_tensors(integer_norm(weight.double().numpy(), bias.double().numpy(), 1e-5, 10, units))
+    normed = integer.layer_norm(plane, norm).float() / 1024
     expected = torch.nn.functional.layer_norm(plane.float() / 1024, (8,), weight, bias)
     assert torch.allclose(normed, expected, atol=0.01)
 
@@ -114,10 +159,10 @@ def test_depthwise_and_norm_follow_their_trained_layers() -> None:
 def test_stored_functions_are_what_they_say() -> None:
     assert TABLES.exponential[0] == 1 << 14 and TABLES.exponential[-1] >= 1
     assert TABLES.exponential[256] == round((1 << 14) / np.e)
-    assert (TABLES.exponential.diff() <= 0).all() and (TABLES.sigmoid.diff() >= 0).all()
+    assert (np.diff(TABLES.exponential) <= 0).all() and (np.diff(TABLES.sigmoid) >= 0).all()
     assert TABLES.sigmoid[2048] == 1 << 13
-    exponent = torch.tensor([0, 1 << 16, -(1 << 16), 3 << 15, -(21 << 16)])
-    assert power_of_two(exponent, TABLES).tolist() == [
+    exponent = np.array([0, 1 << 16, -(1 << 16), 3 << 15, -(21 << 16)])
+    assert power_of_two(exponent, TABLES.power.astype(np.int64)).tolist() == [
         1 << 14,
         1 << 15,
         1 << 13,
@@ -127,8 +172,8 @@ def test_stored_functions_are_what_they_say() -> None:
 
 
 def test_levels_are_interpolated_in_integers() -> None:
-    levels = torch.tensor([[0], [100], [-300]])
-    assert [int(interpolated(levels, level_position(code, 3))) for code in (0, 50, 100, 150, 200)] == [
+    levels = np.array([[0], [100], [-300]])
+    assert [int(interpolated(levels, level_position(code, 3))[0]) for code in (0, 50, 100, 150, 200)] == [
         0,
         50,
         100,
@@ -265,19 +310,18 @@ def test_models_of_another_kind_are_refused_before_any_calibration() -> None:
 
 
 def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
-    network = exact_network(shipped, shipped.build_model())
-    assert network is not None
+    network = exact_network(shipped.as_stored(), compiled=False)
     moved = network.to(torch.device("meta"))
     cell = moved.cells[2]
     for tensor in (
         moved.tables.power,
         moved.latent_fraction,
-        moved.hyper_synthesis.steps[0].weights.weight,  # type: ignore[union-attr]
+        moved.hyper_synthesis.first.weights.weight,
         moved.adaptors[1][0].phase,
         moved.adaptors[2][5].gain,
-        moved.prior_s3.after[1].project.weights.shift,
+        moved.prior_s3.after[1].project.shift,
         cell.norm1.gamma,  # type: ignore[union-attr]
-        cell.spatial.key.weights.bias,  # type: ignore[union-attr]
+        cell.spatial.key.bias,  # type: ignore[union-attr]
         cell.channel.tables.sigmoid,  # type: ignore[union-attr]
     ):
         assert tensor is not None and tensor.is_meta

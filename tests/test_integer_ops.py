@@ -7,15 +7,20 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcm_codec.ops import BuildError, biwkv4, build, ensure_built, integer, integer_native, integer_reference
+from hpcm_codec.model import schedule
+from hpcm_codec.ops import build, ensure_built, integer, integer_native, integer_reference
+from hpcm_codec.ops.biwkv4 import biwkv4
 from hpcm_codec.ops.integer import (
     LIMIT,
+    WIDE,
     AttentionScale,
     DepthwiseWeights,
     LinearWeights,
@@ -55,16 +60,33 @@ def activations(shape: tuple[int, ...], kind: str, random: torch.Generator, reac
     return torch.full(shape, -LIMIT, dtype=torch.int16)
 
 
-def same(name: str, *arguments: object, **named: object) -> Tensor:
+def as_arrays(value: Any) -> Any:
+    """The same with numpy arrays for tensors."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value)(*(as_arrays(part) for part in vars(value).values()))
+    return tuple(map(as_arrays, value)) if isinstance(value, tuple) else value
+
+
+def strided(value: Any) -> Any:
+    """The same, with activations that are not contiguous."""
+    if isinstance(value, Tensor) and value.ndim > 1:
+        return value.mT.contiguous().mT
+    return tuple(map(strided, value)) if isinstance(value, tuple) else value
+
+
+def same(name: str, *arguments: object, limit: int = LIMIT, **named: object) -> Tensor:
     """The plain result, after checking that the compiled one is equal, also from strided inputs."""
     expected: Tensor = getattr(integer_reference, name)(*arguments, **named)
-    assert expected.dtype == torch.int16 and int(expected.abs().max()) <= LIMIT
-    strided = [x.mT.contiguous().mT if isinstance(x, Tensor) and x.ndim > 1 else x for x in arguments]
-    for passed in (arguments, strided):
-        got = getattr(integer_native, name)(*passed, **named)
-        assert got.is_contiguous() and got.dtype == torch.int16
-        assert torch.equal(got, expected), f"{name}: {int((got != expected).sum())} of {got.numel()} differ"
-    assert torch.equal(getattr(integer, name)(*arguments, **named), expected)
+    assert expected.dtype == torch.int16 and int(expected.abs().max()) <= limit
+    for passed in (arguments, tuple(map(strided, arguments))):
+        named_arrays = {key: as_arrays(value) for key, value in named.items()}
+        got = getattr(integer_native, name)(*map(as_arrays, passed), **named_arrays)
+        assert got.flags.c_contiguous and got.dtype == np.int16
+        assert np.array_equal(got, expected.numpy()), (
+            f"{name}: {int((got != expected.numpy()).sum())} of {got.size} differ"
+        )
     return expected
 
 
@@ -82,13 +104,14 @@ def linear_weights(inputs: int, outputs: int, random: torch.Generator, *, full: 
     return LinearWeights(weight, whole((outputs,), 1 << 24, random, torch.int32), shift)
 
 
-def test_layers_taken_together_give_what_each_gives_alone(random: torch.Generator) -> None:
+def test_layers_taken_together_give_what_each_gives_alone(threads: int, random: torch.Generator) -> None:
     x = activations((5, 7, 33), "random", random)
     layers = [linear_weights(33, outputs, random) for outputs in (17, 48, 1)]
-    alone = [integer_reference.linear(x, weights) for weights in layers]
-    for implementation in (integer_reference, integer):
-        found = implementation.together(x, layers)
-        assert all(torch.equal(one, expected) for one, expected in zip(found, alone, strict=True))
+    alone = [integer_reference.linear((x,), weights) for weights in layers]
+    found = integer.together(x, layers)
+    assert all(torch.equal(one, expected) for one, expected in zip(found, alone, strict=True))
+    compiled = integer.together(x.numpy(), [as_arrays(layer) for layer in layers])
+    assert all(np.array_equal(one, expected) for one, expected in zip(compiled, alone, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -112,11 +135,11 @@ def test_linear(
         weights = linear_weights(inputs, outputs, random, full=full)
         factor = activations((outputs,), kind, random) * 4
         added = activations((height, width, outputs), kind, random)
-        same("linear", x, weights)
-        same("linear", x, weights, leaky=True)
-        same("linear", x, weights, leaky=True, factor=factor)
-        same("linear", x, weights, factor=factor, added=added)
-        same("linear", x, weights, leaky=True, added=added.mT.contiguous().mT)
+        same("linear", (x,), weights)
+        same("linear", (x,), weights, leaky=True)
+        same("linear", (x,), weights, leaky=True, factor=factor)
+        same("linear", (x,), weights, factor=factor, added=added)
+        same("linear", (x,), weights, leaky=True, added=added.mT.contiguous().mT)
 
 
 def test_linear_at_the_last_bit_of_the_accumulator(threads: int) -> None:
@@ -131,7 +154,7 @@ def test_linear_at_the_last_bit_of_the_accumulator(threads: int) -> None:
                 weight = weight // 2
                 rest = (1 << 31) - 1 - 8 * LIMIT * (32767 // 2) - rounding
             bias = torch.tensor([sign * min(rest, (1 << 31) - 1)], dtype=torch.int32)
-            same("linear", x, LinearWeights(weight, bias, torch.tensor([shift], dtype=torch.int32)))
+            same("linear", (x,), LinearWeights(weight, bias, torch.tensor([shift], dtype=torch.int32)))
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -147,7 +170,8 @@ def test_depthwise(threads: int, random: torch.Generator, size: int, shape: tupl
         if size in integer_native.KERNELS:
             same("depthwise", x, weights)
         else:
-            assert torch.equal(integer.depthwise(x, weights), integer_reference.depthwise(x, weights))
+            with pytest.raises(ValueError, match="depthwise"):
+                integer_native.depthwise(x.numpy(), as_arrays(weights))
 
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (8, 12, 96), (16, 64, 200)]
@@ -187,7 +211,7 @@ def test_layer_norm(threads: int, random: torch.Generator, shape: tuple[int, int
         (9, 9, 15, 3, 4),
         (8, 8, 64, 2, 8),
         (16, 25, 192, 8, 8),
-        (12, 10, 34, 1, 4),  # heads and windows that the compiled version leaves to the plain one
+        (12, 10, 34, 1, 4),  # heads and windows that the compiled version refuses
         (10, 12, 16, 2, 10),
     ],
 )
@@ -203,10 +227,11 @@ def test_window_attention(
         AttentionScale(1, 0),
     ):
         arguments = (q, k, v, heads, window, scores, EXPONENTIALS)
-        if integer_native.can_attend(q, heads, window):
+        if integer_native.can_attend(channels, heads, window):
             same("window_attention", *arguments)
         else:
-            assert torch.equal(integer.window_attention(*arguments), integer_reference.window_attention(*arguments))
+            with pytest.raises(ValueError, match="windows"):
+                integer_native.window_attention(*map(as_arrays, arguments))
 
 
 def position_factors(tokens: int, w: Tensor, u: Tensor) -> PositionFactors:
@@ -235,14 +260,13 @@ def test_bi_wkv_without_any_weight_gives_zero(threads: int) -> None:
     k = torch.tensor([0, -8000, 0], dtype=torch.int16).reshape(1, 3, 1)
     factors = position_factors(3, torch.zeros(1), torch.zeros(1))
     nothing = dataclasses.replace(factors, fading=torch.zeros_like(factors.fading))
-    for operators in (integer_native, integer_reference):
-        assert operators.bi_wkv(k, k, nothing, EXPONENTIALS).flatten().tolist() == [0, 0, 0]
+    assert same("bi_wkv", k, k, nothing, EXPONENTIALS).flatten().tolist() == [0, 0, 0]
 
 
 def test_work_that_is_worth_several_threads(threads: int, random: torch.Generator) -> None:
     x, other = (whole((40, 72, 400), LIMIT, random) for _ in range(2))
     numbers, shift = whole((400,), 1 << 14, random, torch.int32), torch.full((400,), 12, dtype=torch.int32)
-    same("linear", x, linear_weights(400, 72, random), added=other[..., :72])
+    same("linear", (x,), linear_weights(400, 72, random), added=other[..., :72])
     same("depthwise", x, DepthwiseWeights(whole((5, 5, 400), 300, random), numbers, shift))
     same("scale", x, whole((400,), 9999, random))
     same("layer_norm", x, NormWeights(numbers, numbers.flip(0), 12, 1))
@@ -255,35 +279,106 @@ def test_work_that_is_worth_several_threads(threads: int, random: torch.Generato
 
 def test_arguments_that_do_not_fit_are_named(threads: int, random: torch.Generator) -> None:
     x, weights = whole((2, 3, 8), 9, random), linear_weights(8, 5, random)
-    with pytest.raises(TypeError, match="x: expected torch.int16"):
-        integer_native.linear(x.int(), weights)
+    plane, layer = x.numpy(), as_arrays(weights)
+    with pytest.raises(TypeError, match="x: expected int16"):
+        integer_native.linear((plane.astype(np.int32),), layer)
     with pytest.raises(ValueError, match="added"):
-        integer_native.linear(x, weights, added=x)
+        integer_native.linear((plane,), layer, added=plane)
+    with pytest.raises(ValueError, match="inputs"):
+        integer_native.linear((plane, plane), layer)
     with pytest.raises(ValueError, match="table"):
-        integer_native.gate(x, x, SIGMOIDS[1:])
+        integer_native.gate(plane, plane, SIGMOIDS.numpy()[1:])
+    with pytest.raises(ValueError, match="area"):
+        integer_native.pixels_in(np.zeros((4, 4, 3), np.uint8), (4, 0, 1, 1), 0, np.zeros(256, np.int16))
+    with pytest.raises(ValueError, match="draw"):
+        integer_native.drawn_pixels(np.zeros((2, 2, 192), np.int16), 8, (9, 0, 8, 8), 5, grey=False)
     many, factors = whole((8, 12, 8), 9, random), position_factors(3, torch.zeros(8), torch.zeros(8))
     with pytest.raises(ValueError, match="tokens"):
-        integer_native.bi_wkv(many, many, factors, EXPONENTIALS)
+        integer_native.bi_wkv(many.numpy(), many.numpy(), as_arrays(factors), EXPONENTIALS.numpy())
 
 
-def test_hpcm_ops_chooses(monkeypatch: pytest.MonkeyPatch, random: torch.Generator) -> None:
+def test_arrays_are_compiled_and_tensors_are_not(threads: int, random: torch.Generator) -> None:
     x = whole((2, 3, 8), LIMIT, random)
-    called = []
-    for module, name in ((integer_native, "compiled"), (integer_reference, "plain")):
-        monkeypatch.setattr(module, "squared_relu", lambda x, shift, name=name: called.append(name))
-    monkeypatch.setattr(build, "ensure_built", lambda *_, **__: True)
-    for setting in ("auto", "cpp", "torch"):
-        monkeypatch.setenv("HPCM_OPS", setting)
-        integer.squared_relu(x, 13)
-    integer.squared_relu(x[:0], 13)
-    assert called == ["compiled", "compiled", "plain", "plain"]
-    monkeypatch.setattr(build, "ensure_built", lambda *_, **__: False)
-    monkeypatch.setenv("HPCM_OPS", "auto")
-    integer.squared_relu(x, 13)
-    assert called[-1] == "plain"
-    monkeypatch.setenv("HPCM_OPS", "cpp")
-    with pytest.raises(BuildError):
-        integer.squared_relu(x, 13)
+    assert isinstance(integer.squared_relu(x, 13), Tensor)
+    assert isinstance(integer.squared_relu(x.numpy(), 13), np.ndarray)
+
+
+def test_wide_planes(threads: int, random: torch.Generator) -> None:
+    """Layers whose inputs and outputs go up to WIDE."""
+    x = activations((5, 6, 32), "random", random, WIDE)
+    weights = dataclasses.replace(linear_weights(32, 48, random), limit=WIDE)
+    added = whole((5, 6, 48), WIDE, random)
+    same("linear", (x,), weights, factor=whole((48,), 32767, random), added=added, limit=WIDE)
+    kernel = DepthwiseWeights(whole((3, 3, 32), 300, random), weights.bias[:32], weights.shift[:32], WIDE)
+    same("depthwise", x, kernel, limit=WIDE)
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "outputs"), [(4, 6, 8, 16), (9, 23, 16, 33), (17, 40, 6, 192)])
+def test_windows(threads: int, random: torch.Generator, height: int, width: int, channels: int, outputs: int) -> None:
+    x = activations((height, width, channels), "random", random)
+    for size, step in ((2, 2), (2, 1), (1, 1), (4, 2), (4, 4)):
+        same("windows", x, linear_weights(size * size * channels, outputs, random), size, step)
+
+
+@pytest.mark.parametrize("outputs", [64, 192, 12])
+def test_doubled(threads: int, random: torch.Generator, outputs: int) -> None:
+    x = activations((5, 11, 24), "random", random)
+    same("doubled", x, linear_weights(24, outputs, random))
+
+
+def test_two_planes_side_by_side_and_what_is_added_again_and_again(threads: int, random: torch.Generator) -> None:
+    one, other = activations((7, 10, 24), "random", random), activations((7, 10, 8), "random", random)
+    weights, cell = linear_weights(32, 50, random), activations((4, 4, 50), "random", random)
+    same("linear", (one, other), weights, added=cell, repeated=True)
+
+
+def test_rescaled_planes(threads: int, random: torch.Generator) -> None:
+    x = torch.randint(-(2**30), 2**30, (5, 7, 40), generator=random).to(torch.int32)
+    factor = torch.randint(0, 2**31, (40,), generator=random)
+    for shift, limit in ((0, LIMIT), (6, LIMIT), (30, WIDE), (45, WIDE)):
+        same("rescale", x, factor, shift, limit, limit=limit)
+        same("rescale", x, None, shift, limit, limit=limit)
+
+
+def test_a_gate_adds(threads: int, random: torch.Generator) -> None:
+    control, x, added = (activations((5, 7, 96), "random", random) for _ in range(3))
+    same("gate", control, x, SIGMOIDS, added)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (6, 10), (12, 8)])
+def test_steps(threads: int, random: torch.Generator, size: tuple[int, int]) -> None:
+    """Every coding step: table indexes and means out of a plane, and symbols into one."""
+    channels = 16
+    params = activations((*size, 2 * channels), "random", random)
+    gain, unit = whole((channels,), 900, random, torch.int64), torch.rand(channels, generator=random)
+    for scale in schedule.scales(channels):
+        for step in scale.steps:
+            arguments = (step, params, gain, unit, (2171, 642, 16, 63))
+            expected = integer_reference.step_parameters(*arguments)
+            got = integer_native.step_parameters(*map(as_arrays, arguments))
+            assert all(np.array_equal(one, other) for one, other in zip(got, expected, strict=True))
+            symbols = torch.randint(-3000, 3000, (len(got[0]),), generator=random).to(torch.int32)
+            latents = torch.randint(-99999, 99999, (*size, channels), generator=random).to(torch.int32)
+            placed = (step, symbols, expected[1], whole((channels,), 2**20, random, torch.int64).abs(), latents, 6)
+            wanted = integer_reference.decoded(*placed)
+            assert np.array_equal(integer_native.decoded(*(as_arrays(strided_copy(v)) for v in placed)), wanted)
+
+
+def strided_copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_pixels(threads: int, random: torch.Generator, colours: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (21, 34, colours)).astype(np.uint8)
+    table = whole((256,), LIMIT, random)
+    for area in ((0, 0, 16, 16), (3, 7, 24, 40), (20, 33, 8, 8)):
+        same("pixels_in", pixels, area, 4, table)
+    blocks = whole((3, 5, 192), LIMIT, random)
+    for area in ((4, 4, 16, 32), (0, 0, 24, 40), (7, 1, 1, 3)):
+        for grey in (False, True):
+            expected = integer_reference.drawn_pixels(blocks, 8, area, 5, grey)
+            assert np.array_equal(integer_native.drawn_pixels(blocks.numpy(), 8, area, 5, grey), expected)
 
 
 @pytest.mark.parametrize("flags", [["-march=haswell"], ["-march=x86-64"]], ids=["avx2", "portable"])
@@ -298,9 +393,9 @@ def test_narrower_machines_give_the_same(
         build.FLAGS, "integer", tuple(flags[0] if f == "-march=native" else f for f in build.FLAGS["integer"])
     )
     assert ensure_built("integer"), build.last_error("integer")
-    assert isinstance(build.function("integer", "hpcm_integer_linear", torch.device("cpu")), ctypes._CFuncPtr)  # type: ignore[attr-defined]
+    assert isinstance(build.function("integer", "hpcm_integer_linear"), ctypes._CFuncPtr)  # type: ignore[attr-defined]
     weights = linear_weights(35, 50, random, full=True)
-    same("linear", whole((3, 5, 35), LIMIT, random), weights, leaky=True, factor=whole((50,), 9000, random))
+    same("linear", (whole((3, 5, 35), LIMIT, random),), weights, leaky=True, factor=whole((50,), 9000, random))
     bias, shift = whole((20,), 1 << 24, random, torch.int32), torch.arange(20, dtype=torch.int32)
     same("depthwise", whole((5, 11, 20), LIMIT, random), DepthwiseWeights(whole((5, 5, 20), 9000, random), bias, shift))
     same("layer_norm", whole((5, 11, 20), LIMIT, random), NormWeights(bias, bias.flip(0), 14, 3))
@@ -317,7 +412,7 @@ def test_linear_is_a_rounded_linear_layer(random: torch.Generator) -> None:
     x, weights = whole((5, 7, 33), LIMIT, random), linear_weights(33, 20, random)
     weights = dataclasses.replace(weights, shift=torch.full((20,), 14, dtype=torch.int32))
     exact = (functional.linear(x.double(), weights.weight.double()) + weights.bias) / 2**14
-    got = integer_reference.linear(x, weights, leaky=True).double()
+    got = integer_reference.linear((x,), weights, leaky=True).double()
     assert (got - functional.leaky_relu(exact.clamp(-LIMIT, LIMIT), 0.01)).abs().max() <= 0.52
 
 

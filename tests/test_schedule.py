@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcm_codec.model import lattices as tensor_lattices
 from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice
 
@@ -102,7 +103,7 @@ def test_moving_by_index_as_on_a_gpu_moves_the_same(
 
     results = []
     for by_index in (False, True):
-        monkeypatch.setattr(schedule, "_by_index", lambda x, by_index=by_index: by_index and x.ndim > 3)
+        monkeypatch.setattr(tensor_lattices, "_by_index", lambda x, by_index=by_index: by_index and x.ndim > 3)
         found: list[torch.Tensor] = []
         for scale in schedule.scales(CHANNELS):
             lattices = scale.steps if len(shape) == 4 else ()

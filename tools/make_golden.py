@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hpcm_codec.codec import load_codec
 from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.images import Picture, read_picture
-from hpcm_codec.selftest import GOLDEN_FOLDER, INDEX_NAME
+from hpcm_codec.selftest import GOLDEN_FOLDER, INDEX_NAME, pixel_digest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 QUALITIES = (5, 47.5, 95)
@@ -47,14 +47,18 @@ def main() -> None:
     GOLDEN_FOLDER.mkdir(exist_ok=True)
     for old in GOLDEN_FOLDER.glob("*.hpcm"):
         old.unlink()
-    digests = {}
+    digests, pixels = {}, {}
     for name, picture in pictures().items():
         for quality in QUALITIES:
             data = codec.encode(picture, quality)
             file = f"{name}-{quality:g}.hpcm"
             (GOLDEN_FOLDER / file).write_bytes(data)
             digests[file] = codec.symbol_digest(data)
+            if codec.exact_pixels:
+                pixels[file] = pixel_digest(codec, data)
     index = {"model": DEFAULT_MODEL, "identity": codec.identity.hex(), "files": digests}
+    if pixels:
+        index["pixels"] = pixels
     (GOLDEN_FOLDER / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     print(f"{len(digests)} files, {sum(f.stat().st_size for f in GOLDEN_FOLDER.iterdir())} bytes in {GOLDEN_FOLDER}")
 

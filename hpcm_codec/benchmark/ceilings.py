@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from hpcm_codec.benchmark.timing import clock, waiter
-from hpcm_codec.ops import build, integer
+from hpcm_codec.ops import build, integer, integer_native
 from hpcm_codec.ops.integer import LinearWeights
 
 EDGE = {"cpu": 1536, "cuda": 8192}  # of the float32 matrices
@@ -67,11 +68,12 @@ def measure_ceilings(device: str) -> Ceilings:
 def _integer_product() -> float | None:
     if not build.use_compiled("integer"):
         return None
-    x = torch.randint(-100, 100, (TOKENS, 1, CHANNELS), dtype=torch.int16)
-    weight = torch.randint(-100, 100, (CHANNELS, CHANNELS), dtype=torch.int16)
-    zeros = torch.zeros(CHANNELS, dtype=torch.int32)
-    weights = LinearWeights(weight, zeros, zeros)
-    seconds = _shortest(lambda: integer.linear(x, weights), lambda: None)
+    random = np.random.default_rng(0)
+    x = random.integers(-100, 100, (TOKENS, 1, CHANNELS), np.int16)
+    zeros = np.zeros(CHANNELS, np.int32)
+    weight = random.integers(-100, 100, (CHANNELS, CHANNELS), np.int16)
+    weights = integer_native.packed_linear(LinearWeights(weight, zeros, zeros))
+    seconds = _shortest(lambda: integer.linear(x, weights=weights), lambda: None)
     return 2 * TOKENS * CHANNELS**2 / seconds
 
 

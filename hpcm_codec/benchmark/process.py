@@ -52,6 +52,11 @@ class RunResult:
     identity: str
 
 
+def run_module(module: str, argument: str) -> str:
+    """What a module of ours prints when a fresh Python runs it with one argument; raises HpcmError when it fails."""
+    return _run([sys.executable, "-m", module, argument], f"python -m {module}")
+
+
 def run_fresh(job: Run) -> RunResult:
     """Do a run in a fresh process; raises HpcmError when that fails."""
     what = f"the process that measures {job.action}"

@@ -38,6 +38,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         "growth": growth_in_words,
         "cells": cells_in_words,
         "training": training_in_words,
+        "whole": whole_in_words,
+        "peers": peers_in_words,
     }
     return f"{_measured_on(results)}\n\n{kinds[results['kind']](results)}"
 
@@ -258,3 +260,35 @@ def _times(run: dict[str, Any], other: dict[str, Any] | None) -> str:
         return DASH
     pairs = zip(run["all_crops_per_second"], other["all_crops_per_second"], strict=True)
     return f"**{statistics.median(here / there for here, there in pairs):.2f}**"
+
+
+# -- whole commands ---------------------------------------------------------------------------------------------------
+
+
+def whole_in_words(results: dict[str, Any]) -> str:
+    """Where a whole command's time goes, for every picture."""
+    tables = []
+    for measured in results["measurements"]:
+        rows = [
+            (part, *(f"{measured[action]['parts'][part]:.3f}" for action in ACTIONS))
+            for part in measured["encode"]["parts"]
+        ]
+        rows.append(("the whole process", *(f"{measured[action]['whole']:.3f}" for action in ACTIONS)))
+        rows.append(("peak memory, MB", *(f"{measured[action]['memory'] / 1e6:.0f}" for action in ACTIONS)))
+        tables.append(
+            f"{measured['picture']}, quality {results['quality']:g}\n\n" + markdown_table(("s", *ACTIONS), rows)
+        )
+    return "\n".join(tables)
+
+
+def peers_in_words(results: dict[str, Any]) -> str:
+    """Ours and other programs at about equal PSNR, for every picture."""
+    tables = []
+    headings = ("whole processes", "bytes", "PSNR dB", "encode s", "decode s")
+    for measured in results["measurements"]:
+        rows = [
+            (row["name"], f"{row['bytes']}", f"{row['psnr']:.2f}", f"{row['encode']:.3f}", f"{row['decode']:.3f}")
+            for row in measured["rows"]
+        ]
+        tables.append(f"{measured['picture']}, {results['threads']} threads\n\n" + markdown_table(headings, rows))
+    return "\n".join(tables)

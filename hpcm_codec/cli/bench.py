@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +47,10 @@ def parse_sides(text: str) -> Size:
 @click.option("--growth", "kind", flag_value="growth", help="Time and memory from 0.1 to 33 megapixels instead.")
 @click.option(
     "--cell", "kind", flag_value="cells", help="One full-resolution context step with different cells instead."
+)
+@click.option("--whole", "kind", flag_value="whole", help="Where the time of a whole command goes, on the processor.")
+@click.option(
+    "--peers", "kind", flag_value="peers", help="Beside cjxl, avifenc and cwebp, whole processes at about equal PSNR."
 )
 @click.option(
     "--training", "kind", flag_value="training", help="Crops of 256x256 a second in `hpcm train run` instead."
@@ -181,16 +188,20 @@ def _results(
     runs: int,
     longest: float | None,
 ) -> dict[str, Any]:
-    import torch
-
-    from hpcm_codec.benchmark.measure import Settings
     from hpcm_codec.constants import DEFAULT_MODEL
     from hpcm_codec.evaluation.machine import describe_machine, load_average
 
     load_before = round(load_average(), 2)  # our own runs must not count
     set_threads(threads)
+    if kind in ("whole", "peers"):
+        asked = _whole if kind == "whole" else _peers
+        about = {"kind": kind, "machine": describe_machine("cpu"), "load_average_before": load_before}
+        return about | asked((models or (DEFAULT_MODEL,))[0], sizes, image, quality, threads, runs)
+    from hpcm_codec.benchmark.measure import Settings
+    from hpcm_codec.system.devices import has_cuda
+
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if has_cuda() else "cpu"
     models = models or (DEFAULT_MODEL,)
     limit = float("inf") if longest is None else longest
     settings = Settings(image, quality, profile, device, threads, runs, limit)
@@ -207,6 +218,47 @@ def _stages(models: tuple[str, ...], sizes: list[Size], settings: Settings) -> d
     measurements = list(measure_models(models, sizes or [parse_sides(DEFAULT_SIZE)], settings))
     ceilings = before.highest(measure_ceilings(settings.device))
     return {"ceilings": ceilings.to_json(), "measurements": measurements}
+
+
+def _whole(
+    model: str, sizes: list[Size], image: Path | None, quality: float, threads: int | None, runs: int
+) -> dict[str, Any]:
+    from hpcm_codec.benchmark.whole import measure_whole
+
+    with _picture_files(sizes, image) as pictures:
+        measured = [{"picture": name, **measure_whole(path, quality, model, threads, runs)} for name, path in pictures]
+    return {"quality": quality, "measurements": measured}
+
+
+def _peers(
+    model: str, sizes: list[Size], image: Path | None, quality: float, threads: int | None, runs: int
+) -> dict[str, Any]:
+    from hpcm_codec.benchmark.peers import measure_peers
+    from hpcm_codec.system.threads import thread_count
+
+    several = threads or thread_count()
+    with _picture_files(sizes, image) as pictures:
+        measured = [
+            {"picture": name, "rows": measure_peers(path, quality, model, several, runs)} for name, path in pictures
+        ]
+    return {"quality": quality, "threads": several, "measurements": measured}
+
+
+@contextmanager
+def _picture_files(sizes: list[Size], image: Path | None) -> Iterator[list[tuple[str, Path]]]:
+    """The picture at every size asked for, as PNG files, and what to call them."""
+    from PIL import Image
+
+    from hpcm_codec.benchmark.pictures import picture_of_size
+
+    with TemporaryDirectory() as folder:
+        found = []
+        for width, height in sizes or [parse_sides(DEFAULT_SIZE)]:
+            picture, name = picture_of_size(width, height, image)
+            path = Path(folder) / f"{width}x{height}.png"
+            Image.fromarray(picture.pixels.squeeze()).save(path)
+            found.append((f"{name}, {width}×{height}", path))
+        yield found
 
 
 def _growth(models: tuple[str, ...], sizes: list[Size], settings: Settings) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hpcm_codec.entropy.distributions import table_index
+from hpcm_codec.entropy.handover import table_index
 from hpcm_codec.errors import UsageError
-from hpcm_codec.model.context import SymbolPort
 from hpcm_codec.model.schedule import Lattice, Scale
+from hpcm_codec.model.walk import SymbolPort
 
 SETTING = "HPCM_CUDA_GRAPHS"
 PLAIN_USES = 1  # of a size before it is captured: most programs code one picture
@@ -119,7 +119,7 @@ class _CuttingPort:
     def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
         indexes = table_index(sigma)
         self.finish()
-        answer = torch.zeros_like(indexes)
+        answer = torch.zeros_like(indexes, dtype=torch.int32)
         self.cuts.append(_Cut(tuple(self._began), step, indexes, mean, answer))
         self._began.clear()
         self.start()

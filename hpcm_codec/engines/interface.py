@@ -67,6 +67,10 @@ class Engine(Protocol):
         """Whether a pixel depends on nothing outside the latents within the halo, not even in its last bit."""
 
     @property
+    def exact_pixels(self) -> bool:
+        """Whether pixels are computed in integers, and so a function of the file alone."""
+
+    @property
     def warm_up_uses(self) -> int:
         """After how many tiles of one size the next one takes the time that all later ones take."""
 

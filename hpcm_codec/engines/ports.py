@@ -1,4 +1,4 @@
-"""The encoder's and the decoder's ends of the entropy coder (`model.context.SymbolPort`), for engines whose latents are tensors.
+"""The encoder's and the decoder's ends of the entropy coder (`model.context.SymbolPort`), for arrays and tensors.
 
 Both cost one pass over the steps; the third port, the estimator's, is `model.hpcm.EstimatorPort`. They turn scales into table indexes
 and residuals into symbols, and keep the tile's symbol check over everything they code. Within a step they wait for a GPU at one place:
@@ -7,16 +7,24 @@ where the decoder needs the table indexes. The encoder never does: a thread of i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hpcm_codec.entropy.distributions import table_index
-from hpcm_codec.entropy.handover import CodedStep, to_device, to_host
+from hpcm_codec.entropy.handover import (
+    CodedStep,
+    HostStep,
+    coded_step,
+    in_background,
+    spread,
+    table_index,
+    to_device,
+    to_host,
+)
 from hpcm_codec.entropy.rans_decoder import WORD_BYTES, RansDecoder
 from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder
 from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
@@ -24,10 +32,10 @@ from hpcm_codec.model import schedule
 from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.observing import UNOBSERVED, Observer, step_name
 
+if TYPE_CHECKING:
+    import torch
 
-def in_background(device: torch.device) -> bool:
-    """Whether an encoder's symbols are coded in a thread: beside a GPU; on the CPU the cores are busy already."""
-    return device.type == "cuda"
+Array = Any  # a numpy array or a torch tensor; all those of one port are of one kind
 
 
 class EncoderPort:
@@ -36,42 +44,42 @@ class EncoderPort:
     latents: 1×M×h×w, in quantisation steps. A latent that cannot be coded raises HpcmError, at the latest in `streams`.
     """
 
-    def __init__(self, latents: Tensor, tables: CoderTables, observer: Observer = UNOBSERVED) -> None:
+    def __init__(self, latents: Array, tables: CoderTables, observer: Observer = UNOBSERVED) -> None:
         with observer.stage("symbols"):
             self._planes = schedule.split(latents)
         self._observer = observer
         self._tables = tables
         self._encoders: dict[str, RansEncoder] = {}
         self._scale_name = "hyper"
-        apart = in_background(latents.device) and not observer.watches
+        apart = in_background(latents) and not observer.watches
         self._thread = ThreadPoolExecutor(1, "rANS coder") if apart else None
         self._pending: list[Future[None]] = []
         self.symbol_check = SYMBOL_CHECK_START
 
-    def code_hyper(self, hyper: Tensor, indexes: Tensor, mean: Tensor) -> Tensor:
+    def code_hyper(self, hyper: Array, indexes: Array, mean: Array) -> Array:
         """Code the hyper-latents 1×N×h×w under table indexes and means (1×N×1×1); returns their symbols, int32."""
         with self._observer.stage("symbols"):
-            return self._coded_symbols(hyper - mean, indexes.expand(hyper.shape))
+            return self._coded_symbols(hyper - mean, spread(indexes, hyper.shape))
 
     def begin(self, scale: Scale, number: int) -> None:
         self._observer.switch(step_name(scale.name, number))
         self._scale_name = scale.name
 
-    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Array, mean: Array) -> Array:
         indexes = table_index(sigma)
         with self._observer.stage("symbols"):
             residual = step.take(self._planes[self._scale_name]) - mean.reshape(1, -1)
             return self._coded_symbols(residual, indexes).reshape(mean.shape)
 
-    def _coded_symbols(self, residual: Tensor, indexes: Tensor) -> Tensor:
-        step = CodedStep(residual, indexes)
+    def _coded_symbols(self, residual: Array, indexes: Array) -> Array:
+        step = coded_step(residual, indexes)
         if self._thread is None:
             self._code_symbols(self._scale_name, step)
         else:
             self._pending.append(self._thread.submit(self._code_symbols, self._scale_name, step))
         return step.symbols
 
-    def _code_symbols(self, scale_name: str, step: CodedStep) -> None:
+    def _code_symbols(self, scale_name: str, step: CodedStep | HostStep) -> None:
         symbols, indexes = step.wait()
         with self._observer.stage("rANS coding"):
             if scale_name not in self._encoders:
@@ -95,6 +103,7 @@ class DecoderPort:
     From the first stream that is None on, every latent takes its predicted mean, which gives a coarser picture.
     `complete` says that no stream was missing; only then can the symbol check be tested.
 
+    device: where indexes come from and symbols go to; None: they are numpy arrays.
     begun:  the beginning of the first stream that is None, which is read as far as it goes; or None.
     record: called with every run of symbols (int32) that is decoded, in coding order.
     """
@@ -103,7 +112,7 @@ class DecoderPort:
         self,
         streams: dict[str, bytes | None],
         tables: CoderTables,
-        device: torch.device,
+        device: torch.device | None,
         record: Callable[[NDArray[np.int32]], None] | None = None,
         begun: bytes | None = None,
         observer: Observer = UNOBSERVED,
@@ -119,18 +128,18 @@ class DecoderPort:
         self._decoder: RansDecoder | None = None
         self.symbol_check = SYMBOL_CHECK_START
 
-    def code_hyper(self, shape: tuple[int, ...], indexes: Tensor) -> Tensor:
+    def code_hyper(self, shape: tuple[int, ...], indexes: Array) -> Array:
         """The symbols (int32) of hyper-latents of that shape 1×N×h×w, under table indexes (1×N×1×1)."""
         with self._observer.stage("symbols"):
             self._open("hyper")
-            return self._read(indexes.expand(shape))
+            return self._read(spread(indexes, shape))
 
     def begin(self, scale: Scale, number: int) -> None:
         self._observer.switch(step_name(scale.name, number))
         if number == 1:
             self._open(scale.name)
 
-    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Array, mean: Array) -> Array:
         indexes = table_index(sigma)
         with self._observer.stage("symbols"):
             return self._read(indexes)
@@ -145,9 +154,10 @@ class DecoderPort:
             self._stream = None
         self.complete = self.complete and self._streams[name] is not None
 
-    def _read(self, indexes: Tensor) -> Tensor:
+    def _read(self, indexes: Array) -> Array:
         if self._stream is None:
-            return torch.zeros_like(indexes, dtype=torch.int32)
+            nothing = np.zeros(math.prod(indexes.shape), np.int32)
+            return to_device(nothing, self._device).reshape(indexes.shape)
         on_host = to_host(indexes)
         with self._observer.stage("rANS coding"):
             if self._decoder is None:

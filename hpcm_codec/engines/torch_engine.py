@@ -1,13 +1,14 @@
 """The engines that compute with torch, on a CPU or a GPU. They differ in the arithmetic that decides probabilities, and in nothing else.
 
 Transforms and hyper analysis are in floating point in both. `FloatEngine` has the whole network in floating point; in `ExactEngine`
-everything that a decoder needs to find the symbols is computed in integers (docs/determinism.md).
+everything that a decoder needs to find the symbols is computed in integers (docs/determinism.md). `integer.IntegerEngine` needs no torch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Record
 from hpcm_codec.engines.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.distributions import sigma_index
 from hpcm_codec.entropy.rans_encoder import CoderTables
-from hpcm_codec.model.context import SymbolPort
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.rate import quality_to_position
+from hpcm_codec.model.walk import SymbolPort
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.threads import on_threads
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
@@ -45,7 +46,7 @@ class TorchEngine(ABC):
     """
 
     profile: str
-    parallel_tiles = False
+    parallel_tiles = exact_pixels = False
 
     def __init__(self, model: HPCM, tables: CoderTables, device: torch.device) -> None:
         self.model, self._tables, self._device = model, tables, device
@@ -55,6 +56,15 @@ class TorchEngine(ABC):
     @property
     def device(self) -> str:
         return str(self._device)
+
+    @property
+    def _walk_device(self) -> torch.device | None:
+        """Where the walk's tensors are; None: it has numpy arrays."""
+        return self._device
+
+    def _for_walk(self, x: Tensor) -> Any:
+        """A tensor as the walk and its ports take it."""
+        return x if self._walk_device is not None else x.numpy()
 
     @property
     def local_synthesis(self) -> bool:
@@ -88,9 +98,10 @@ class TorchEngine(ABC):
     @torch.inference_mode()
     def encode(self, latents: Tensor, quality_code: int) -> EncodedTile:
         rate = self._rate(quality_code)
-        port = EncoderPort(latents * self._latent_gain(quality_code), self._tables, self.observer)
+        steps = latents * self._latent_gain(quality_code)
+        port = EncoderPort(self._for_walk(steps), self._tables, self.observer)
         with self.observer.stage("hyper analysis"):
-            hyper = self.model.hyper_latents(latents, rate)
+            hyper = self._for_walk(self.model.hyper_latents(latents, rate))
         decoded = self._code(port, lambda indexes, mean: port.code_hyper(hyper, indexes, mean), quality_code)
         streams = port.streams()
         hyper_stream, s1, s2, s3 = (streams[scale] for scale in SCALES)
@@ -106,7 +117,7 @@ class TorchEngine(ABC):
         record: Record | None = None,
     ) -> DecodedTile:
         streams = dict(zip(SCALES, payloads, strict=True))
-        port = DecoderPort(streams, self._tables, self._device, record, begun, self.observer)
+        port = DecoderPort(streams, self._tables, self._walk_device, record, begun, self.observer)
         shape = (1, self.model.config.hyper_channels, *(side // LATENTS_PER_UNIT for side in size))
         decoded = self._code(port, lambda indexes, _: port.code_hyper(shape, indexes), quality_code)
         return DecodedTile(decoded, port.complete, port.symbol_check)
@@ -172,7 +183,7 @@ class FloatEngine(TorchEngine):
 class ExactEngine(TorchEngine):
     """What decides probabilities in integers: the same symbols on every machine.
 
-    network: the integer layers of `model`, on the device.
+    network: the integer layers of `model`: as tensors on the device, or `compiled` for the CPU, and the walk is in numpy arrays.
     """
 
     profile = "exact"
@@ -182,8 +193,13 @@ class ExactEngine(TorchEngine):
         self.network = network
         self.parallel_tiles = device.type == "cpu"  # on a GPU, tiles share one queue and the memory of captured graphs
 
+    @property
+    def _walk_device(self) -> torch.device | None:
+        return None if self.network.compiled else self._device
+
     def _latent_gain(self, quality_code: int) -> Tensor | float:
-        return self.network.latent_gain(self.network.position(quality_code))
+        gain: Tensor = torch.as_tensor(self.network.latent_gain(self.network.position(quality_code)))
+        return gain
 
     def _code(self, port: SymbolPort, code_hyper: CodeHyper, quality_code: int) -> Tensor:
         position = self.network.position(quality_code)
@@ -193,4 +209,5 @@ class ExactEngine(TorchEngine):
         return self._walked(self._walk, port, symbols, position)
 
     def _walk(self, port: SymbolPort, symbols: Tensor, position: Tensor) -> Tensor:
-        return self.network.code_latents(symbols, position, port)
+        latents = self.network.real_latents(self.network.code_latents(symbols, position, port))
+        return torch.as_tensor(latents)

@@ -15,15 +15,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, LOG_SIGMA_STEP, PRECISION_BITS, SIGMA_COUNT, SMALLEST_SIGMA
 from hpcm_codec.ops import fused_rate
 
 SHAPE = 1.5
-SIGMA_COUNT = 64
-SMALLEST_SIGMA = 0.12
-LARGEST_SIGMA = 64.0
-LOG_SIGMA_STEP = math.log(LARGEST_SIGMA / SMALLEST_SIGMA) / (SIGMA_COUNT - 1)
 SMALLEST_LIKELIHOOD = 1e-9
-PRECISION_BITS = 16  # cumulative frequencies of the rANS coder add up to 2^16
 _TAIL_MASS = 2.0**-PRECISION_BITS  # what a table leaves out on both sides together, at most
 _DENSITY_AT_ZERO = SHAPE / (2 * math.gamma(1 / SHAPE))
 
@@ -89,11 +85,6 @@ def sigma_index(sigma: Tensor) -> Tensor:
     """The index (int32) of the nearest of the 64 widths, for each σ."""
     index = (sigma.log() - math.log(SMALLEST_SIGMA)) / LOG_SIGMA_STEP
     return index.round().clamp(0, SIGMA_COUNT - 1).to(torch.int32)
-
-
-def table_index(sigma: Tensor) -> Tensor:
-    """Table indexes (int32) of what a symbol port is given: σ, or indexes already, which the walk in integers finds itself."""
-    return sigma_index(sigma) if sigma.is_floating_point() else sigma
 
 
 def sigma_of(index: Tensor) -> Tensor:

@@ -1,19 +1,23 @@
 """Symbols and table indexes on their way between a device and the rANS coder, in few bytes and, from the device, without waiting.
 
 A coding step hands over three bytes a latent: the residual in 16 bits and the table index in 8. From a GPU they are copied into pinned
-memory while it goes on; on the CPU nothing is copied.
+memory while it goes on; on the CPU nothing is copied. Numpy arrays, which are on the host already, pass as they are, and without torch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, largest_magnitude
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Array = Any  # a numpy array or a torch tensor
 
 SHORT_LIMIT = 2**15 - 1  # magnitudes from here on do not travel in 16 bits
 BEYOND = 2 * LARGEST_SYMBOL  # stands for whatever cannot be coded, not-a-number too
@@ -23,6 +27,8 @@ class HostCopy:
     """A tensor on its way to the host: of a GPU's, a copy queued on the device's current stream; of the CPU's, the tensor itself."""
 
     def __init__(self, source: Tensor) -> None:
+        import torch
+
         self._arrived: torch.cuda.Event | None = None
         self._host = source
         if source.device.type == "cuda":
@@ -40,15 +46,19 @@ class HostCopy:
 
 
 class CodedStep:
-    """An encoder's symbols of one step: on the device at once, on the host when they have arrived.
+    """An encoder's symbols of one step: where the latents are at once, on the host when they have arrived.
 
     residual: float, any shape, in quantisation steps; indexes: integer table indexes below 256, as many.
     """
 
+    symbols: Array  # int32, of the residual's shape
+
     def __init__(self, residual: Tensor, indexes: Tensor) -> None:
+        import torch
+
         # in place: on the CPU fresh memory costs more than what is done in it
         whole = residual.round().nan_to_num_(nan=BEYOND).clamp_(-BEYOND, BEYOND)
-        self.symbols = whole.to(torch.int32)  # int32, of the residual's shape
+        self.symbols = whole.to(torch.int32)
         short = whole.clamp_(-SHORT_LIMIT, SHORT_LIMIT).to(torch.int16).flatten()
         self._count = short.numel()
         self._packed = HostCopy(torch.cat((short.view(torch.uint8), indexes.flatten().to(torch.uint8))))
@@ -62,14 +72,58 @@ class CodedStep:
         return short, indexes
 
 
-def to_host(indexes: Tensor) -> NDArray[np.uint8]:
+class HostStep:
+    """A `CodedStep` of numpy arrays."""
+
+    def __init__(self, residual: NDArray[np.float32], indexes: NDArray[np.uint8]) -> None:
+        whole = np.rint(residual)
+        np.nan_to_num(whole, copy=False, nan=BEYOND, posinf=BEYOND, neginf=-BEYOND)
+        self.symbols: Array = np.clip(whole, -BEYOND, BEYOND).astype(np.int32)
+        self._indexes = indexes
+
+    def wait(self) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.uint8]]:
+        return self.symbols.ravel(), to_host(self._indexes)
+
+
+def coded_step(residual: Array, indexes: Array) -> CodedStep | HostStep:
+    return (HostStep if isinstance(residual, np.ndarray) else CodedStep)(residual, indexes)
+
+
+def in_background(latents: Array) -> bool:
+    """Whether an encoder's symbols are range-coded in a thread: beside a GPU; on the CPU the cores have enough to do."""
+    return not isinstance(latents, np.ndarray) and latents.device.type == "cuda"
+
+
+def to_host(indexes: Array) -> NDArray[np.uint8]:
     """Table indexes below 256 (any shape and integer type) as 1-D uint8: the one wait of a decoder's step."""
+    if isinstance(indexes, np.ndarray):
+        return indexes.ravel().astype(np.uint8)
+    import torch
+
     return HostCopy(indexes.flatten().to(torch.uint8)).wait().view(np.uint8)
 
 
-def to_device(symbols: NDArray[np.int32], device: torch.device) -> Tensor:
-    """Decoded symbols as 1-D int32 on a device; for a GPU the copy is queued, in 16 bits where they fit."""
+def to_device(symbols: NDArray[np.int32], device: torch.device | None) -> Array:
+    """Decoded symbols as 1-D int32 on a device, None: numpy's; for a GPU the copy is queued, in 16 bits where they fit."""
+    if device is None:
+        return symbols
+    import torch
+
     if device.type != "cuda":
         return torch.from_numpy(symbols).to(device)
     narrow = torch.from_numpy(symbols.astype(np.int16) if largest_magnitude(symbols) <= SHORT_LIMIT else symbols)
     return narrow.pin_memory().to(device, non_blocking=True).to(torch.int32)
+
+
+def spread(values: Array, shape: tuple[int, ...]) -> Array:
+    """Values broadcast to a shape, a view."""
+    return np.broadcast_to(values, shape) if isinstance(values, np.ndarray) else values.expand(shape)
+
+
+def table_index(sigma: Array) -> Array:
+    """Table indexes of what a symbol port is given: those of σ, or indexes already, which the walk in integers finds itself."""
+    if isinstance(sigma, np.ndarray) or not sigma.is_floating_point():
+        return sigma
+    from hpcm_codec.entropy.distributions import sigma_index
+
+    return sigma_index(sigma)

@@ -11,10 +11,9 @@ from bisect import bisect_right
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, CoderTables
+from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, CoderTables, pointer
 from hpcm_codec.ops import build
 
 WORD_BYTES = 4
@@ -51,11 +50,11 @@ class RansDecoder:
         """Fill `symbols`; returns how many could be read."""
         tables = self._tables
         place = np.array([self._state, self._position, 0], np.uint64)
-        build.function("integer", "hpcm_rans_decode", torch.device("cpu"))(
-            *(_pointer(self._words), ctypes.c_int64(len(self._words)), _pointer(place)),
-            *(_pointer(indexes), ctypes.c_int64(len(indexes))),
-            *(_pointer(part) for part in (tables.packed, tables.starts, tables.packed_sizes, tables.packed_offsets)),
-            *(ctypes.c_int64(LARGEST_SYMBOL), _pointer(symbols)),
+        build.function("integer", "hpcm_rans_decode")(
+            *(pointer(self._words), ctypes.c_int64(len(self._words)), pointer(place)),
+            *(pointer(indexes), ctypes.c_int64(len(indexes))),
+            *(pointer(part) for part in (tables.packed, tables.starts, tables.packed_sizes, tables.packed_offsets)),
+            *(ctypes.c_int64(LARGEST_SYMBOL), pointer(symbols)),
         )
         self._state, self._position, read = place.tolist()
         return int(read)
@@ -104,7 +103,3 @@ class RansDecoder:
 
 class EndOfStream(Exception):
     """A symbol asks for more than the stream holds, or is longer than any that is written."""
-
-
-def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

@@ -7,19 +7,20 @@ What it writes is read by `rans_decoder`.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.machinery
 import importlib.util
-from functools import lru_cache
-from itertools import pairwise
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables
+from hpcm_codec.entropy.sigmas import PRECISION_BITS
 from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.ops import build
 
 LARGEST_SYMBOL = 2**24  # of a residual; 8-bit pictures stay far below, and the coder's escape code far above
 # The coder reserves 4 bytes per symbol for its output, too little for its 8-byte end state when there are only a few.
@@ -42,29 +43,46 @@ def _ans() -> ModuleType:
     raise HpcmError("the rANS coder is missing", advice="install it with: pip install --no-deps compressai")
 
 
+class Tables(Protocol):
+    """What a checkpoint has, as arrays or tensors. cumulative: rows one after the other, or padded; sizes, offsets: one of each row."""
+
+    @property
+    def cumulative(self) -> Any: ...
+
+    @property
+    def sizes(self) -> Any: ...
+
+    @property
+    def offsets(self) -> Any: ...
+
+
 class CoderTables:
     """Symbol tables in the forms the coder takes: made once per checkpoint, used by every stream.
 
-    cumulative, sizes, offsets: as lists, a row for each table; packed, starts (where each row begins in it), packed_sizes and
-    packed_offsets: the same as arrays. Raises FileError for rows that are no tables.
+    packed, starts (where each row begins in it), packed_sizes, packed_offsets: arrays; cumulative, sizes, offsets: the same as lists, a
+    row for each table. Raises FileError for rows that are no tables.
     """
 
-    def __init__(self, tables: SymbolTables) -> None:
-        sizes = tables.sizes.tolist()
-        self.cumulative = [row[:size] for row, size in zip(tables.cumulative.tolist(), sizes, strict=True)]
-        self.sizes = sizes
-        self.offsets = tables.offsets.tolist()
-        if len(self.offsets) != len(sizes) or not all(_is_table(row) for row in self.cumulative):
+    def __init__(self, tables: Tables) -> None:
+        rows, sizes = np.asarray(tables.cumulative, np.int32), np.asarray(tables.sizes, np.int32)
+        self.packed_sizes, self.packed_offsets = sizes, np.asarray(tables.offsets, np.int32)
+        if rows.ndim == 2:
+            rows = rows[np.arange(rows.shape[1]) < sizes[:, None]]
+        self.packed: NDArray[np.int32] = np.ascontiguousarray(rows)
+        self.starts = np.cumsum([0, *sizes[:-1].tolist()], dtype=np.int64)
+        self.sizes, self.offsets = sizes.tolist(), self.packed_offsets.tolist()
+        whole = len(self.offsets) == len(sizes) and sizes.sum() == len(self.packed)
+        if not whole or not all(_is_table(row) for row in np.split(self.packed, self.starts[1:])):
             raise FileError("the rANS coder's tables are damaged", advice="fetch the checkpoint again")
-        self.packed = np.concatenate([np.array(row, np.int32) for row in self.cumulative])
-        self.packed_sizes, self.packed_offsets = np.array(sizes, np.int32), np.array(self.offsets, np.int32)
-        self.starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+
+    @cached_property
+    def cumulative(self) -> list[list[int]]:
+        return [row.tolist() for row in np.split(self.packed, self.starts[1:])]
 
 
-def _is_table(row: list[int]) -> bool:
+def _is_table(row: NDArray[np.int32]) -> bool:
     """Whether a row has at least one symbol and the escape, and rises from 0 to 2^16."""
-    rises = all(low < high for low, high in pairwise(row))
-    return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and rises
+    return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and bool((np.diff(row) > 0).all())
 
 
 def largest_magnitude(symbols: NDArray[np.signedinteger[Any]]) -> int:
@@ -73,12 +91,12 @@ def largest_magnitude(symbols: NDArray[np.signedinteger[Any]]) -> int:
 
 
 class RansEncoder:
-    """Collects symbols with their table indexes; `finish` gives the stream."""
+    """Collects symbols with their table indexes; `finish` gives the stream: in C++ (csrc/rans_encoder.h) where that can be compiled, or
+    else by compressai's coder. Both give the same bytes."""
 
     def __init__(self, tables: CoderTables) -> None:
         self._tables = tables
-        self._encoder = _ans().BufferedRansEncoder()
-        self._count = 0
+        self._parts: list[tuple[NDArray[np.int32], NDArray[np.uint8]]] = []
 
     def encode(self, symbols: NDArray[np.signedinteger[Any]], indexes: NDArray[np.integer[Any]]) -> None:
         """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes; raises HpcmError for larger ones."""
@@ -86,14 +104,39 @@ class RansEncoder:
             raise HpcmError(
                 "a latent is too large to be coded, or not a number", advice="the model does not fit this picture"
             )
-        tables = self._tables
-        self._count += symbols.size
-        self._encoder.encode_with_indexes(
-            symbols.tolist(), indexes.tolist(), tables.cumulative, tables.sizes, tables.offsets
-        )
+        if indexes.size and not 0 <= int(indexes.min()) <= int(indexes.max()) < len(self._tables.sizes):
+            raise ValueError("there is no table of such an index")
+        self._parts.append((symbols.astype(np.int32), indexes.astype(np.uint8)))
 
     def finish(self) -> bytes:
         """The coded stream. Very short ones end in a few zero symbols that no decoder asks for."""
-        if missing := max(0, _FEWEST_SYMBOLS - self._count):
-            self.encode(np.zeros(missing, np.int32), np.zeros(missing, np.int32))
-        return self._encoder.flush()
+        if missing := max(0, _FEWEST_SYMBOLS - sum(symbols.size for symbols, _ in self._parts)):
+            self.encode(np.zeros(missing, np.int32), np.zeros(missing, np.uint8))
+        symbols, indexes = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        write = self._compiled if build.use_compiled("integer") else self._by_compressai
+        return write(symbols, indexes)
+
+    def _compiled(self, symbols: NDArray[np.int32], indexes: NDArray[np.uint8]) -> bytes:
+        tables = self._tables
+        place = np.array([symbols.size, 0], np.int64)
+        words = np.empty(
+            12 * symbols.size + 2, np.uint32
+        )  # an escaped symbol takes its interval and up to ten times four bits
+        build.function("integer", "hpcm_rans_encode")(
+            *(pointer(symbols), pointer(indexes), ctypes.c_int64(symbols.size)),
+            *(pointer(part) for part in (tables.packed, tables.starts, tables.packed_sizes, tables.packed_offsets)),
+            *(pointer(words), ctypes.c_int64(words.size), pointer(place)),
+        )
+        return words[words.size - int(place[1]) :].astype("<u4").tobytes()
+
+    def _by_compressai(self, symbols: NDArray[np.int32], indexes: NDArray[np.uint8]) -> bytes:
+        tables = self._tables
+        encoder = _ans().BufferedRansEncoder()
+        encoder.encode_with_indexes(symbols.tolist(), indexes.tolist(), tables.cumulative, tables.sizes, tables.offsets)
+        stream: bytes = encoder.flush()
+        return stream
+
+
+def pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
+    """Where a contiguous array begins; it must outlive the call."""
+    return ctypes.c_void_p(array.ctypes.data)

@@ -7,6 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
+from hpcm_codec.system.threads import thread_count
+
 
 def processor_name() -> str:
     """The processor's name, or the architecture where the system does not report it."""
@@ -34,7 +36,7 @@ def load_average() -> float:
 
 
 def describe_machine(device: str | None = None) -> dict[str, str | int]:
-    """Processor, cores, system, Python; with a torch device ("cpu", "cuda"…) also torch, its threads, the GPU."""
+    """Processor, cores, system, Python; with a device ("cpu", "cuda"…) also its threads, torch where it is loaded, the GPU."""
     machine: dict[str, str | int] = {
         "processor": processor_name(),
         "cores": usable_cores(),
@@ -42,10 +44,11 @@ def describe_machine(device: str | None = None) -> dict[str, str | int]:
         "python": platform.python_version(),
     }
     if device is not None:
-        import torch
-
-        machine |= {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device}
-        if device.startswith("cuda"):
+        machine |= {"threads": thread_count(), "device": device}
+        torch = sys.modules.get("torch")  # a codec on the CPU does without
+        if torch is not None:
+            machine["torch"] = str(torch.__version__)
+        if torch is not None and device.startswith("cuda"):
             machine["gpu"] = torch.cuda.get_device_name(device)
     return machine
 
@@ -59,8 +62,9 @@ def machine_in_words(machine: dict[str, str | int]) -> str:
     parts = [f"{machine['processor']}", f"{machine['cores']} cores"]
     if "gpu" in machine:
         parts.append(f"{machine['gpu']}")
-    if "torch" in machine:
-        parts.append(f"torch {machine['torch']} on {machine['device']} with {machine['threads']} threads")
+    if "threads" in machine:
+        library = f"torch {machine['torch']} " if "torch" in machine else ""
+        parts.append(f"{library}on {machine['device']} with {machine['threads']} threads")
     return ", ".join([*parts, f"Python {machine['python']}"])
 
 

@@ -11,15 +11,17 @@ given out is always uint8, with the channels of the file: H×W×C or C×H×W, on
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hpcm_codec.errors import UsageError
 from hpcm_codec.images import Picture, Samples
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHANNELS = (1, 2, 3, 4)
 
@@ -39,8 +41,16 @@ def picture_from_array(array: NDArray[Any]) -> Picture:
     return _picture(_as_bytes(samples, "an image array", str(array.dtype)))
 
 
+def is_tensor(image: object) -> bool:
+    """Whether it is a torch tensor; where nobody has imported torch, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
+
+
 def picture_from_tensor(tensor: Tensor) -> Picture:
     """A picture of C×H×W samples, on any device; raises UsageError for other shapes, dtypes and ranges."""
+    import torch
+
     shape = _shape_in_words(tensor.shape)
     if tensor.ndim != 3 or 0 in tensor.shape:
         batch = tensor.ndim == 4
@@ -69,6 +79,8 @@ def array_of(picture: Picture) -> Samples:
 
 def tensor_of(picture: Picture) -> Tensor:
     """The picture's samples, uint8 C×H×W, contiguous, alpha as the last channel."""
+    import torch
+
     return torch.from_numpy(array_of(picture)).permute(2, 0, 1).contiguous()
 
 

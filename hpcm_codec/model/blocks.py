@@ -81,6 +81,7 @@ class ResidualBlock(nn.Module):
         self, channels: int, kind: Literal["partial", "depthwise"] = "depthwise", factor_levels: int = 0
     ) -> None:
         super().__init__()
+        self.channels = channels
         expansion = 4 if kind == "partial" else 2
         self.spatial: nn.Module = (
             PartialConv(channels) if kind == "partial" else nn.Conv2d(channels, channels, 3, padding=1, groups=channels)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from hpcm_codec.errors import UnsupportedError
 
 # The published HPCM rate points; our levels span the same range, log-spaced.
+PATCH = 8  # edge of the patch projection, in pixels
 LOWEST_LAMBDA = 0.0018
 HIGHEST_LAMBDA = 0.0483
 

@@ -1,9 +1,6 @@
-"""The walk over the coding steps: the one place where probabilities are decided, for encoder, decoder and estimator.
+"""The context model: what `walk` computes with in floating point, in training and in the float profile.
 
-`walk` goes through the 11 steps once, in whatever arithmetic it is given. At each step it knows the scales and means of the step's
-latents and asks a *symbol port* to exchange them for symbols: the encoder's port quantises the true latents and codes
-them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
-Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`.
+Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`, the walk over them in `walk.py`.
 """
 
 from __future__ import annotations
@@ -11,109 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.entropy.distributions import LARGEST_SIGMA, SMALLEST_SIGMA, bounded
+from hpcm_codec.entropy.distributions import bounded
+from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SMALLEST_SIGMA
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.model.cells import ContextCell
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
-
-Planes = tuple[Tensor, Tensor, Tensor]
-CodeStep = Callable[[Lattice, Tensor, Tensor], Tensor]  # (step, params, latents) → latents, as `Arithmetic.code`
-
-
-class SymbolPort(Protocol):
-    """One end of the entropy coder, as the walk sees it: the encoder's, the decoder's or the estimator's."""
-
-    def begin(self, scale: Scale, number: int) -> None:
-        """Called before each step, coarse to fine; number counts a scale's steps from 1."""
-
-    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
-        """Code a step's latents; returns their symbols, B×n: the rounded differences of latents and means, packed as `step` packs them.
-
-        sigma: B×n, of the distributions: from the walk in floating point their widths σ within [0.12, 64], from the walk in integers
-               the indexes of their tables (int32).
-        mean:  B×n, floating point, in quantisation steps. A decoder does not need it.
-        The symbols are whole numbers, int32 or of the means' type.
-        """
-
-
-class Arithmetic(Protocol):
-    """What the walk computes with: the layers in floating point (`ContextModel`) or in integers (`engines.exact.network`).
-
-    Planes are (…, C, h, w). Scales are numbered 0, 1, 2 for s1, s2, s3; `step` counts a scale's steps that have an adaptor.
-    """
-
-    def no_latents(self, context: Tensor) -> Tensor:
-        """A plane of M channels of zeros, as large as the context's."""
-
-    def enter(self, scale: int, context: Tensor) -> Tensor:
-        """The network between two scales, on the context brought to the finer one."""
-
-    def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
-        """Scales and means of a step's latents, from the context and the latents decoded so far."""
-
-    @property
-    def code(self) -> CodeStep:
-        """(step, params, latents) → the latents with those of the step decoded."""
-
-    def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
-        """The context for the next step."""
-
-
-def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale, int], None]) -> Tensor:
-    """Go through all coding steps; returns the decoded latents (…, M, h, w).
-
-    planes: the hyperprior's parameters on s1, s2 and s3 (see `hyper_planes`); begin: `SymbolPort.begin`. What leads from one scale to the
-    next belongs to the first step of the finer one.
-    """
-    context = planes[0]
-    latents = arithmetic.no_latents(context)
-    scales = schedule.scales(latents.shape[-3])
-    for number, scale in enumerate(scales):
-        begin(scale, 1)
-        if number > 0:
-            inside = scales[number - 1].inside
-            assert inside is not None
-            context = arithmetic.enter(number, _refine(inside, context, planes[number]))
-            latents = inside.place(latents, arithmetic.no_latents(context))
-        first = 1 if number == 0 else 0
-        if first:
-            # The very first step has its parameters from the hyperprior.
-            latents = arithmetic.code(scale.steps[0], context, latents)
-        for index, step in enumerate(scale.steps[first:]):
-            if first + index > 0:
-                begin(scale, first + index + 1)
-            params = arithmetic.parameters(number, index, context, latents)
-            latents = arithmetic.code(step, params, latents)
-            if step is not scales[-1].steps[-1]:
-                context = arithmetic.carry(number, params, context)
-    return latents
-
-
-def _refine(inside: Lattice, coarse: Tensor, fine: Tensor) -> Tensor:
-    """Scatter a coarser context into the finer plane of parameters."""
-    halves = (2, coarse.shape[-3] // 2)
-    placed = inside.place(coarse.unflatten(-3, halves), fine.unflatten(-3, halves).to(coarse.dtype))
-    return placed.flatten(-4, -3)
-
-
-def hyper_planes(hyper_params: Tensor, latent_channels: int, gather: str = "aligned") -> Planes:
-    """The hyperprior's parameters (…, 2M, h, w) on the planes of s1, s2 and s3."""
-    s1, s2, _ = schedule.scales(latent_channels)
-    assert s1.inside is not None and s2.inside is not None
-    full = hyper_params.unflatten(-3, (2, latent_channels))
-    on_s2 = s2.inside.take(full)
-    on_s1 = s1.inside.take(on_s2)
-    if gather == "published":
-        on_s2 = published_s2_gather(full, on_s2)
-    return on_s1.flatten(-4, -3), on_s2.flatten(-4, -3), hyper_params
+from hpcm_codec.model.walk import CodeStep, Planes, SymbolPort, hyper_planes, walk
 
 
 # Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
@@ -161,7 +69,9 @@ class ContextModel(nn.Module):
         self, hyper_params: Tensor, code: CodeStep, begin: Callable[[Scale, int], None], rate: Tensor
     ) -> Tensor:
         """`code_latents` with another way to code a step: `ops.fused_rate` does all of it in one operation."""
-        planes = hyper_planes(hyper_params, self.latent_channels, self.hyper_gather)
+        planes = hyper_planes(hyper_params)
+        if self.hyper_gather == "published":
+            planes = _published_planes(hyper_params, planes)
         return walk(_AtRate(self, code, rate), planes, begin)
 
     def code_step(
@@ -207,6 +117,13 @@ class _AtRate:
 
     def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
         return self._network.cells[scale](params, context)
+
+
+def _published_planes(hyper_params: Tensor, planes: Planes) -> Planes:
+    """The planes with that of s2 as the published code gathers it."""
+    halves = (2, hyper_params.shape[-3] // 2)
+    on_s2 = published_s2_gather(hyper_params.unflatten(-3, halves), planes[1].unflatten(-3, halves))
+    return planes[0], on_s2.flatten(-4, -3), planes[2]
 
 
 # What the published code leaves out of the 4×4 cell for the groups 0..7 when it gathers the hyperprior for s2.

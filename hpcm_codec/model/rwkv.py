@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcm_codec.model.blocks import pointwise
-from hpcm_codec.ops import biwkv4, fused, fused_mixing
+from hpcm_codec.ops import fused, fused_mixing
+from hpcm_codec.ops.biwkv4 import biwkv4
 
 
 # Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from hpcm_codec.ops.fused_rate import Pieces, pieces_of
+if TYPE_CHECKING:
+    from hpcm_codec.ops.fused_rate import Pieces
+
+Array = Any  # a numpy array or a torch tensor
 
 GROUPS = 8
 
@@ -52,7 +55,7 @@ class Piece:
     column: int
     stride: int
 
-    def view(self, plane: Tensor) -> Tensor:
+    def view(self, plane: Array) -> Array:
         """The piece of a plane (..., M, h, w), as a view."""
         return plane[..., self.first : self.last, self.row :: self.stride, self.column :: self.stride]
 
@@ -68,13 +71,27 @@ class Lattice:
     pieces: tuple[Piece, ...]
     dense: bool
 
-    def take(self, plane: Tensor) -> Tensor:
-        """Pack the lattice's latents of a plane (..., M, h, w) into a new tensor; differentiable."""
-        return _Take.apply(plane, self)
+    def take(self, plane: Array) -> Array:
+        """Pack the lattice's latents of a plane (..., M, h, w) into a new array; of tensors, differentiable."""
+        if not isinstance(plane, np.ndarray):
+            from hpcm_codec.model import lattices
 
-    def place(self, packed: Tensor, base: Tensor) -> Tensor:
-        """A copy of the plane `base` with the lattice's latents replaced by `packed`; differentiable in both."""
-        return _Place.apply(packed, base, self)
+            return lattices.take(plane, self)
+        packed = self.new_packed(plane)
+        for source, target in self.pairs(plane, packed):
+            target[...] = source
+        return packed
+
+    def place(self, packed: Array, base: Array) -> Array:
+        """A copy of the plane `base` with the lattice's latents replaced by `packed`; of tensors, differentiable in both."""
+        if not isinstance(base, np.ndarray):
+            from hpcm_codec.model import lattices
+
+            return lattices.place(packed, base, self)
+        plane = base.copy(order="K")
+        for target, source in self.pairs(plane, packed):
+            target[...] = source
+        return plane
 
     def count(self, height: int, width: int) -> int:
         """Number of latents of this lattice in a plane of that size."""
@@ -85,9 +102,11 @@ class Lattice:
 
     def fused(self, channels: int) -> Pieces:
         """The same for the operators of a fused training step, in planes of that many channels."""
+        from hpcm_codec.ops.fused_rate import pieces_of
+
         return pieces_of(tuple((p.first, p.last, p.row, p.column, p.stride) for p in self.pieces), channels)
 
-    def pairs(self, plane: Tensor, packed: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs(self, plane: Array, packed: Array) -> Iterator[tuple[Array, Array]]:
         """Matching views of a plane and of its packed form."""
         start = 0
         for piece in self.pieces:
@@ -96,107 +115,20 @@ class Lattice:
                 yield view, packed[..., piece.first : piece.last, :, :]
             else:
                 size = view.shape[-3] * view.shape[-2] * view.shape[-1]
-                yield view, packed[..., start : start + size].unflatten(-1, view.shape[-3:])
+                part = packed[..., start : start + size]
+                yield view, part.reshape(*part.shape[:-1], *view.shape[-3:])
                 start += size
 
-    def new_packed(self, plane: Tensor) -> Tensor:
+    def new_packed(self, plane: Array) -> Array:
         """Uninitialised memory for the packed form of a plane."""
         *batch, channels, height, width = plane.shape
+        if isinstance(plane, np.ndarray):
+            if self.dense:  # channels last, as numpy planes are
+                return np.moveaxis(np.empty((*batch, height // 2, width // 2, channels), plane.dtype), -1, -3)
+            return np.empty((*batch, self.count(height, width)), plane.dtype)
         if self.dense:
             return plane.new_empty(*batch, channels, height // 2, width // 2)
         return plane.new_empty(*batch, self.count(height, width))
-
-
-class _Take(torch.autograd.Function):
-    """One zero-filled gradient for all pieces, where autograd's own slicing would make one for each."""
-
-    @staticmethod
-    def forward(ctx, plane: Tensor, lattice: Lattice) -> Tensor:
-        ctx.lattice, ctx.shape, ctx.stride = lattice, plane.shape, plane.stride()
-        return _taken(plane, lattice)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        plane = gradient.new_empty_strided(ctx.shape, _dense_stride(ctx.shape, ctx.stride)).zero_()
-        _put(plane, gradient, ctx.lattice)
-        return plane, None
-
-
-class _Place(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:
-        ctx.lattice = lattice
-        plane = base.clone()
-        _put(plane, packed, lattice)
-        return plane
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        packed = _taken(gradient, ctx.lattice)
-        if not ctx.needs_input_grad[1]:
-            return packed, None, None
-        base = gradient.clone()
-        _put(base, torch.zeros_like(packed), ctx.lattice)
-        return packed, base, None
-
-
-def _taken(plane: Tensor, lattice: Lattice) -> Tensor:
-    """The packed form of a plane, new memory."""
-    packed = lattice.new_packed(plane)
-    if _by_index(plane):
-        items = plane if _is_dense(plane) else plane.contiguous()
-        index = _positions(lattice, items.shape[1:], items.stride()[1:], plane.device)
-        torch.index_select(_items(items), 1, index, out=_items(packed))
-        return packed
-    for source, target in lattice.pairs(plane, packed):
-        target.copy_(source)
-    return packed
-
-
-def _put(plane: Tensor, packed: Tensor, lattice: Lattice) -> None:
-    """Write packed latents to their places in a plane."""
-    if _by_index(plane) and _is_dense(plane):
-        index = _positions(lattice, plane.shape[1:], plane.stride()[1:], plane.device)
-        _items(plane).index_copy_(1, index, packed.reshape(packed.shape[0], -1).to(plane.dtype))
-        return
-    for target, source in lattice.pairs(plane, packed):
-        target.copy_(source)
-
-
-# On a GPU a copy of each piece costs a launch, up to 16 of them for a step; an index moves all at once.
-def _by_index(plane: Tensor) -> bool:
-    return plane.device.type == "cuda" and plane.ndim > 3
-
-
-def _items(x: Tensor) -> Tensor:
-    """B×n: what each item of a batch holds, in the order of memory."""
-    count = x[0].numel()
-    return x.as_strided((x.shape[0], count), (count, 1))
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether the items of a batch lie one behind the other, each without gaps."""
-    return x.stride() == _dense_stride(x.shape, x.stride())
-
-
-def _dense_stride(shape: torch.Size, stride: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a tensor without gaps whose dimensions lie in the same order in memory, the first outermost."""
-    dense, size = [0] * len(shape), 1
-    for dimension in sorted(range(1, len(shape)), key=lambda d: (stride[d], -d)):
-        dense[dimension] = size
-        size *= shape[dimension]
-    dense[0] = size
-    return tuple(dense)
-
-
-@lru_cache(maxsize=256)
-def _positions(lattice: Lattice, shape: torch.Size, stride: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where an item's latents lie in its memory, in the order of the packed form: int64, n."""
-    offsets = torch.zeros(shape, dtype=torch.int64)
-    for dimension, step in enumerate(stride):
-        steps = step * torch.arange(shape[dimension])
-        offsets += steps.reshape(-1, *(1 for _ in shape[dimension + 1 :]))
-    return _taken(offsets, lattice).flatten().to(device)
 
 
 @dataclass(frozen=True)
@@ -243,7 +175,7 @@ def scales(channels: int) -> tuple[Scale, Scale, Scale]:
     )
 
 
-def split(latents: Tensor) -> dict[str, Tensor]:
+def split(latents: Array) -> dict[str, Array]:
     """The planes of s1, s2 and s3 in latents (..., M, h, w): each scale's plane holds those of the coarser ones too."""
     s1, s2, s3 = scales(latents.shape[-3])
     assert s1.inside is not None and s2.inside is not None
@@ -251,7 +183,7 @@ def split(latents: Tensor) -> dict[str, Tensor]:
     return {s1.name: s1.inside.take(on_s2), s2.name: on_s2, s3.name: latents}
 
 
-def merge(planes: dict[str, Tensor]) -> Tensor:
+def merge(planes: dict[str, Array]) -> Array:
     """The full plane in which the positions of each scale take that scale's values: the inverse of `split`."""
     s1, s2, s3 = scales(planes["s3"].shape[-3])
     assert s1.inside is not None and s2.inside is not None

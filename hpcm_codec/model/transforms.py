@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock, down2, up2
-from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.config import PATCH, ModelConfig
 from hpcm_codec.ops import fused
 
-PATCH = 8  # edge of the patch projection, in pixels
 PATCH_WIDTH = 192  # channels at 1/8 resolution: three colours of an 8×8 block
 # How much faster a chrominance coefficient loses its importance with frequency than a luminance one.
 CHROMA_FREQUENCY_FACTOR = 2.5

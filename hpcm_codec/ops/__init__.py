@@ -1,12 +1,11 @@
 """Operators that PyTorch lacks.
 
-`biwkv4` is the linear attention of the RWKV context cell. `toolchain_report` and `ensure_built` are about its compiled
-backends; importing this package compiles nothing.
+`biwkv4.biwkv4` is the linear attention of the RWKV context cell. `toolchain_report` and `ensure_built` are about the compiled
+backends; importing this package compiles nothing and imports no torch.
 """
 
 from __future__ import annotations
 
-from hpcm_codec.ops.biwkv4 import biwkv4
 from hpcm_codec.ops.build import BuildError, ensure_built, toolchain_report
 
-__all__ = ["BuildError", "biwkv4", "ensure_built", "toolchain_report"]
+__all__ = ["BuildError", "ensure_built", "toolchain_report"]

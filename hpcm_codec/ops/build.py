@@ -25,11 +25,12 @@ import time
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpcm_codec.errors import HpcmError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 # Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++, those of a training step, the update of weights
 Backend = Literal["cpp", "cuda", "integer", "training", "update"]
@@ -44,7 +45,17 @@ SOURCES: dict[str, str] = {
 HEADERS: dict[str, tuple[str, ...]] = {
     "cpp": ("biwkv4.h",),
     "cuda": ("biwkv4.h",),
-    "integer": ("integer.h", "integer_mixing.h", "rans_decoder.h"),
+    "integer": (
+        "integer.h",
+        "integer_depthwise.h",
+        "integer_linear.h",
+        "integer_mixing.h",
+        "integer_steps.h",
+        "integer_weights.h",
+        "rans_decoder.h",
+        "rans_encoder.h",
+        "threads.h",
+    ),
     "training": (
         "bfloat16.h",
         "matrix_block.h",
@@ -74,9 +85,11 @@ WITHOUT: dict[str, str] = {
 # -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
 CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 # No result is a NaN or looks at errno or at the floating-point exceptions: rounding down can be one instruction.
-INTEGER_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
+EXACT_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
+# These have threads of their own (csrc/threads.h), so that a library works where OpenMP's is not installed.
+INTEGER_FLAGS = tuple("-pthread" if flag == "-fopenmp" else flag for flag in EXACT_FLAGS)
 # Training asks for speed, not for the same bits everywhere.
-TRAINING_FLAGS = tuple(flag for flag in INTEGER_FLAGS if flag != "-ffp-contract=off")
+TRAINING_FLAGS = tuple(flag for flag in EXACT_FLAGS if flag != "-ffp-contract=off")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off")
 # Nothing looks at errno: a square root can be one instruction.
 UPDATE_FLAGS = (*CPP_FLAGS, "-fno-math-errno")
@@ -160,6 +173,8 @@ def architecture_of(backend: Backend, device: torch.device | None = None) -> str
     """The processor's identity, or the CUDA device's compute capability ('90' for 9.0; None: the current device)."""
     if backend != "cuda":
         return processor()
+    import torch
+
     major, minor = torch.cuda.get_device_capability(device)
     return f"{major}{minor}"
 
@@ -172,15 +187,86 @@ def compile_command(backend: Backend, compiler: list[str], source: Path, output:
     return [*compiler, *CUDA_FLAGS, target, str(source), "-o", str(output)]
 
 
+# The instruction sets that a wheel has the integer operators for, best first: what /proc/cpuinfo must name, and the compiler's flags.
+LEVELS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
+    "avx512vnni": (
+        frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"]),
+        ("-march=x86-64-v4", "-mavx512vnni"),
+    ),
+    "avx2": (frozenset(["avx2", "bmi1", "bmi2", "fma", "f16c", "movbe", "abm"]), ("-march=x86-64-v3",)),
+    "x86-64": (frozenset(), ("-march=x86-64",)),
+}
+
+
+def compiled_directory() -> Path:
+    """Where a wheel has compiled libraries; a checkout has none."""
+    return Path(__file__).resolve().parent / "compiled"
+
+
+def shipped_name(level: str) -> str:
+    """The file of the integer operators for an instruction set; any change of sources or flags changes it."""
+    return f"integer-{level}-{_digest('integer', (' '.join((*INTEGER_FLAGS, *LEVELS[level][1])),))}.so"
+
+
+def shipped_library(backend: Backend) -> Path | None:
+    """The best of the libraries that came with the program and that this machine can run; None where there is none."""
+    folder = compiled_directory()
+    if backend != "integer" or not folder.is_dir() or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    there = set(processor().split())
+    for level, (needed, _) in LEVELS.items():
+        if needed <= there and (found := folder / shipped_name(level)).is_file():
+            return found
+    return None
+
+
+def compile_levels(target: Path) -> list[Path]:
+    """Compile the integer operators for every instruction set in LEVELS that the compiler knows, into a folder; the files.
+
+    No files where there is no compiler, or on other machines than x86-64: there a program compiles when it is first used.
+    """
+    compiler = find_compiler("integer")
+    if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    target.mkdir(parents=True, exist_ok=True)
+    made = []
+    for level, (_, flags) in LEVELS.items():
+        output = target / shipped_name(level)
+        plain = [flag for flag in INTEGER_FLAGS if not flag.startswith("-march")]
+        command = [*compiler, *plain, *flags, "-static-libstdc++", "-static-libgcc"]
+        source = source_directory() / SOURCES["integer"]
+        done = subprocess.run([*command, str(source), "-o", str(output)], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            made.append(output)
+        else:
+            logger.warning("hpcm: not compiled for %s: %s", level, done.stderr.strip()[-500:])
+    return made
+
+
+def _torch_version(backend: Backend) -> str:
+    """Torch's version, for what works on its tensors; what works without it must not depend on it."""
+    if backend == "integer":
+        return ""
+    import torch
+
+    return torch.__version__
+
+
 def cache_key(backend: Backend, architecture: str) -> str:
-    """Names the cache entry; any change of sources, flags, torch or architecture changes it."""
+    """Names the cache entry; any change of sources, flags or architecture changes it, and of torch where that matters."""
+    parts = (_torch_version(backend), " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture)
+    return f"{backend}-{_digest(backend, parts)}"
+
+
+def _digest(backend: Backend, parts: tuple[str, ...]) -> str:
+    """20 hexadecimal digits of the sources and whatever else matters."""
     digest = hashlib.sha256()
     folder = source_directory()
-    for part in (torch.__version__, " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture):
+    for part in parts:
         digest.update(part.encode() + b"\0")
     for name in (*HEADERS[backend], SOURCES[backend]):
         digest.update((folder / name).read_bytes() + b"\0")
-    return f"{backend}-{digest.hexdigest()[:20]}"
+    return digest.hexdigest()[:20]
 
 
 def version_of(command: list[str] | None) -> str:
@@ -237,6 +323,8 @@ def _run_ninja(backend: Backend, library: Path, architecture: str) -> None:
 
 def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
     """The compiled library, built if need be. Raises BuildError; remembers it unless only a tool was missing."""
+    if (shipped := shipped_library(backend)) is not None:
+        return shipped
     folder = cache_directory()
     library = folder / f"{cache_key(backend, architecture)}.so"
     if library.is_file():
@@ -284,6 +372,8 @@ def _load(backend: Backend, device: torch.device | None, *, retry: bool) -> ctyp
             f"the compiled library does not load ({error})", advice=f"empty {cache_directory()}"
         ) from error
     if backend == "cuda":
+        import torch
+
         with torch.cuda.device(device):
             library.hpcm_biwkv4_check.restype = ctypes.c_char_p
             if (message := library.hpcm_biwkv4_check()) is not None:
@@ -366,7 +456,7 @@ def last_error(backend: Backend) -> str:
     return next((error for (name, _), error in _state.errors.items() if name == backend), "")
 
 
-def function(backend: Backend, name: str, device: torch.device) -> Any:
+def function(backend: Backend, name: str, device: torch.device | None = None) -> Any:
     """A C function of a backend that `ensure_built` said is ready; cuda functions return None or a message (bytes)."""
     entry = (backend, architecture_of(backend, device) if backend == "cuda" else "")
     if (known := _state.functions.get((*entry, name))) is not None:
@@ -383,6 +473,8 @@ def toolchain_report(build: bool = False) -> dict[str, str]:
     build: also build what is missing, even if it failed before; without it nothing is compiled, and a backend is
     reported as 'not built yet'.
     """
+    import torch
+
     has_cuda = torch.cuda.is_available()
     report = {
         "torch": torch.__version__,

@@ -1,165 +1,429 @@
-"""The integer operators in C++ (csrc/integer_cpu.cpp), for tensors of the CPU; the same numbers as `integer_reference`.
+"""The integer operators in C++ (csrc/integer_cpu.cpp), for numpy arrays; the same numbers as `integer_reference`.
 
 Shapes and dtypes are checked, as nothing else stands between them and raw pointers: ValueError and TypeError say what
-does not fit. Strided tensors are copied. All tensors are non-empty; `build` compiles and loads the library.
+does not fit. Strided arrays are copied. `build` compiles and loads the library.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import numpy as np
+from numpy.typing import NDArray
 
 from hpcm_codec.ops import build
-from hpcm_codec.ops.integer_reference import (
+from hpcm_codec.ops.integer_layers import (
     BLOCKS,
+    EXP_SHIFT,
     GATE_REACH,
     AttentionScale,
     DepthwiseWeights,
-    LinearWeights,
+    Linear,
     NormWeights,
+    PackedLinear,
     PositionFactors,
 )
+from hpcm_codec.system.threads import thread_count
 
 KERNELS = (3, 5)  # sizes of a depthwise convolution
 KEYS, HEAD = 64, 32  # of a window, and channels of a head, for which int32 holds every sum
 PACKED = 16  # outputs that the matrix product takes together
+SEGMENTS = 16  # runs of inputs that it takes at most
 
-CPU = torch.device("cpu")
-
-
-def _checked(
-    name: str, tensor: Tensor, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.int16
-) -> Tensor:
-    """The tensor, contiguous. Raises ValueError or TypeError unless it is what the C++ side reads."""
-    if tensor.shape != shape or tensor.device != CPU:
-        raise ValueError(f"{name}: expected {tuple(shape)} on the CPU, got {tuple(tensor.shape)} on {tensor.device}")
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}")
-    return tensor.contiguous()
+Plane = NDArray[np.int16]
 
 
-def _call(name: str, *arguments: Tensor | int | None) -> None:
-    """Call a C function: tensors as pointers, None as a null pointer, integers as int64, and the number of threads."""
+def _checked(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: Any = np.int16) -> NDArray[Any]:
+    """The array, contiguous. Raises ValueError or TypeError unless it is what the C++ side reads."""
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected {shape}, got {array.shape}")
+    if array.dtype != dtype:
+        raise TypeError(f"{name}: expected {np.dtype(dtype)}, got {array.dtype}")
+    return np.ascontiguousarray(array)
+
+
+def call(name: str, *arguments: NDArray[Any] | int | None) -> None:
+    """Call a C function: arrays as pointers, None as a null pointer, integers as int64, and the number of threads."""
     passed = [
-        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr())
+        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.ctypes.data)
         for a in arguments
     ]
-    build.function("integer", f"hpcm_integer_{name}", CPU)(*passed, ctypes.c_int64(torch.get_num_threads()))
+    build.function("integer", f"hpcm_{name}")(*passed, ctypes.c_int64(thread_count()))
 
 
-def _packed(weights: LinearWeights) -> list[Tensor]:
-    """Weights, bias with the shift's rounding, and shift, as the C++ side reads them; made once per LinearWeights."""
-    if not weights.packed:
-        outputs, inputs = weights.weight.shape
-        missing = -outputs % PACKED
-        weight = _checked("weight", weights.weight, (outputs, inputs))
-        bias = _checked("bias", weights.bias, (outputs,), torch.int32)
-        shift = _checked("shift", weights.shift, (outputs,), torch.int32)
-        packed = torch.empty((outputs + missing) * (inputs + inputs % 2), dtype=torch.int16)
-        _call("pack", weight, packed, outputs, inputs)
-        offset = bias + ((torch.ones_like(shift) << shift) >> 1)
-        weights.packed[:] = [packed, *(functional.pad(x, (0, missing)) for x in (offset, shift))]
-    return weights.packed
-
-
-def linear(
-    x: Tensor, weights: LinearWeights, *, leaky: bool = False, factor: Tensor | None = None, added: Tensor | None = None
-) -> Tensor:
+def packed_linear(weights: Linear) -> PackedLinear:
+    """The weights in the form of the compiled product."""
+    if isinstance(weights, PackedLinear):
+        return weights
     outputs, inputs = weights.weight.shape
-    x = _checked("x", x, (*x.shape[:-1], inputs))
-    if inputs % 2:
-        x = functional.pad(x, (0, 1))
-    y = x.new_empty((*x.shape[:-1], outputs))
+    missing = -outputs % PACKED
+    weight = _checked("weight", weights.weight, (outputs, inputs))
+    bias = _checked("bias", weights.bias, (outputs,), np.int32)
+    shift = _checked("shift", weights.shift, (outputs,), np.int32)
+    packed = np.empty((outputs + missing) * (inputs + inputs % 2), np.int16)
+    call("integer_pack", weight, packed, outputs, inputs)
+    offset = bias + ((np.ones_like(shift) << shift) >> 1)
+    offset, shift = (np.pad(part, (0, missing)) for part in (offset, shift))
+    return PackedLinear(packed, offset, shift, outputs, inputs, weights.limit)
+
+
+def _product(
+    segments: Sequence[tuple[int, int, int, int]],
+    weights: Linear,
+    size: tuple[int, int],
+    *,
+    parts: int = 1,
+    leaky: bool = False,
+    factor: Plane | None = None,
+    added: Plane | None = None,
+    cell: int = 0,
+) -> Plane:
+    """segments: address, inputs, row and column strides each, as csrc/integer_linear.h takes them."""
+    layer = packed_linear(weights)
+    if sum(inputs for _, inputs, _, _ in segments) != layer.inputs + layer.inputs % 2 or len(segments) > SEGMENTS:
+        raise ValueError(f"the inputs are not the {layer.inputs} of the weights")
+    outputs, (height, width) = layer.outputs, size
+    if parts == 2 and outputs % (2 * PACKED):
+        raise ValueError(f"cannot double to {outputs} outputs")
+    y = np.empty((height * parts, width * parts, outputs // parts**2), np.int16)
     if factor is not None:
         factor = _checked("factor", factor, (outputs,))
     if added is not None:
-        added = _checked("added", added, y.shape)
-    packed, offset, shift = _packed(weights)
-    tokens, pairs = x.numel() // x.shape[-1], x.shape[-1] // 2
-    _call("linear", x, packed, offset, shift, factor, added, y, tokens, pairs, outputs, int(leaky))
+        added = _checked("added", added, (cell or height, cell or width, outputs))
+    runs = np.array(segments, np.int64)
+    form = layer.packed, layer.offset, layer.shift
+    if y.size:
+        call(
+            *("integer_linear", runs, len(segments), *form, factor, added, cell, y),
+            *(height, width, outputs, parts, int(leaky), layer.limit),
+        )
     return y
 
 
-def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
+def linear(
+    inputs: Sequence[Plane],
+    weights: Linear,
+    *,
+    leaky: bool = False,
+    factor: Plane | None = None,
+    added: Plane | None = None,
+    repeated: bool = False,
+) -> Plane:
+    if inputs[0].ndim == 2:
+        tokens = None if added is None else added[None]
+        planes = [x[None] for x in inputs]
+        return linear(planes, weights, leaky=leaky, factor=factor, added=tokens)[0]
+    height, width, _ = inputs[0].shape
+    planes, segments = [], []
+    for x in inputs:
+        channels = x.shape[2]
+        plane = _checked("x", x, (height, width, channels))
+        if channels % 2:
+            if len(inputs) > 1:
+                raise ValueError("planes side by side must have even numbers of channels")
+            plane, channels = np.pad(plane, ((0, 0), (0, 0), (0, 1))), channels + 1
+        planes.append(plane)  # until the call is over
+        segments.append((plane.ctypes.data, channels, width * channels, channels))
+    cell = added.shape[0] if repeated and added is not None else 0
+    return _product(segments, weights, (height, width), leaky=leaky, factor=factor, added=added, cell=cell)
+
+
+def together(x: Plane, layers: Sequence[Linear]) -> tuple[Plane, ...]:
+    return tuple(linear((x,), weights) for weights in layers)
+
+
+def windows(x: Plane, weights: Linear, size: int, step: int) -> Plane:
+    height, width, channels = x.shape
+    if size * channels % 2 or size > SEGMENTS:
+        raise ValueError(f"cannot do windows of {size}×{size}×{channels}")
+    plane = _checked("x", x, x.shape)
+    rows, columns = (height - size) // step + 1, (width - size) // step + 1
+    segments = [
+        (plane.ctypes.data + 2 * row * width * channels, size * channels, step * width * channels, step * channels)
+        for row in range(size)
+    ]
+    return _product(segments, weights, (rows, columns))
+
+
+def doubled(x: Plane, weights: Linear) -> Plane:
+    height, width, channels = x.shape
+    plane = _checked("x", x, x.shape)
+    if weights.outputs % (2 * PACKED) or channels % 2:
+        quads = linear((plane,), weights).reshape(height, width, 2, 2, -1)
+        return quads.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1)
+    return _product([(plane.ctypes.data, channels, width * channels, channels)], weights, (height, width), parts=2)
+
+
+def depthwise(x: Plane, weights: DepthwiseWeights) -> Plane:
     height, width, channels = x.shape
     size = weights.kernel.shape[0]
+    if size not in KERNELS:
+        raise ValueError(f"cannot do depthwise kernels of {size}×{size}")
     x = _checked("x", x, x.shape)
     kernel = _checked("kernel", weights.kernel, (size, size, channels))
-    bias = _checked("bias", weights.bias, (channels,), torch.int32)
-    shift = _checked("shift", weights.shift, (channels,), torch.int32)
-    y = torch.empty_like(x)
-    _call("depthwise", x, kernel, bias, shift, y, height, width, channels, size)
+    bias = _checked("bias", weights.bias, (channels,), np.int32)
+    shift = _checked("shift", weights.shift, (channels,), np.int32)
+    y = np.empty_like(x)
+    call("integer_depthwise", x, kernel, bias, shift, y, height, width, channels, size, weights.limit)
     return y
 
 
-def scale(x: Tensor, factor: Tensor) -> Tensor:
+def scale(x: Plane, factor: Plane) -> Plane:
     channels = x.shape[-1]
     x = _checked("x", x, x.shape)
-    y = torch.empty_like(x)
-    _call("scale", x, _checked("factor", factor, (channels,)), y, x.numel() // channels, channels)
+    y = np.empty_like(x)
+    call("integer_scale", x, _checked("factor", factor, (channels,)), y, x.size // channels, channels)
     return y
 
 
-def layer_norm(x: Tensor, weights: NormWeights) -> Tensor:
+def rescale(x: NDArray[np.int32], factor: NDArray[np.int64] | None, shift: int, limit: int) -> Plane:
+    channels = x.shape[-1]
+    x = _checked("x", x, x.shape, np.int32)
+    if factor is not None:
+        factor = _checked("factor", factor, (channels,), np.int64)
+    y = np.empty(x.shape, np.int16)
+    call("integer_rescale", x, factor, y, x.size // channels, channels, shift, limit)
+    return y
+
+
+def layer_norm(x: Plane, weights: NormWeights) -> Plane:
     channels = x.shape[-1]
     x = _checked("x", x, x.shape)
-    gamma = _checked("gamma", weights.gamma, (channels,), torch.int32)
-    beta = _checked("beta", weights.beta, (channels,), torch.int32)
-    y = torch.empty_like(x)
-    _call("layer_norm", x, gamma, beta, y, x.numel() // channels, channels, weights.shift, weights.epsilon)
+    gamma = _checked("gamma", weights.gamma, (channels,), np.int32)
+    beta = _checked("beta", weights.beta, (channels,), np.int32)
+    y = np.empty_like(x)
+    tokens = x.size // channels
+    call("integer_layer_norm", x, gamma, beta, y, tokens, channels, weights.shift, weights.epsilon)
     return y
 
 
-def gate(control: Tensor, x: Tensor, table: Tensor) -> Tensor:
+def gate(control: Plane, x: Plane, table: NDArray[np.int16], added: Plane | None = None) -> Plane:
     x = _checked("x", x, x.shape)
     control = _checked("control", control, x.shape)
-    y = torch.empty_like(x)
-    _call("gate", control, x, _checked("table", table, (2 * GATE_REACH,)), y, x.numel())
+    if added is not None:
+        added = _checked("added", added, x.shape)
+    y = np.empty_like(x)
+    call("integer_gate", control, x, _checked("table", table, (2 * GATE_REACH,)), added, y, x.size)
     return y
 
 
-def squared_relu(x: Tensor, shift: int) -> Tensor:
+def squared_relu(x: Plane, shift: int) -> Plane:
     x = _checked("x", x, x.shape)
-    y = torch.empty_like(x)
-    _call("squared_relu", x, y, x.numel(), shift)
+    y = np.empty_like(x)
+    call("integer_squared_relu", x, y, x.size, shift)
     return y
 
 
-def can_attend(query: Tensor, heads: int, window: int) -> bool:
-    """Whether int32 holds the products and sums of attention with such windows and heads."""
-    height, width, channels = query.shape
-    return min(window, height) * min(window, width) <= KEYS and channels // heads <= HEAD
+def can_attend(channels: int, heads: int, window: int) -> bool:
+    """Whether int32 holds the products and sums of attention with windows of window×window positions and such heads."""
+    return window**2 <= KEYS and channels % heads == 0 and channels // heads <= HEAD
 
 
 def window_attention(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, window: int, scores: AttentionScale, table: Tensor
-) -> Tensor:
+    query: Plane, key: Plane, value: Plane, heads: int, window: int, scores: AttentionScale, table: NDArray[np.int16]
+) -> Plane:
     height, width, channels = query.shape
-    if channels % heads or not can_attend(query, heads, window):
-        raise ValueError(f"cannot do windows of {window} and {heads} heads of {channels} channels")
     edges = min(window, height), min(window, width)
+    if channels % heads or edges[0] * edges[1] > KEYS or channels // heads > HEAD:
+        raise ValueError(f"cannot do windows of {window} and {heads} heads of {channels} channels")
     q, k, v = (_checked(name, x, query.shape) for name, x in (("query", query), ("key", key), ("value", value)))
     table = _checked("table", table, table.shape)
-    y = torch.empty_like(q)
+    y = np.empty_like(q)
     factors = scores.multiplier, scores.shift
-    _call("window_attention", q, k, v, table, y, height, width, channels, heads, *edges, *factors, table.numel())
+    sizes = height, width, channels, heads, *edges, *factors, table.size
+    call("integer_window_attention", q, k, v, table, y, *sizes)
     return y
 
 
-def bi_wkv(key: Tensor, value: Tensor, factors: PositionFactors, table: Tensor) -> Tensor:
+def bi_wkv(key: Plane, value: Plane, factors: PositionFactors, table: NDArray[np.int16]) -> Plane:
     height, width, channels = key.shape
     length = factors.growth.shape[0]
     if height * width > BLOCKS * length:
         raise ValueError(f"{height * width} tokens, but position factors for at most {BLOCKS * length}")
     key, value = _checked("key", key, key.shape), _checked("value", value, key.shape)
-    growth = _checked("growth", factors.growth, (length, channels), torch.int32)
-    fading = _checked("fading", factors.fading, (length + 1, channels), torch.int32)
-    itself = _checked("itself", factors.itself, (channels,), torch.int32)
+    growth = _checked("growth", factors.growth, (length, channels), np.int32)
+    fading = _checked("fading", factors.fading, (length + 1, channels), np.int32)
+    itself = _checked("itself", factors.itself, (channels,), np.int32)
     table = _checked("table", table, table.shape)
-    y = torch.empty_like(key)
-    sizes = height * width, channels, length, table.numel()
-    _call("bi_wkv", key, value, growth, fading, itself, table, y, *sizes)
+    y = np.empty_like(key)
+    sizes = height * width, channels, length, table.size
+    call("integer_bi_wkv", key, value, growth, fading, itself, table, y, *sizes)
     return y
+
+
+# ---- steps and pixels
+
+
+def _pieces(step: Any) -> NDArray[np.int64]:
+    return np.array([(p.first, p.last, p.row, p.column, p.stride) for p in step.pieces], np.int64)
+
+
+def step_parameters(
+    step: Any,
+    params: Plane,
+    log_gain: NDArray[np.int64],
+    unit: NDArray[np.float32],
+    index: tuple[int, int, int, int],
+) -> tuple[NDArray[np.uint8], Plane, NDArray[np.float32]]:
+    height, width, channels = params.shape[0], params.shape[1], params.shape[2] // 2
+    count = step.count(height, width)
+    levels, means, real = np.empty(count, np.uint8), np.empty(count, np.int16), np.empty(count, np.float32)
+    params = _checked("params", params, (height, width, 2 * channels))
+    log_gain = _checked("log_gain", log_gain, (channels,), np.int64)
+    unit = _checked("unit", unit, (channels,), np.float32)
+    pieces = _pieces(step)
+    outputs = levels, means, real
+    call("step_parameters", pieces, len(pieces), params, log_gain, unit, *outputs, height, width, channels, *index)
+    return outputs
+
+
+def decoded(
+    step: Any,
+    symbols: NDArray[np.int32],
+    means: Plane,
+    inverse_gain: NDArray[np.int64],
+    latents: NDArray[np.int32],
+    fine: int,
+) -> NDArray[np.int32]:
+    height, width, channels = latents.shape
+    count = step.count(height, width)
+    symbols = _checked("symbols", symbols, (count,), np.int32)
+    means = _checked("means", means, (count,))
+    inverse_gain = _checked("inverse_gain", inverse_gain, (channels,), np.int64)
+    if not latents.flags.c_contiguous or latents.dtype != np.int32:
+        raise ValueError("latents: expected a contiguous plane of int32, which is changed")
+    pieces = _pieces(step)
+    sizes = height, width, channels, EXP_SHIFT, fine
+    call("step_place", pieces, len(pieces), symbols, means, inverse_gain, latents, *sizes)
+    return latents
+
+
+def pixels_in(
+    pixels: NDArray[np.uint8], area: tuple[int, int, int, int], margin: int, table: NDArray[np.int16]
+) -> Plane:
+    rows, columns, colours = pixels.shape
+    top, left, height, width = area
+    if colours not in (1, 3) or not (0 <= top < rows and 0 <= left < columns):
+        raise ValueError(f"there is no area at {top}, {left} of {pixels.shape}")
+    pixels = _checked("pixels", pixels, pixels.shape, np.uint8)
+    y = np.empty((height + 2 * margin, width + 2 * margin, 3), np.int16)
+    call("pixels_in", pixels, rows, columns, colours, *area, margin, _checked("table", table, (256,)), y)
+    return y
+
+
+def drawn_pixels(
+    blocks: Plane, edge: int, area: tuple[int, int, int, int], shift: int, grey: bool
+) -> NDArray[np.uint8]:
+    rows, columns, samples = blocks.shape
+    top, left, height, width = area
+    inside = top >= 0 and top + height <= rows * edge and left >= 0 and left + width <= columns * edge
+    if samples != 3 * edge * edge or not inside:
+        raise ValueError(f"blocks of {blocks.shape} do not draw {area}")
+    blocks = _checked("blocks", blocks, blocks.shape)
+    pixels = np.empty((height, width, 1 if grey else 3), np.uint8)
+    call("pixels_out", blocks, columns, edge, *area, shift, int(grey), pixels)
+    return pixels
+
+
+# ---- making layers out of stored weights
+
+
+def made_linear(
+    rows: NDArray[np.float32] | tuple[NDArray[np.uint8], NDArray[np.int8], int],
+    row_factor: NDArray[np.float32] | None,
+    input_units: NDArray[np.float32],
+    bias: NDArray[np.float64] | None,
+    fraction: NDArray[np.int64],
+    bound: int,
+    limit: int,
+) -> PackedLinear | None:
+    """The layer of real rows N×K, or of packed rows (integers, exponents, bits); None where int32 cannot hold its sums.
+
+    input_units: K powers of two that inputs are multiplied with; bound: what their integers' magnitudes stay within.
+    """
+    outputs, inputs = len(fraction), len(input_units)
+    if isinstance(rows, tuple):
+        stored, exponents, bits = rows
+        stored = _checked("stored", stored, (outputs, inputs * bits // 8), np.uint8)
+        exponents = _checked("exponents", exponents, (outputs,), np.int8)
+        source: tuple[Any, ...] = stored, exponents, bits, None
+    else:
+        source = None, None, 0, _checked("rows", rows, (outputs, inputs), np.float32)
+    padded = outputs + -outputs % PACKED
+    packed = np.empty(padded * (inputs + inputs % 2), np.int16)
+    offset, shift, failed = np.empty(padded, np.int32), np.empty(padded, np.int32), np.zeros(1, np.int64)
+    if row_factor is not None:
+        row_factor = _checked("row_factor", row_factor, (outputs,), np.float32)
+    if bias is not None:
+        bias = _checked("bias", bias, (outputs,), np.float64)
+    units = _checked("input_units", input_units, (inputs,), np.float32)
+    fraction = _checked("fraction", fraction, (outputs,), np.int64)
+    sizes = bound, outputs, inputs
+    call("integer_make_linear", *source, row_factor, units, bias, fraction, *sizes, packed, offset, shift, failed)
+    return None if failed[0] else PackedLinear(packed, offset, shift, outputs, inputs, limit)
+
+
+def made_rows(
+    rows: NDArray[np.float64], bias: NDArray[np.float64], fraction: NDArray[np.int64], bound: int
+) -> tuple[NDArray[np.int16], NDArray[np.int32], NDArray[np.int32]] | None:
+    """Rows N×K, in units of their inputs, as int16, with bias and shift; None where int32 cannot hold their sums."""
+    outputs, inputs = rows.shape
+    rows = _checked("rows", rows, (outputs, inputs), np.float64)
+    bias = _checked("bias", bias, (outputs,), np.float64)
+    fraction = _checked("fraction", fraction, (outputs,), np.int64)
+    integers, failed = np.empty((outputs, inputs), np.int16), np.zeros(1, np.int64)
+    offset, shift = np.empty(outputs, np.int32), np.empty(outputs, np.int32)
+    call("integer_make_rows", rows, bias, fraction, bound, outputs, inputs, integers, offset, shift, failed)
+    return None if failed[0] else (integers, offset, shift)
+
+
+def unpacked(stored: NDArray[np.uint8], exponents: NDArray[np.int8], bits: int) -> NDArray[np.float32]:
+    """The real rows N×K of packed ones."""
+    outputs, inputs = len(exponents), stored.shape[1] * 8 // bits
+    rows = np.empty((outputs, inputs), np.float32)
+    stored = _checked("stored", stored, (outputs, inputs * bits // 8), np.uint8)
+    call("integer_unpack", stored, _checked("exponents", exponents, (outputs,), np.int8), bits, rows, outputs, inputs)
+    return rows
+
+
+# ---- what else torch calls by other names
+
+
+def bordered(x: Plane, rings: int) -> Plane:
+    rows, columns = (np.clip(np.arange(-rings, size + rings), 0, size - 1) for size in x.shape[:2])
+    return np.ascontiguousarray(x[rows[:, None], columns[None, :]]) if rings else x
+
+
+def converted(x: NDArray[Any], dtype: str) -> NDArray[Any]:
+    return x.astype(dtype)
+
+
+def scaled(x: NDArray[Any], exponent: NDArray[np.int64]) -> NDArray[np.float32]:
+    factor = np.ldexp(1.0, exponent).astype(np.float32)
+    return x.astype(np.float32) * factor
+
+
+def inverse(x: NDArray[Any], exponent: NDArray[np.int64]) -> NDArray[np.float32]:
+    return np.ldexp(1 / x.astype(np.float64), exponent).astype(np.float32)
+
+
+def counted(count: int, like: NDArray[Any]) -> NDArray[np.int64]:
+    return np.arange(count, dtype=np.int64)
+
+
+def in_capture(x: NDArray[Any]) -> bool:
+    return False
+
+
+def stacked(planes: Sequence[Plane]) -> Plane:
+    return np.stack(planes)
+
+
+def zeros(shape: tuple[int, ...], dtype: str, like: NDArray[Any]) -> NDArray[Any]:
+    return np.zeros(shape, dtype)
+
+
+def moved_axis(x: NDArray[Any], source: int, target: int) -> NDArray[Any]:
+    return np.moveaxis(x, source, target)

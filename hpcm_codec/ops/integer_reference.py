@@ -5,34 +5,39 @@ are tested against. `hpcm_codec.ops.integer` has the contract and chooses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-LIMIT = 8191
-LEAKY_NUMERATOR, LEAKY_SHIFT = 328, 15  # LeakyReLU's slope 0.01 as 328/2^15
-FACTOR_SHIFT = 12  # factors of channels are in units of 2^-12
-GATE_SHIFT = 14  # the sigmoid table is in units of 2^-14
-GATE_REACH = 2048  # its arguments, in units of 1/256, run from -GATE_REACH to GATE_REACH - 1
-EXP_SHIFT = 14  # the exponential table is in units of 2^-14, its argument in units of -1/256
-NORM_SHIFT = 12  # normalised values are in units of 2^-12
-BLOCKS = 16  # into which Bi-WKV cuts its tokens
-POSITION_SHIFT = 14
+from hpcm_codec.ops.integer_layers import (
+    BLOCKS,
+    EXP_SHIFT,
+    FACTOR_SHIFT,
+    GATE_REACH,
+    GATE_SHIFT,
+    LEAKY_NUMERATOR,
+    LEAKY_SHIFT,
+    LIMIT,
+    NORM_SHIFT,
+    POSITION_SHIFT,
+    AttentionScale,
+    DepthwiseWeights,
+    Linear,
+    LinearWeights,
+    NormWeights,
+    PositionFactors,
+    round_shift,
+)
+from hpcm_codec.ops.powers import times_power_of_two
 
 
-def saturate(x: Tensor) -> Tensor:
-    """Clamped to ±LIMIT, as int16."""
-    return x.clamp(-LIMIT, LIMIT).to(torch.int16)
-
-
-def round_shift(x: Tensor, shift: int | Tensor) -> Tensor:
-    """x / 2^shift, halves up: (x + 2^(shift-1)) >> shift; x int64, shift ≥ 0."""
-    if isinstance(shift, int):
-        return (x + ((1 << shift) >> 1)) >> shift
-    shift = shift.long()
-    return (x + ((torch.ones_like(shift) << shift) >> 1)) >> shift
+def saturate(x: Tensor, limit: int = LIMIT) -> Tensor:
+    """Clamped to ±limit, as int16."""
+    return x.clamp(-limit, limit).to(torch.int16)
 
 
 def round_divide(a: Tensor, b: Tensor) -> Tensor:
@@ -40,55 +45,54 @@ def round_divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(2 * a + b, 2 * b, rounding_mode="floor")
 
 
-@dataclass(frozen=True)
-class LinearWeights:
-    """weight: int16 N×K; bias: int32 N, in units of the accumulator; shift: int32 N, 0..30, from there to the output."""
-
-    weight: Tensor
-    bias: Tensor
-    shift: Tensor
-    packed: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)  # `integer_native`'s
-
-
-@dataclass(frozen=True)
-class DepthwiseWeights:
-    """kernel: int16 k×k×C, k odd; bias: int32 C; shift: int32 C, 0..30."""
-
-    kernel: Tensor
-    bias: Tensor
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class NormWeights:
-    """gamma: int32 C; beta: int32 C, in units of gamma × 2^-12; shift: to the output; epsilon: int ≥ 1, C²·ε in squared input units."""
-
-    gamma: Tensor
-    beta: Tensor
-    shift: int
-    epsilon: int
-
-
 def linear(
-    x: Tensor, weights: LinearWeights, *, leaky: bool = False, factor: Tensor | None = None, added: Tensor | None = None
+    inputs: Sequence[Tensor],
+    weights: Linear,
+    *,
+    leaky: bool = False,
+    factor: Tensor | None = None,
+    added: Tensor | None = None,
+    repeated: bool = False,
 ) -> Tensor:
     """See `integer.linear`."""
+    assert isinstance(weights, LinearWeights)
+    x = inputs[0] if len(inputs) == 1 else torch.cat(tuple(inputs), dim=-1)
+    limit = weights.limit
     # float64 carries sums below 2^53 without rounding, and has fast matrix products everywhere
     total = functional.linear(x.double(), weights.weight.double()).long() + weights.bias
-    value = round_shift(total, weights.shift).clamp(-LIMIT, LIMIT)
+    value = round_shift(total, weights.shift.long()).clamp(-limit, limit)
     if leaky:
         value = torch.where(value < 0, round_shift(value * LEAKY_NUMERATOR, LEAKY_SHIFT), value)
     if factor is not None:
         value = round_shift(value * factor, FACTOR_SHIFT)
     if added is not None:
+        if repeated:
+            height, width, _ = x.shape
+            cell = added.shape[0]
+            added = added.repeat(-(-height // cell), -(-width // cell), 1)[:height, :width]
         value = value + added
-    return saturate(value)
+    return saturate(value, limit)
 
 
-def together(x: Tensor, layers: Sequence[LinearWeights]) -> tuple[Tensor, ...]:
+def together(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
     """See `integer.together`. The results are views of one tensor."""
     parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias", "shift"))
-    return linear(x, LinearWeights(*map(torch.cat, parts))).split([layer.weight.shape[0] for layer in layers], dim=-1)
+    weight, bias, shift = map(torch.cat, parts)
+    joint = LinearWeights(weight, bias, shift, layers[0].limit)
+    return linear((x,), joint).split([layer.outputs for layer in layers], dim=-1)
+
+
+def windows(x: Tensor, weights: Linear, size: int, step: int) -> Tensor:
+    """See `integer.windows`."""
+    around = x.unfold(0, size, step).unfold(1, size, step)  # h'×w'×C×size×size
+    return linear((around.permute(0, 1, 3, 4, 2).flatten(2),), weights)
+
+
+def doubled(x: Tensor, weights: Linear) -> Tensor:
+    """See `integer.doubled`."""
+    height, width, _ = x.shape
+    quads = linear((x,), weights).reshape(height, width, 2, 2, -1)
+    return quads.permute(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1)
 
 
 def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
@@ -101,12 +105,18 @@ def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
     for row in range(size):
         for column in range(size):
             total = total + padded[row : row + height, column : column + width] * weights.kernel[row, column].int()
-    return saturate(round_shift(total.long(), weights.shift))
+    return saturate(round_shift(total.long(), weights.shift.long()), weights.limit)
 
 
 def scale(x: Tensor, factor: Tensor) -> Tensor:
     """See `integer.scale`."""
     return saturate(round_shift(x.long() * factor, FACTOR_SHIFT))
+
+
+def rescale(x: Tensor, factor: Tensor | None, shift: int, limit: int) -> Tensor:
+    """See `integer.rescale`."""
+    value = x.long() if factor is None else x.long() * factor
+    return saturate(round_shift(value, shift), limit)
 
 
 def layer_norm(x: Tensor, weights: NormWeights) -> Tensor:
@@ -126,10 +136,11 @@ def _square_root(x: Tensor) -> Tensor:
     return torch.where((root + 1) * (root + 1) <= x, root + 1, root)
 
 
-def gate(control: Tensor, x: Tensor, table: Tensor) -> Tensor:
+def gate(control: Tensor, x: Tensor, table: Tensor, added: Tensor | None = None) -> Tensor:
     """See `integer.gate`."""
     index = control.long().clamp(-GATE_REACH, GATE_REACH - 1) + GATE_REACH
-    return saturate(round_shift(x.long() * table[index], GATE_SHIFT))
+    gated = saturate(round_shift(x.long() * table[index], GATE_SHIFT))
+    return gated if added is None else saturate(gated.int() + added)
 
 
 def squared_relu(x: Tensor, shift: int) -> Tensor:
@@ -141,14 +152,6 @@ def _exponentials(distance: Tensor, table: Tensor) -> Tensor:
     """table[distance], zero past its end, for int64 distances ≥ 0."""
     found = table[distance.clamp_max(table.shape[0] - 1)].long()
     return found.masked_fill(distance >= table.shape[0], 0)  # torch.where would copy its 0 to a GPU and wait
-
-
-@dataclass(frozen=True)
-class AttentionScale:
-    """What a difference of scores (products of queries and keys) is in units of 1/256: round_shift(difference · multiplier, shift)."""
-
-    multiplier: int
-    shift: int
 
 
 def window_attention(
@@ -178,18 +181,6 @@ def window_attention(
     return saturate(plane[:height, :width])
 
 
-@dataclass(frozen=True)
-class PositionFactors:
-    """Bi-WKV's position factors for T tokens in BLOCKS blocks of L = ceil(T / BLOCKS), in units of 2^-14.
-
-    growth: int32 L×C, e^(w·m); fading: int32 (L+1)×C, e^(−w·j); itself: int32 C, e^u.
-    """
-
-    growth: Tensor
-    fading: Tensor
-    itself: Tensor
-
-
 def bi_wkv(key: Tensor, value: Tensor, factors: PositionFactors, table: Tensor) -> Tensor:
     """See `integer.bi_wkv`."""
     height, width, channels = key.shape
@@ -215,3 +206,106 @@ def _sums_before(x: Tensor, factors: PositionFactors) -> Tensor:
         sums.append(before[:-1])
         carry = before[-1]
     return torch.cat(sums)[: x.shape[0]]
+
+
+# ---- steps and pixels
+
+
+def _per_channel(step: Any, values: Tensor, height: int, width: int) -> Tensor:
+    """Values of channels, packed as a step packs its latents."""
+    taken: Tensor = step.take(values[:, None, None].expand(-1, height, width))
+    return taken
+
+
+def step_parameters(
+    step: Any, params: Tensor, log_gain: Tensor, unit: Tensor, index: tuple[int, int, int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `integer.step_parameters`."""
+    height, width, both = params.shape
+    offset, multiplier, shift, highest = index
+    scale, mean = (step.take(half) for half in params.permute(2, 0, 1).unflatten(0, (2, both // 2)))
+    logarithm = scale.long() + _per_channel(step, log_gain, height, width)
+    levels = round_shift((logarithm + offset) * multiplier, shift).clamp(0, highest).to(torch.uint8)
+    return levels, mean, mean.float() * _per_channel(step, unit, height, width)
+
+
+def decoded(step: Any, symbols: Tensor, means: Tensor, inverse_gain: Tensor, latents: Tensor, fine: int) -> Tensor:
+    """See `integer.decoded`; `latents` stays as it is."""
+    gain = _per_channel(step, inverse_gain, *latents.shape[:2])
+    value = round_shift(symbols.long() * gain, EXP_SHIFT) + (means.long() << fine)
+    plane = latents.permute(2, 0, 1)
+    placed: Tensor = step.place(value.clamp(-(2**30), 2**30).to(torch.int32), plane)
+    return placed.permute(1, 2, 0)
+
+
+def pixels_in(pixels: Any, area: tuple[int, int, int, int], margin: int, table: Tensor) -> Tensor:
+    """See `integer.pixels_in`."""
+    top, left, height, width = area
+    rows, columns = (
+        np.clip(np.clip(np.arange(-margin, size + margin), 0, size - 1) + start, 0, end - 1)
+        for size, start, end in ((height, top, pixels.shape[0]), (width, left, pixels.shape[1]))
+    )
+    part = torch.from_numpy(pixels[rows[:, None], columns[None, :]]).to(table.device)
+    return table[part.expand(-1, -1, 3).long()]
+
+
+def drawn_pixels(
+    blocks: Tensor, edge: int, area: tuple[int, int, int, int], shift: int, grey: bool
+) -> NDArray[np.uint8]:
+    """See `integer.drawn_pixels`."""
+    rows, columns, _ = blocks.shape
+    top, left, height, width = area
+    drawn = blocks.reshape(rows, columns, edge, edge, 3).permute(0, 2, 1, 3, 4)
+    image = drawn.reshape(rows * edge, columns * edge, 3)[top : top + height, left : left + width].long()
+    if grey:
+        image = round_divide(image.sum(dim=-1, keepdim=True).clamp_min(0), torch.full_like(image[..., :1], 3 << shift))
+    else:
+        image = round_shift(image, shift)
+    pixels: NDArray[np.uint8] = image.clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return pixels
+
+
+# ---- what else numpy calls by other names
+
+
+def bordered(x: Tensor, rings: int) -> Tensor:
+    """See `integer.bordered`."""
+    if not rings:
+        return x
+    rows, columns = (torch.arange(-rings, size + rings, device=x.device).clamp(0, size - 1) for size in x.shape[:2])
+    return x[rows[:, None], columns[None, :]]
+
+
+def converted(x: Tensor, dtype: str) -> Tensor:
+    kind: torch.dtype = getattr(torch, dtype)
+    return x.to(kind)
+
+
+def scaled(x: Tensor, exponent: Tensor) -> Tensor:
+    """See `integer.scaled`."""
+    return times_power_of_two(x.float(), exponent)
+
+
+def inverse(x: Tensor, exponent: Tensor) -> Tensor:
+    """See `integer.inverse`."""
+    return times_power_of_two(1 / x.double(), exponent).float()
+
+
+def counted(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, device=like.device)
+
+
+def in_capture(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def stacked(planes: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(planes))
+
+
+def zeros(shape: tuple[int, ...], dtype: str, like: Tensor) -> Tensor:
+    return torch.zeros(shape, dtype=getattr(torch, dtype), device=like.device)
+
+
+def moved_axis(x: Tensor, source: int, target: int) -> Tensor:
+    return x.movedim(source, target)

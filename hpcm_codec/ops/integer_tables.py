@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from hpcm_codec.ops.integer import EXP_SHIFT, GATE_REACH, GATE_SHIFT, round_shift
+from hpcm_codec.ops.integer import EXP_SHIFT, GATE_REACH, GATE_SHIFT, Array, round_shift
 
 ARGUMENT_UNITS = 256  # of exponentials and sigmoids: one unit is 1/256
 POWER_BITS = 12  # the table of powers of two has 2^12 steps per octave
@@ -28,30 +27,30 @@ class IntegerTables:
     power:       2^(n/4096), n = 0 … 4095, in units of 2^-14.
     """
 
-    exponential: Tensor
-    sigmoid: Tensor
-    power: Tensor
+    exponential: Array
+    sigmoid: Array
+    power: Array
 
 
 def build_tables() -> IntegerTables:
-    """The tables, in float64 on the CPU. Only ever called when a checkpoint is exported."""
+    """The tables, numpy arrays, in float64 on the CPU. Only ever called when a checkpoint is exported."""
     one = 1 << EXP_SHIFT
     length = math.ceil(ARGUMENT_UNITS * math.log(2 * one))
-    falling = (one * torch.exp(-torch.arange(length, dtype=torch.float64) / ARGUMENT_UNITS)).round()
-    argument = torch.arange(-GATE_REACH, GATE_REACH, dtype=torch.float64) / ARGUMENT_UNITS
-    sigmoid = ((1 << GATE_SHIFT) * torch.sigmoid(argument)).round()
+    falling = np.rint(one * np.exp(-np.arange(length, dtype=np.float64) / ARGUMENT_UNITS))
+    argument = np.arange(-GATE_REACH, GATE_REACH, dtype=np.float64) / ARGUMENT_UNITS
+    sigmoid = np.rint((1 << GATE_SHIFT) / (1 + np.exp(-argument)))
     steps = 1 << POWER_BITS
-    power = (one * torch.exp2(torch.arange(steps, dtype=torch.float64) / steps)).round()
-    return IntegerTables(*(table.to(torch.int16) for table in (falling, sigmoid, power)))
+    power = np.rint(one * np.exp2(np.arange(steps, dtype=np.float64) / steps))
+    return IntegerTables(*(table.astype(np.int16) for table in (falling, sigmoid, power)))
 
 
-def power_of_two(exponent: Tensor, tables: IntegerTables) -> Tensor:
-    """2^(exponent / 2^16) in units of 2^-14, int64; exponent: int64 in units of 2^-16, below 2^16 · 32."""
+def power_of_two(exponent: Array, power: Array) -> Array:
+    """2^(exponent / 2^16) in units of 2^-14, int64; exponent: int64 in units of 2^-16, below 2^16 · 32; power: the table, as int64."""
     whole = exponent >> LOG2_SHIFT
-    mantissa = tables.power[(exponent & ((1 << LOG2_SHIFT) - 1)) >> (LOG2_SHIFT - POWER_BITS)].long()
-    return torch.where(whole >= 0, mantissa << whole.clamp_min(0), round_shift(mantissa, (-whole).clamp(0, 40)))
+    mantissa = power[(exponent & ((1 << LOG2_SHIFT) - 1)) >> (LOG2_SHIFT - POWER_BITS)]
+    return round_shift(mantissa << whole.clip(0, 40), (-whole).clip(0, 40))
 
 
-def log2_fixed(logarithms: Tensor) -> Tensor:
-    """Natural logarithms as binary ones in units of 2^-16, int64: one multiplication in float64."""
-    return (logarithms.double() * (LOG2_E * (1 << LOG2_SHIFT))).round().long()
+def log2_fixed(logarithms: Array) -> Array:
+    """Natural logarithms (float64) as binary ones in units of 2^-16, int64: one multiplication in float64."""
+    return np.rint(logarithms * (LOG2_E * (1 << LOG2_SHIFT))).astype(np.int64)

@@ -13,27 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from hpcm_codec.constants import DEFAULT_MODEL
-from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
-from hpcm_codec.errors import FileError, UnsupportedError
+from hpcm_codec.entropy.distributions import SymbolTables, build_tables
+from hpcm_codec.entropy.sigmas import PRECISION_BITS
+from hpcm_codec.errors import FileError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops.integer_tables import IntegerTables
 from hpcm_codec.system.files import write_atomically
-from hpcm_codec.weights.identity import damaged, identity_of_parts
+from hpcm_codec.weights.identity import identity_of_parts
 from hpcm_codec.weights.packing import pack_all, unpack_all
-from hpcm_codec.weights.registry import find_checkpoint
-
-FORMAT = "hpcm-checkpoint-1"
-PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
-_TABLE_PREFIX = "tables."
-_FRACTION_PREFIX = "exact.fractions."
-_EXACT_TABLE_PREFIX = "exact.tables."
-_NOT_WEIGHTS = (_TABLE_PREFIX, _FRACTION_PREFIX, _EXACT_TABLE_PREFIX)
+from hpcm_codec.weights.stored import (
+    EXACT_TABLE_PREFIX,
+    FORMAT,
+    FRACTION_PREFIX,
+    NOT_WEIGHTS,
+    PACKED_FORMAT,
+    TABLE_PREFIX,
+    StoredCheckpoint,
+    read_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ class ExactData:
 
     def tensors(self) -> dict[str, Tensor]:
         """As a checkpoint holds them."""
-        stored = {_FRACTION_PREFIX + name: value for name, value in self.fractions.items()}
-        return {**stored, **{_EXACT_TABLE_PREFIX + name: value for name, value in vars(self.tables).items()}}
+        stored = {FRACTION_PREFIX + name: value for name, value in self.fractions.items()}
+        return {**stored, **{EXACT_TABLE_PREFIX + name: value for name, value in vars(self.tables).items()}}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> ExactData | None:
         """Out of a checkpoint's tensors; None where there is nothing, KeyError where a table is missing."""
-        fractions = _with_prefix(tensors, _FRACTION_PREFIX)
-        stored = _with_prefix(tensors, _EXACT_TABLE_PREFIX)
+        fractions = _with_prefix(tensors, FRACTION_PREFIX)
+        stored = _with_prefix(tensors, EXACT_TABLE_PREFIX)
         if not fractions and not stored:
             return None
         return cls(fractions, IntegerTables(*(stored[field.name] for field in fields(IntegerTables))))
@@ -75,6 +77,19 @@ class Checkpoint:
     identity: bytes
     training: dict[str, Any]
     exact: ExactData | None = None
+
+    def as_stored(self) -> StoredCheckpoint:
+        """As what engines are made of."""
+        tables = {TABLE_PREFIX + name: value for name, value in vars(self.tables).items()}
+        tensors = {**self.weights, **tables, **({} if self.exact is None else self.exact.tensors())}
+        arrays = {n: t.detach().cpu().contiguous().numpy() for n, t in tensors.items() if t.dtype != torch.bfloat16}
+        halves = {n: t.detach().cpu() for n, t in tensors.items() if t.dtype == torch.bfloat16}
+        bytes_of = {
+            n: (bytearray(t.contiguous().view(torch.uint8).numpy().tobytes()), tuple(t.shape))
+            for n, t in halves.items()
+        }
+        metadata = {"format": FORMAT, "config": self.config.to_json(), "training": json.dumps(self.training)}
+        return StoredCheckpoint(Path("a checkpoint in memory"), self.identity, metadata, arrays, bytes_of)
 
     def build_model(self) -> HPCM:
         """The network with these weights, in evaluation mode, float32, on the CPU."""
@@ -116,7 +131,7 @@ def save_checkpoint(
         tensors, shapes = pack_all(tensors, packed_bits)
         metadata |= {"format": PACKED_FORMAT, "packed": json.dumps({"bits": packed_bits, "shapes": shapes})}
     for field, value in (("cumulative", tables.packed()), ("sizes", tables.sizes), ("offsets", tables.offsets)):
-        tensors[_TABLE_PREFIX + field] = value
+        tensors[TABLE_PREFIX + field] = value
     if exact is not None:
         tensors |= exact.tensors()
     write_atomically(path, save(tensors, metadata), overwrite=True)
@@ -140,32 +155,32 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
 
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
     """Load and check a checkpoint; raises FileError for a damaged file, UnsupportedError for an unknown format."""
-    path = find_checkpoint(name_or_path)
+    return with_tensors(read_checkpoint(name_or_path))
+
+
+def with_tensors(stored: StoredCheckpoint) -> Checkpoint:
+    """A stored checkpoint as tensors, its weights unpacked; raises FileError for a damaged one."""
+    path = stored.path
+    tensors = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
+    tensors |= {
+        name: torch.frombuffer(data, dtype=torch.bfloat16).reshape(shape)
+        for name, (data, shape) in stored.bfloat16.items()
+    }
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(path, error) from error
-    if metadata.get("format") not in (FORMAT, PACKED_FORMAT):
-        known = f"{FORMAT!r} or {PACKED_FORMAT!r}"
-        raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {known}")
-    config = ModelConfig.from_json(metadata["config"])
-    try:
-        stored = (tensors[_TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets"))
-        tables = SymbolTables.from_packed(*stored)
+        kept = (tensors[TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets"))
+        tables = SymbolTables.from_packed(*kept)
         exact = ExactData.from_tensors(tensors)
     except KeyError as error:
         raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
     except (ValueError, RuntimeError) as error:
         raise FileError(f"{path}: the rANS coder's tables are damaged ({error}); fetch it again") from error
-    stored_weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
+    stored_weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(NOT_WEIGHTS)}
     try:
         weights = stored_weights
-        if metadata["format"] == PACKED_FORMAT:
-            packing = json.loads(metadata["packed"])
-            weights = unpack_all(stored_weights, packing["shapes"], packing["bits"])
+        if stored.metadata["format"] == PACKED_FORMAT:
+            bits, shapes = stored.packing
+            weights = unpack_all(stored_weights, {name: list(shape) for name, shape in shapes.items()}, bits)
     except (KeyError, ValueError, RuntimeError) as error:
         raise FileError(f"{path}: the packed weights are damaged ({error}); fetch it again") from error
-    training = json.loads(metadata.get("training", "{}"))
-    return Checkpoint(config, weights, tables, identity_of(tensors), training, exact)
+    training = json.loads(stored.metadata.get("training", "{}"))
+    return Checkpoint(stored.config, weights, tables, stored.identity, training, exact)

@@ -17,7 +17,7 @@ from hpcm_codec.errors import FileError
 
 IDENTITY_BYTES = 8
 # safetensors' names of types → torch's, which identities are made of
-_TYPES = {
+TYPES = {
     "F64": "torch.float64",
     "F32": "torch.float32",
     "F16": "torch.float16",
@@ -45,7 +45,7 @@ def identity_of_file(path: str | Path) -> bytes:
     try:
         tensors = sorted(deserialize(Path(path).read_bytes()), key=lambda named: named[0])
         return identity_of_parts(
-            (name, _TYPES[tensor["dtype"]], tuple(tensor["shape"]), tensor["data"]) for name, tensor in tensors
+            (name, TYPES[tensor["dtype"]], tuple(tensor["shape"]), tensor["data"]) for name, tensor in tensors
         )
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise damaged(path, error) from error

@@ -42,10 +42,11 @@ int main(int count, char** names) {
 #else
 
 extern "C" {
-void hpcm_integer_linear(const int16_t*, const int16_t*, const int32_t*, const int32_t*, const int16_t*, const int16_t*,
-                         int16_t*, int64_t, int64_t, int64_t, int64_t, int64_t);
+void hpcm_integer_linear(const int64_t*, int64_t, const int16_t*, const int32_t*, const int32_t*, const int16_t*,
+                         const int16_t*, int64_t, int16_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                         int64_t);
 void hpcm_integer_depthwise(const int16_t*, const int16_t*, const int32_t*, const int32_t*, int16_t*, int64_t, int64_t,
-                            int64_t, int64_t, int64_t);
+                            int64_t, int64_t, int64_t, int64_t);
 void hpcm_integer_layer_norm(const int16_t*, const int32_t*, const int32_t*, int16_t*, int64_t, int64_t, int64_t, int64_t,
                              int64_t);
 void hpcm_integer_window_attention(const int16_t*, const int16_t*, const int16_t*, const int16_t*, int16_t*, int64_t,
@@ -64,10 +65,12 @@ int main(int count, char** names) {
   const Ints bias = numbers<int32_t>(outputs, 1000), shift(outputs, 12);
   Shorts y(kTokens * outputs);
   if (asked("integer_linear")) {
-    hpcm_integer_linear(x.data(), weights.data(), bias.data(), shift.data(), nullptr, nullptr, y.data(), kTokens, channels / 2,
-                        outputs, 1, 1);
+    const int64_t plane[] = {reinterpret_cast<int64_t>(x.data()), channels, kWidth * channels, channels};
+    hpcm_integer_linear(plane, 1, weights.data(), bias.data(), shift.data(), nullptr, nullptr, 0, y.data(), kHeight, kWidth,
+                        outputs, 1, 1, 8191, 1);
   } else if (asked("integer_depthwise")) {
-    hpcm_integer_depthwise(x.data(), weights.data(), bias.data(), shift.data(), y.data(), kHeight, kWidth, channels, 5, 1);
+    hpcm_integer_depthwise(x.data(), weights.data(), bias.data(), shift.data(), y.data(), kHeight, kWidth, channels, 5,
+                           8191, 1);
   } else if (asked("integer_layer_norm")) {
     hpcm_integer_layer_norm(x.data(), bias.data(), bias.data(), y.data(), kTokens, channels, 16, 1, 1);
   } else if (asked("integer_window_attention")) {

@@ -1,7 +1,8 @@
 """Calibration: which units every activation of a trained model needs, found by running it on pictures.
 
 A power of two is chosen for each channel (for all channels together where they meet in other ways than weighted sums), so that the largest
-magnitude seen, times a margin, fits the integers' range. Larger values saturate later, in the encoder as in the decoder.
+magnitude seen, times a margin, fits the integers' range. What is larger later saturates, in the encoder as in the decoder. The transforms'
+units are found with pictures of extremes too, where a photograph's margin would not do.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.engines.exact.network import refuse_unsupported
+from hpcm_codec.engines.exact.network import FINE_BITS, refuse_unsupported
 from hpcm_codec.model.blocks import ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.rate import spread_positions
-from hpcm_codec.ops.integer import LIMIT
+from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut
+from hpcm_codec.ops.integer import LIMIT, WIDE
 
 MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
+# The same of the transforms, over photographs and extremes: for residual streams, which have two bits more, and inside branches.
+STREAM_MARGIN, BRANCH_MARGIN = 1.25, 2.0
 SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
+LARGEST_WIDE_FRACTION = 14
+_TRANSFORMS = ("g_a", "h_a", "g_s")
+_WIDE = {"g_a.inner", "g_a", "h_a.inner", "h_a", "g_s.inner", "g_s"}  # the transforms' residual streams
 LARGEST_LATENT_FRACTION = 9
 
 
@@ -39,7 +46,12 @@ class _Ranges:
 
     def fractions(self, name: str, highest: int = LARGEST_FRACTION) -> Tensor:
         """One fraction for each channel."""
-        needed = (LIMIT / (MARGIN * self._largest[name].clamp_min(1e-6))).log2().floor()
+        limit, margin = LIMIT, MARGIN
+        if name.partition(".")[0] in _TRANSFORMS:
+            margin = BRANCH_MARGIN
+        if name in _WIDE:
+            limit, margin, highest = WIDE, STREAM_MARGIN, LARGEST_WIDE_FRACTION
+        needed = (limit / (margin * self._largest[name].clamp_min(1e-6))).log2().floor()
         return needed.clamp(SMALLEST_FRACTION, highest).to(torch.int8)
 
     def names(self) -> list[str]:
@@ -54,7 +66,48 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     """
     refuse_unsupported(model.config)
     ranges = _Ranges()
-    hooks = [hook for name, module in _watched(model) for hook in _hooks(name, module, ranges)]
+    _watch(model, pictures, ranges, ("h_s", "context", *_TRANSFORMS))
+    _watch(model, extremes(), ranges, _TRANSFORMS)
+    found = {name: ranges.fractions(name) for name in ranges.names()}
+    found["latents"] = ranges.fractions("latents", LARGEST_LATENT_FRACTION)
+    found["g_s"] = torch.minimum(found["g_s"], found["latents"] + FINE_BITS)  # decoded latents hold no more
+    for name in found:
+        # Products of queries and keys, and the means of a layer norm, are sums over channels that share one unit.
+        if name.endswith((".inner", ".inner.query", ".inner.key")):
+            found[name] = torch.full_like(found[name], int(found[name].min()))
+    return found
+
+
+def extremes() -> list[Tensor]:
+    """Pictures as no camera takes them, 1×3×128×128 each: flat, saturated, noise, stripes and checks of one pixel, and letters' edges."""
+    edge = 128
+    generator = torch.Generator().manual_seed(20)
+    rows, columns = torch.arange(edge)[:, None], torch.arange(edge)[None, :]
+    masks = [
+        torch.ones(edge, edge).bool(),
+        (rows + columns) % 2 == 0,
+        ((rows % 2 == 0) | (columns < 0)),
+        ((columns % 2 == 0) | (rows < 0)),
+        (rows // 8 + columns // 8) % 2 == 0,
+        (rows // 3 % 2 == 0) & (columns // 2 % 3 == 0),
+        torch.rand(edge, edge, generator=generator) < 0.5,
+    ]
+    colours = [torch.tensor([float(n >> shift & 1) for shift in (2, 1, 0)]) for n in range(8)]
+    found = [
+        torch.rand(1, 3, edge, edge, generator=generator),
+        (torch.rand(1, 3, edge, edge, generator=generator) < 0.5).float(),
+    ]
+    for mask in masks:
+        for first in range(4):
+            ink, paper = colours[first][:, None, None], colours[7 - first][:, None, None]
+            found.append(torch.where(mask, ink, paper)[None])
+            found.append(torch.where(mask, paper, ink)[None])
+    return found
+
+
+def _watch(model: HPCM, pictures: Sequence[Tensor], ranges: _Ranges, parts: tuple[str, ...]) -> None:
+    """Code pictures in simulation at the lowest, the middle and the highest rate, and note what modules of these parts see."""
+    hooks = [hook for name, module in _watched(model, parts) for hook in _hooks(name, module, ranges)]
     try:
         with torch.inference_mode():
             for picture in pictures:
@@ -63,22 +116,25 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    found = {name: ranges.fractions(name) for name in ranges.names()}
-    found["latents"] = ranges.fractions("latents", LARGEST_LATENT_FRACTION)
-    for name in found:
-        # Products of queries and keys, and the means of a layer norm, are sums over channels that share one unit.
-        if name.endswith((".inner", ".inner.query", ".inner.key")):
-            found[name] = torch.full_like(found[name], int(found[name].min()))
-    return found
 
 
-def _watched(model: HPCM) -> Iterable[tuple[str, nn.Module]]:
+def _watched(model: HPCM, parts: tuple[str, ...]) -> Iterable[tuple[str, nn.Module]]:
     # Behind its last doubling, h_s works on a context plane, whose units are those of the latents.
     last_double = max(i for i, layer in enumerate(model.h_s) if isinstance(layer, nn.ConvTranspose2d))
     on_context = {f"h_s.{i}" for i in range(last_double, len(model.h_s))}
     for name, module in model.named_modules():
-        if name.startswith(("h_s", "context")) and name not in on_context:
+        if name.partition(".")[0] in parts and name not in on_context:
             yield name, module
+
+
+def _stream_of(name: str, module: nn.Module) -> str:
+    """The residual stream that a layer of a transform, such as "g_a.3", puts its results in."""
+    part, _, _ = name.partition(".")
+    channels = module.channels if isinstance(module, ResidualBlock) else module.out_channels
+    narrow = {"g_a": PATCH_WIDTH, "g_s": PATCH_WIDTH}.get(part)
+    if part == "h_a":
+        return "h_a" if name == "h_a.3" else "h_a.inner"
+    return f"{part}.inner" if channels == narrow else part
 
 
 def _hooks(name: str, module: nn.Module, ranges: _Ranges) -> list[Any]:
@@ -94,6 +150,10 @@ def _hooks(name: str, module: nn.Module, ranges: _Ranges) -> list[Any]:
         ranges.see("latents", y[:, y.shape[1] // 2 :])
 
     last = name.rpartition(".")[2]
+    if name == "g_s":
+        return [argument(0, name)]
+    if name.partition(".")[0] in _TRANSFORMS and name.count(".") == 1 and not isinstance(module, PatchesOut):
+        return [output(_stream_of(name, module))]
     if name == "h_s":
         return [argument(0, "h_s"), module.register_forward_hook(means)]
     if isinstance(module, ResidualBlock):

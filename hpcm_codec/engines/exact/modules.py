@@ -1,259 +1,156 @@
-"""The trained modules of h_s and the context model, made of integer layers: one class for each of `model`'s.
+"""The trained modules, made of integer layers by their names in the checkpoint: one class for each of `model`'s.
 
-Every class takes the trained module, the units of its activations, and its name in the model. Planes are int16 h×w×C.
+Planes are int16 h×w×C: numpy arrays or tensors, as the layers' weights are. Nothing but operators of `ops.integer` touches them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import cast
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import numpy as np
 
-from hpcm_codec.engines.exact.layers import (
-    integer_depthwise,
-    integer_factor,
-    integer_linear,
-    integer_norm,
-    interpolated,
-)
+from hpcm_codec.engines.exact.layers import LayerMaker, Longs, Reals, integer_norm, interpolated
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.model.blocks import RateSequential, ResidualBlock
-from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
-from hpcm_codec.model.priors import Prior, StepAdaptor
-from hpcm_codec.model.rwkv import ChannelMix, OmniShift, SpatialMix
+from hpcm_codec.model.config import CellConfig
 from hpcm_codec.ops import integer
-from hpcm_codec.ops.integer import BLOCKS, EXP_SHIFT, LIMIT, POSITION_SHIFT, PositionFactors, saturate
+from hpcm_codec.ops.integer import BLOCKS, EXP_SHIFT, LIMIT, POSITION_SHIFT, WIDE, Array, PositionFactors
 from hpcm_codec.ops.integer_tables import IntegerTables, log2_fixed, power_of_two
-from hpcm_codec.ops.powers import times_power_of_two
 
 ARGUMENT_FRACTION = 8  # keys and receptances of the RWKV cell, in units of 1/256
 LARGEST_DECAY = 6.0  # of the RWKV cell, in magnitude: what the sums of `bi_wkv` are dimensioned for
 NORM_EPSILON = 1e-5  # of layer norms, as they are trained
 SQUARE_SHIFT = 13  # brings the square of LIMIT back under LIMIT
 
-Fractions = Mapping[str, Tensor]  # activation → fraction of each channel, int8 C
-
-
-class Units:
-    """The units of every activation by name, as fractions of its channels (see `layers`)."""
-
-    def __init__(self, fractions: Fractions) -> None:
-        self._fractions = fractions
-
-    def fraction(self, name: str) -> Tensor:
-        try:
-            return self._fractions[name].to(torch.int64)
-        except KeyError:
-            raise UnsupportedError(
-                f"the checkpoint says nothing about the units of {name}", advice="export it again with --exact"
-            ) from None
-
-    def one_fraction(self, name: str) -> int:
-        found = self.fraction(name)
-        if not (found == found[0]).all():
-            raise UnsupportedError(
-                f"the channels of {name} must share one unit", advice="export the checkpoint again with --exact"
-            )
-        return int(found[0])
-
-
-class Linear:
-    """conv1×1 or linear, between activations of known units."""
-
-    def __init__(
-        self, layer: nn.Module, fraction_in: Tensor, fraction_out: Tensor, name: str, row_factor: Tensor | None = None
-    ) -> None:
-        weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-        weight = weight.reshape(weight.shape[0], -1)
-        if row_factor is not None:
-            assert bias is None
-            weight = weight * row_factor[:, None]  # of two float16 numbers: 22 bits, exact in float32
-        self.weights = integer_linear(weight, bias, fraction_in, fraction_out, name)
-
-    def __call__(
-        self, x: Tensor, *, leaky: bool = False, factor: Tensor | None = None, added: Tensor | None = None
-    ) -> Tensor:
-        return integer.linear(x, self.weights, leaky=leaky, factor=factor, added=added)
-
 
 class Block:
-    """ResidualBlock, kind depthwise: x + factor · project(LeakyReLU(expand(depthwise(x)))) on a stream of one set of units."""
+    """ResidualBlock, kind depthwise: x + factor · project(LeakyReLU(expand(depthwise(x)))) on a stream of one set of units.
 
-    def __init__(self, units: Units, block: ResidualBlock, stream: Tensor, name: str) -> None:
-        spatial = cast(nn.Conv2d, block.spatial)
-        fraction = units.fraction(f"{name}.spatial")
-        self.spatial = integer_depthwise(spatial.weight, spatial.bias, stream, fraction, f"{name}.spatial")
-        hidden = units.fraction(f"{name}.expand")
-        self.expand = Linear(block.expand, fraction, hidden, f"{name}.expand")
-        self.project = Linear(block.project, hidden, stream, f"{name}.project")
-        assert block.factor is not None
-        self.factor = integer_factor(block.factor.level_values, name)
+    wide: the stream stays within WIDE instead of LIMIT, what is inside the block within LIMIT. The branch is then in units of its own, in
+    which its factors lie between ½ and 1 at the highest: no branch saturates before the stream does, and small factors keep their digits.
+    """
 
-    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
-        hidden = self.expand(integer.depthwise(x, self.spatial), leaky=True)
-        return self.project(hidden, factor=interpolated(self.factor, position).to(torch.int16), added=x)
+    def __init__(self, make: LayerMaker, stream: Longs, name: str, *, wide: bool = False) -> None:
+        bound = WIDE if wide else LIMIT
+        fraction, hidden = make.fraction(f"{name}.spatial"), make.fraction(f"{name}.expand")
+        spatial = f"{name}.spatial"
+        self.spatial = make.depthwise(
+            make.real(f"{spatial}.weight"), make.bias(spatial), stream, fraction, spatial, bound=bound
+        )
+        self.expand = make.linear(f"{name}.expand", fraction, hidden)
+        change = make.headroom(f"{name}.factor") if wide else np.zeros_like(stream)
+        self.project = make.linear(f"{name}.project", hidden, stream - change, limit=bound)
+        self.factor: Array = make.factor(f"{name}.factor", change)
 
-
-class Double:
-    """up2: a 2×2 transposed convolution of stride 2 is one matrix product and a shuffle of pixels."""
-
-    def __init__(self, layer: nn.ConvTranspose2d, fraction_in: Tensor, fraction_out: Tensor, name: str) -> None:
-        assert layer.bias is not None
-        rows = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2·2·out)×in
-        self.weights = integer_linear(rows, layer.bias.repeat(4), fraction_in, fraction_out.repeat(4), name)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        height, width, _ = x.shape
-        quads = integer.linear(x, self.weights).reshape(height, width, 2, 2, -1)
-        return quads.permute(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1)
-
-
-class HyperSynthesis:
-    """h_s: hyper-latents → context parameters."""
-
-    def __init__(self, units: Units, net: RateSequential, context: Tensor) -> None:
-        self.steps: list[Double | Block] = []
-        fraction = units.fraction("h_s")
-        last_double = max(i for i, layer in enumerate(net) if isinstance(layer, nn.ConvTranspose2d))
-        for index, layer in enumerate(net):
-            stream = context if index >= last_double else units.fraction("h_s.inner")
-            if isinstance(layer, nn.ConvTranspose2d):
-                self.steps.append(Double(layer, fraction, stream, f"h_s.{index}"))
-            else:
-                self.steps.append(Block(units, cast(ResidualBlock, layer), stream, f"h_s.{index}"))
-            fraction = stream
-
-    def __call__(self, x: Tensor, position: Tensor) -> Tensor:
-        for step in self.steps:
-            x = step(x) if isinstance(step, Double) else step(x, position)
-        return x
+    def __call__(self, x: Array, position: Array) -> Array:
+        hidden = integer.linear(integer.depthwise(x, self.spatial), weights=self.expand, leaky=True)
+        factor = integer.narrow(interpolated(self.factor, position))
+        return integer.linear(hidden, weights=self.project, factor=factor, added=x)
 
 
 class IntegerPrior:
     """Blocks, a gain, blocks, and the head that refines the context."""
 
-    def __init__(self, units: Units, prior: Prior, context: Tensor, name: str) -> None:
-        self.stream = units.fraction(name)
-        self.before = [
-            Block(units, cast(ResidualBlock, b), self.stream, f"{name}.before.{i}") for i, b in enumerate(prior.before)
-        ]
-        self.after = [
-            Block(units, cast(ResidualBlock, b), self.stream, f"{name}.after.{i}") for i, b in enumerate(prior.after)
-        ]
-        self.head = Linear(prior.head, self.stream, context, f"{name}.head")
+    def __init__(self, make: LayerMaker, blocks: tuple[int, int], context: Longs, name: str) -> None:
+        stream = make.fraction(name)
+        self.before = [Block(make, stream, f"{name}.before.{i}") for i in range(blocks[0])]
+        self.after = [Block(make, stream, f"{name}.after.{i}") for i in range(blocks[1])]
+        self.head = make.linear(f"{name}.head", stream, context)
 
-    def __call__(self, adapted: Tensor, gain: Tensor, context: Tensor, position: Tensor) -> Tensor:
+    def __call__(self, adapted: Array, gain: Array, context: Array, position: Array) -> Array:
         x = adapted
         for block in self.before:
             x = block(x, position)
         x = integer.scale(x, gain)
         for block in self.after:
             x = block(x, position)
-        return self.head(x, added=context)
+        return integer.linear(x, weights=self.head, added=context)
 
 
 class IntegerAdaptor:
     """A step's own conv1×1 of (context ‖ latents), its phase bias, and its gain."""
 
-    def __init__(self, adaptor: StepAdaptor, fraction_in: Tensor, stream: Tensor, name: str) -> None:
-        self.adapt = Linear(adaptor.adapt, fraction_in, stream, name)
-        self.gain = integer_factor(adaptor.gain.level_values, name)
-        self.phase: Tensor | None = None
-        if adaptor.phase_bias is not None:
-            phase = times_power_of_two(adaptor.phase_bias.double(), stream[:, None, None]).round()
-            self.phase = saturate(phase.permute(1, 2, 0))  # cell×cell×C
+    def __init__(self, make: LayerMaker, fraction_in: Longs, stream: Longs, name: str) -> None:
+        self.adapt = make.linear(f"{name}.adapt", fraction_in, stream)
+        self.gain: Array = make.factor(f"{name}.gain")
+        self.phase: Array | None = None
+        if f"{name}.phase_bias" in make.weights:
+            phase = np.rint(np.ldexp(make.real(f"{name}.phase_bias"), stream[:, None, None]))
+            phase = np.clip(phase, -LIMIT, LIMIT).astype(np.int16)
+            self.phase = np.ascontiguousarray(phase.transpose(1, 2, 0))  # cell×cell×C
 
-    def __call__(self, context: Tensor, latents: Tensor) -> Tensor:
-        added = None
-        if self.phase is not None:
-            height, width, _ = context.shape
-            cell = self.phase.shape[0]
-            added = self.phase.repeat(-(-height // cell), -(-width // cell), 1)[:height, :width].contiguous()
-        return self.adapt(torch.cat((context, latents), dim=-1), added=added)
+    def __call__(self, context: Array, latents: Array) -> Array:
+        return integer.linear(context, latents, weights=self.adapt, added=self.phase, repeated=True)
 
 
 class IntegerAttentionCell:
     """params + widen(attention(query(params), key(context), value(context))) + output(params)."""
 
-    def __init__(
-        self, units: Units, cell: CrossAttentionCell, context: Tensor, name: str, tables: IntegerTables
-    ) -> None:
-        self.heads, self.window, self.tables = cell.heads, cell.window, tables
-        query, key, value = (units.fraction(f"{name}.{part}") for part in ("query", "key", "value"))
-        self.query = Linear(cell.query, context, query, f"{name}.query")
-        self.key = Linear(cell.key, context, key, f"{name}.key")
-        self.value = Linear(cell.value, context, value, f"{name}.value")
-        self.output = Linear(cell.output, context, context, f"{name}.output")
-        assert cell.widen is not None
-        self.widen = Linear(cell.widen, value, context, f"{name}.widen")
-        unit = units.one_fraction(f"{name}.query") + units.one_fraction(f"{name}.key")
+    def __init__(self, make: LayerMaker, config: CellConfig, context: Longs, name: str, tables: IntegerTables) -> None:
+        self.heads, self.window, self.tables = config.heads, config.window, tables
+        query, key, value = (make.fraction(f"{name}.{part}") for part in ("query", "key", "value"))
+        self.query = make.linear(f"{name}.query", context, query)
+        self.key = make.linear(f"{name}.key", context, key)
+        self.value = make.linear(f"{name}.value", context, value)
+        self.output = make.linear(f"{name}.output", context, context)
+        self.widen = make.linear(f"{name}.widen", value, context)
+        unit = make.one_fraction(f"{name}.query") + make.one_fraction(f"{name}.key")
         if unit + 15 < ARGUMENT_FRACTION:
             raise UnsupportedError(
                 f"the scores of {name} are too coarse for integer arithmetic", advice="use the float profile"
             )
-        per_head = cell.query.out_channels // cell.heads
+        per_head = len(query) // config.heads
         # multiplier / 2^shift = 256 / √(channels of a head) / 2^unit, with 15 bits of multiplier
         self.scores = integer.AttentionScale(round(2**15 / math.sqrt(per_head)), unit + 15 - ARGUMENT_FRACTION)
 
-    def __call__(self, params: Tensor, context: Tensor) -> Tensor:
-        query = self.query(params)
-        key, value = integer.together(context, (self.key.weights, self.value.weights))
+    def __call__(self, params: Array, context: Array) -> Array:
+        query = integer.linear(params, weights=self.query)
+        key, value = integer.together(context, (self.key, self.value))
         attended = integer.window_attention(
             query, key, value, self.heads, self.window, self.scores, self.tables.exponential
         )
-        return self.widen(attended, added=self.output(params, added=params))
+        output = integer.linear(params, weights=self.output, added=params)
+        return integer.linear(attended, weights=self.widen, added=output)
 
 
-def folded_kernel(shift: OmniShift) -> Tensor:
-    """The one kernel C×1×5×5 of the four branches, in float64: sums of products of float16 numbers, which it holds without rounding."""
-    alpha = shift.alpha.double()
-    one, three, five = (conv.weight.double() for conv in (shift.conv1x1, shift.conv3x3, shift.conv5x5))
-    kernel = alpha[3] * five + functional.pad(alpha[2] * three, (1, 1, 1, 1))
-    return kernel + functional.pad(alpha[0] + alpha[1] * one, (2, 2, 2, 2))
+def folded_kernel(alpha: Reals, one: Reals, three: Reals, five: Reals) -> Reals:
+    """OmniShift's one kernel C×1×5×5 of its four branches: sums of products of float16 numbers, which float64 holds without rounding."""
+    kernel = alpha[3] * five
+    kernel[:, :, 1:4, 1:4] += alpha[2] * three
+    kernel[:, :, 2:3, 2:3] += alpha[0] + alpha[1] * one
+    return kernel
 
 
 class _Mix:
     """What both mixes begin with: the shifted input, and the receptance that gates the output."""
 
-    def __init__(
-        self, units: Units, mix: SpatialMix | ChannelMix, fraction_in: Tensor, name: str, tables: IntegerTables
-    ) -> None:
+    def __init__(self, make: LayerMaker, fraction_in: Longs, name: str, tables: IntegerTables) -> None:
         self.tables = tables
-        self.shifted = units.fraction(f"{name}.shift")
-        self.argument = torch.full_like(self.shifted, ARGUMENT_FRACTION)
-        self.shift = integer_depthwise(folded_kernel(mix.shift), None, fraction_in, self.shifted, f"{name}.shift")
-        self.receptance = Linear(mix.receptance, self.shifted, self.argument, f"{name}.receptance")
-
-    def gated(self, receptance: Tensor, value: Tensor) -> Tensor:
-        """σ(receptance) · value."""
-        return integer.gate(receptance, value, self.tables.sigmoid)
+        self.shifted = make.fraction(f"{name}.shift")
+        self.argument = np.full_like(self.shifted, ARGUMENT_FRACTION)
+        branches = (make.real(f"{name}.shift.{part}.weight") for part in ("conv1x1", "conv3x3", "conv5x5"))
+        kernel = folded_kernel(make.real(f"{name}.shift.alpha"), *branches)
+        self.shift = make.depthwise(kernel, None, fraction_in, self.shifted, f"{name}.shift")
+        self.receptance = make.linear(f"{name}.receptance", self.shifted, self.argument)
 
 
 class IntegerSpatialMix(_Mix):
     """z + gamma · linear(σ(r) · BiWKV(k, v)) of the normalised z."""
 
     def __init__(
-        self,
-        units: Units,
-        mix: SpatialMix,
-        gamma: Tensor,
-        fraction_in: Tensor,
-        stream: Tensor,
-        name: str,
-        tables: IntegerTables,
+        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, tables: IntegerTables
     ) -> None:
-        super().__init__(units, mix, fraction_in, name, tables)
-        value = units.fraction(f"{name}.value")
-        self.key = Linear(mix.key, self.shifted, self.argument, f"{name}.key")
-        self.value = Linear(mix.value, self.shifted, value, f"{name}.value")
-        self.output = Linear(mix.output, value, stream, f"{name}.output", row_factor=gamma)
-        self._decay, self._boost = (
-            log2_fixed(parameter.clamp(-LARGEST_DECAY, LARGEST_DECAY)) for parameter in (mix.decay, mix.boost)
+        super().__init__(make, fraction_in, name, tables)
+        value = make.fraction(f"{name}.value")
+        self.key = make.linear(f"{name}.key", self.shifted, self.argument)
+        self.value = make.linear(f"{name}.value", self.shifted, value)
+        self.output = make.linear(f"{name}.output", value, stream, row_factor=make.weights.real(gamma))
+        self._power: Array = tables.power.astype(np.int64)
+        decay, boost = (
+            log2_fixed(np.clip(make.real(f"{name}.{part}"), -LARGEST_DECAY, LARGEST_DECAY))
+            for part in ("decay", "boost")
         )
+        self._decay: Array = decay
+        self._boost: Array = boost
         self._factors: dict[int, PositionFactors] = {}
 
     def factors(self, tokens: int) -> PositionFactors:
@@ -263,75 +160,67 @@ class IntegerSpatialMix(_Mix):
             if len(self._factors) >= 4:
                 self._factors.clear()
             length = -(-tokens // BLOCKS)
-            distance = torch.arange(length + 1, device=self._decay.device)[:, None]
-            exponent = torch.div(self._decay * distance, tokens, rounding_mode="floor")
-            itself = torch.div(self._boost, tokens, rounding_mode="floor")
-            growth, fading, own = (
-                power_of_two(e, self.tables).to(torch.int32) for e in (exponent[:-1], -exponent, itself)
-            )
-            found = PositionFactors(growth, fading, own)
-            # what a capture makes is not there before its graph runs
-            if not (self._decay.is_cuda and torch.cuda.is_current_stream_capturing()):
+            distance = integer.counted(length + 1, like=self._decay)[:, None]
+            exponent = self._decay * distance // tokens
+            itself = self._boost // tokens
+            parts = (power_of_two(e, self._power) for e in (exponent[:-1], -exponent, itself))
+            found = PositionFactors(*(integer.as_int32(part) for part in parts))
+            if not integer.in_capture(self._decay):  # what a capture makes is not there before its graph runs
                 self._factors[tokens] = found
         return found
 
-    def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
+    def __call__(self, z: Array, normalised: Array) -> Array:
         height, width, _ = normalised.shape
         shifted = integer.depthwise(normalised, self.shift)
-        layers = self.key.weights, self.value.weights, self.receptance.weights
-        key, value, receptance = integer.together(shifted, layers)
+        key, value, receptance = integer.together(shifted, (self.key, self.value, self.receptance))
         mixed = integer.bi_wkv(key, value, self.factors(height * width), self.tables.exponential)
-        return self.output(self.gated(receptance, mixed), added=z)
+        gated = integer.gate(receptance, mixed, self.tables.sigmoid)
+        return integer.linear(gated, weights=self.output, added=z)
 
 
 class IntegerChannelMix(_Mix):
     """z + gamma · σ(r) · value(relu(key)²) of the normalised z."""
 
     def __init__(
-        self,
-        units: Units,
-        mix: ChannelMix,
-        gamma: Tensor,
-        fraction_in: Tensor,
-        stream: Tensor,
-        name: str,
-        tables: IntegerTables,
+        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, tables: IntegerTables
     ) -> None:
-        super().__init__(units, mix, fraction_in, name, tables)
-        key = units.fraction(f"{name}.key")
-        self.key = Linear(mix.key, self.shifted, key, f"{name}.key")
-        self.value = Linear(mix.value, 2 * key - SQUARE_SHIFT, stream, f"{name}.value", row_factor=gamma)
+        super().__init__(make, fraction_in, name, tables)
+        key = make.fraction(f"{name}.key")
+        self.key = make.linear(f"{name}.key", self.shifted, key)
+        row_factor = make.weights.real(gamma)
+        self.value = make.linear(f"{name}.value", 2 * key - SQUARE_SHIFT, stream, row_factor=row_factor)
 
-    def __call__(self, z: Tensor, normalised: Tensor) -> Tensor:
+    def __call__(self, z: Array, normalised: Array) -> Array:
         shifted = integer.depthwise(normalised, self.shift)
-        key, receptance = integer.together(shifted, (self.key.weights, self.receptance.weights))
-        value = self.value(integer.squared_relu(key, SQUARE_SHIFT))
-        return saturate(z.int() + self.gated(receptance, value))
+        key, receptance = integer.together(shifted, (self.key, self.receptance))
+        value = integer.linear(integer.squared_relu(key, SQUARE_SHIFT), weights=self.value)
+        return integer.gate(receptance, value, self.tables.sigmoid, added=z)
 
 
 class IntegerRWKVCell:
     """params + leave(RWKV block(enter(params ‖ context)))."""
 
-    def __init__(self, units: Units, cell: RWKVContextCell, context: Tensor, name: str, tables: IntegerTables) -> None:
-        block = cell.block
-        stream, unit = units.fraction(name), units.one_fraction(name)
-        normal1, normal2 = units.fraction(f"{name}.block.norm1"), units.fraction(f"{name}.block.norm2")
-        self.enter = Linear(cell.enter, context.repeat(2), stream, f"{name}.enter")
-        self.norm1 = integer_norm(block.norm1.weight, block.norm1.bias, NORM_EPSILON, unit, normal1)
-        self.norm2 = integer_norm(block.norm2.weight, block.norm2.bias, NORM_EPSILON, unit, normal2)
-        self.spatial = IntegerSpatialMix(
-            units, block.spatial_mix, block.gamma1, normal1, stream, f"{name}.block.spatial_mix", tables
+    def __init__(self, make: LayerMaker, context: Longs, name: str, tables: IntegerTables) -> None:
+        block = f"{name}.block"
+        stream, unit = make.fraction(name), make.one_fraction(name)
+        normal1, normal2 = make.fraction(f"{block}.norm1"), make.fraction(f"{block}.norm2")
+        self.enter = make.linear(f"{name}.enter", np.tile(context, 2), stream)
+        self.norm1, self.norm2 = (
+            integer_norm(
+                make.real(f"{block}.{part}.weight"), make.real(f"{block}.{part}.bias"), NORM_EPSILON, unit, normal
+            )
+            for part, normal in (("norm1", normal1), ("norm2", normal2))
         )
-        self.channel = IntegerChannelMix(
-            units, block.channel_mix, block.gamma2, normal2, stream, f"{name}.block.channel_mix", tables
-        )
-        self.leave = Linear(cell.leave, stream, context, f"{name}.leave")
+        spatial, channel = f"{block}.spatial_mix", f"{block}.channel_mix"
+        self.spatial = IntegerSpatialMix(make, f"{block}.gamma1", normal1, stream, spatial, tables)
+        self.channel = IntegerChannelMix(make, f"{block}.gamma2", normal2, stream, channel, tables)
+        self.leave = make.linear(f"{name}.leave", stream, context)
 
-    def __call__(self, params: Tensor, context: Tensor) -> Tensor:
-        z = self.enter(torch.cat((params, context), dim=-1))
+    def __call__(self, params: Array, context: Array) -> Array:
+        z = integer.linear(params, context, weights=self.enter)
         z = self.spatial(z, integer.layer_norm(z, self.norm1))
         z = self.channel(z, integer.layer_norm(z, self.norm2))
-        return self.leave(z, added=params)
+        return integer.linear(z, weights=self.leave, added=params)
 
 
 assert LIMIT * LIMIT >> SQUARE_SHIFT < LIMIT

@@ -1,40 +1,40 @@
-"""From decoded hyper-latents to table indexes and means in integers: the hyper synthesis and the context model, layer by layer.
+"""The exact profile's network: all of a codec between pixels and table indexes in integers, layer by layer.
 
-`ExactNetwork` holds the integer layers made of a trained HPCM; `ExactNetwork.at` adds the integers of one quality. The walk over the
-coding steps is `model.context.walk`, the same as in floating point. Planes are int16, C×h×w views of channels-last memory.
+`ExactNetwork` holds the integer layers; `ExactNetwork.at` adds the integers of one quality. The walk over the coding steps is
+`model.walk.walk`, the same as in floating point. Arrays are numpy's, which the compiled operators take, or after `to` tensors. Planes are
+int16 h×w×C; where the walk wants C×h×w, views of such.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from hpcm_codec.engines.exact.layers import interpolated, level_position
-from hpcm_codec.engines.exact.modules import (
-    Fractions,
+from hpcm_codec.engines.exact.layers import Fractions, LayerMaker, fixed, interpolated, level_position
+from hpcm_codec.engines.exact.modules import IntegerAdaptor, IntegerAttentionCell, IntegerPrior, IntegerRWKVCell
+from hpcm_codec.engines.exact.transforms import (
+    GAIN_SHIFT,
+    Analysis,
+    HyperAnalysis,
     HyperSynthesis,
-    IntegerAdaptor,
-    IntegerAttentionCell,
-    IntegerPrior,
-    IntegerRWKVCell,
-    Linear,
-    Units,
+    Synthesis,
+    refuse_coarse,
 )
-from hpcm_codec.entropy.distributions import LOG_SIGMA_STEP, SIGMA_COUNT, SMALLEST_SIGMA
+from hpcm_codec.engines.exact.weights import Weights
+from hpcm_codec.entropy.sigmas import LOG_SIGMA_STEP, SIGMA_COUNT, SMALLEST_SIGMA
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
+from hpcm_codec.model import schedule
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.context import ContextModel, SymbolPort, hyper_planes, walk
-from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.model.priors import StepAdaptor
 from hpcm_codec.model.schedule import Lattice
-from hpcm_codec.ops.integer import EXP_SHIFT, round_shift, saturate
+from hpcm_codec.model.walk import SymbolPort, hyper_planes, walk
+from hpcm_codec.ops import integer, integer_native
+from hpcm_codec.ops.integer import EXP_SHIFT, WIDE, Array, round_shift
 from hpcm_codec.ops.integer_tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
-from hpcm_codec.ops.powers import times_power_of_two
 
 SCALE_FRACTION = 10  # logarithmic scales in context planes are in units of 2^-10
 FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
@@ -56,193 +56,236 @@ def refuse_unsupported(config: ModelConfig) -> None:
         )
 
 
+def can_compile(config: ModelConfig) -> bool:
+    """Whether the compiled operators do all that such a model needs."""
+    attention = (cell for cell in config.cells if cell.kind == "cross-attention")
+    return all(integer_native.can_attend(cell.width or 0, cell.heads, cell.window) for cell in attention)
+
+
 @dataclass(frozen=True)
 class QualityIntegers:
     """What one quality adds, int64 per channel: see `ExactNetwork.at`."""
 
-    log_gain: Tensor
-    inverse_gain: Tensor
-    hyper_indexes: Tensor
-    hyper_mean: Tensor
-    hyper_inverse_gain: Tensor
+    log_gain: Array
+    inverse_gain: Array
+    hyper_indexes: Array
+    hyper_mean: Array
+    hyper_inverse_gain: Array
 
 
 class ExactNetwork:
     """The integer layers of a model. Raises UnsupportedError for models or weights that the exact profile does not cover.
 
-    model:     in evaluation mode, with the checkpoint's float16 weights in float32.
+    weights:   the checkpoint's, float16 or packed.
     fractions: the units of every activation, from the checkpoint (`engines.exact.export` finds them).
+    compiled:  for the compiled operators and by them, which must be there; else for tensors (see `to`).
     """
 
-    def __init__(self, model: HPCM, fractions: Fractions, tables: IntegerTables) -> None:
-        refuse_unsupported(model.config)
-        assert model.rate_control is not None
-        self.config, self.tables = model.config, tables
-        units = Units(fractions)
-        latents = units.fraction("latents")
-        context = torch.cat((torch.full_like(latents, SCALE_FRACTION), latents))
-        network: ContextModel = model.context
-        self.latent_fraction = latents
-        self.hyper_fraction = units.fraction("h_s")
-        self.hyper_synthesis = HyperSynthesis(units, model.h_s, context)
-        self.context_nets = [
-            Linear(net, context, context, f"context.context_nets.{i}") for i, net in enumerate(network.context_nets)
-        ]
-        self.prior_s12 = IntegerPrior(units, network.prior_s12, context, "context.prior_s12")
-        self.prior_s3 = IntegerPrior(units, network.prior_s3, context, "context.prior_s3")
-        both = torch.cat((context, latents))
-        streams = self.prior_s12.stream, self.prior_s12.stream, self.prior_s3.stream
+    def __init__(
+        self, config: ModelConfig, weights: Weights, fractions: Fractions, tables: IntegerTables, *, compiled: bool
+    ) -> None:
+        refuse_unsupported(config)
+        make = LayerMaker(weights, fractions, compiled=compiled)
+        tables = IntegerTables(**vars(tables))  # our own, which `to` may change
+        self.config, self.tables, self._make = config, tables, make
+        self.compiled = compiled
+        self.has_transforms = "g_s" in fractions
+        latents = make.fraction("latents")
+        context = np.concatenate((np.full_like(latents, SCALE_FRACTION), latents))
+        self.latent_fraction: Array = latents
+        self.hyper_fraction: Array = make.fraction("h_s")
+        self._power: Array = tables.power.astype(np.int64)
+        self.hyper_synthesis = HyperSynthesis(make, context)
+        self.context_nets = [make.linear(f"context.context_nets.{i}", context, context) for i in range(2)]
+        self.prior_s12 = IntegerPrior(make, config.prior_blocks_s12, context, "context.prior_s12")
+        self.prior_s3 = IntegerPrior(make, config.prior_blocks_s3, context, "context.prior_s3")
+        both = np.concatenate((context, latents))
         self.adaptors = [
             [
-                IntegerAdaptor(cast(StepAdaptor, adaptor), both, streams[scale], f"context.adaptors.{scale}.{step}")
-                for step, adaptor in enumerate(cast(nn.ModuleList, adaptors))
+                IntegerAdaptor(make, both, make.fraction(stream), f"context.adaptors.{number}.{step}")
+                for step in range(len(scale.steps) - (number == 0))  # the first has its parameters from the hyperprior
             ]
-            for scale, adaptors in enumerate(network.adaptors)
+            for number, (scale, stream) in enumerate(zip(schedule.scales(len(latents)), _STREAMS, strict=True))
         ]
         self.cells: list[IntegerAttentionCell | IntegerRWKVCell] = []
-        for i, cell in enumerate(network.cells):
-            inner, name = cell.inner, f"context.cells.{i}.inner"
-            if isinstance(inner, CrossAttentionCell):
-                self.cells.append(IntegerAttentionCell(units, inner, context, name, tables))
+        for i, cell in enumerate(config.cells):
+            name = f"context.cells.{i}.inner"
+            if cell.kind == "cross-attention":
+                self.cells.append(IntegerAttentionCell(make, cell, context, name, tables))
             else:
-                self.cells.append(IntegerRWKVCell(units, cast(RWKVContextCell, inner), context, name, tables))
+                self.cells.append(IntegerRWKVCell(make, context, name, tables))
         # Rate-dependent values: logarithms in three units, for table indexes, for powers of two, and means.
-        control = model.rate_control
-        self._log_gain = _fixed(control.log_gain, SCALE_FRACTION)
-        self._log2_gain = log2_fixed(control.log_gain)
-        self._hyper_log2_gain = log2_fixed(control.log_hyper_gain)
-        self._hyper_log_scale = _fixed(model.hyper_scale.level_values, SCALE_FRACTION)
-        self._hyper_mean = _fixed(model.hyper_mean.level_values, HYPER_MEAN_FRACTION)
+        log_gain = make.real("rate_control.log_gain")
+        self._log_gain: Array = fixed(log_gain, SCALE_FRACTION)
+        self._log2_gain: Array = log2_fixed(log_gain)
+        self._log2_correction: Array = log2_fixed(make.real("rate_control.log_inverse_correction"))
+        self._hyper_log2_gain: Array = log2_fixed(make.real("rate_control.log_hyper_gain"))
+        self._hyper_log_scale: Array = fixed(make.real("hyper_scale.level_values"), SCALE_FRACTION)
+        self._hyper_mean: Array = fixed(make.real("hyper_mean.level_values"), HYPER_MEAN_FRACTION)
+        self.device: Any = None  # of torch, after `to`
 
-    def position(self, quality_code: int) -> Tensor:
-        """A quality code 0 … 200 as the network's methods take it, a `level_position` on its device."""
-        return level_position(quality_code, self.config.rate_levels).to(self.latent_fraction.device)
+    # ---- transforms, which are made when they are first needed: an encoder needs two of them, a decoder one
 
-    def at(self, position: Tensor) -> QualityIntegers:
+    @cached_property
+    def analysis(self) -> Analysis:
+        return self._moved(Analysis(self._make, self.config))
+
+    @cached_property
+    def hyper_analysis(self) -> HyperAnalysis:
+        return self._moved(HyperAnalysis(self._make, self._make.fraction("g_a")))
+
+    @cached_property
+    def synthesis(self) -> Synthesis:
+        made = Synthesis(self._make, self.config)
+        refuse_coarse(self._make.fraction("latents"), made.fraction, FINE_BITS)
+        return self._moved(made)
+
+    def analyse(self, pixels: NDArray[np.uint8], position: Array) -> Array:
+        """Pixels 16h×16w×3 (or ×1) → latents int16 h×w×M, in the units of `g_a`; the same at every position."""
+        return self.analysis(pixels, position)
+
+    def hyper_latents(self, latents: Array, position: Array) -> Array:
+        """The hyper-latents of `analyse`'s latents, int16 h/4×w/4×N, in the units of `h_a`."""
+        return self.hyper_analysis(latents, position)
+
+    def synthesise(self, latents: Array, position: Array, area: tuple[int, int, int, int], grey: bool) -> Any:
+        """Decoded latents int32 h×w×M → numpy pixels of the area (top, left, height, width), uint8 ×3, or ×1 for grey."""
+        synthesis = self.synthesis
+        change = (synthesis.fraction - self.latent_fraction - FINE_BITS + GAIN_SHIFT - EXP_SHIFT) << LOG2_SHIFT
+        gain = power_of_two(change + interpolated(self._log2_correction, position), self._power)
+        return synthesis(integer.rescale(latents, gain, GAIN_SHIFT, WIDE), position, area, grey)
+
+    # ---- qualities
+
+    def position(self, quality_code: int) -> Array:
+        """A quality code 0 … 200 as the network's methods take it, a `level_position`, where the network is."""
+        return self._moved(level_position(quality_code, self.config.rate_levels))
+
+    def at(self, position: Array) -> QualityIntegers:
         """The integers of a quality: log gain (2^-10), inverse gain (2^-14, from a quantisation step to units of decoded
         latents), table indexes, means (2^-8) and inverse gains (2^-14) of the hyper-latents."""
         latent_unit = (self.latent_fraction + FINE_BITS) << LOG2_SHIFT
         hyper_unit = (self.hyper_fraction - HYPER_MEAN_FRACTION) << LOG2_SHIFT
         return QualityIntegers(
             interpolated(self._log_gain, position),
-            power_of_two(latent_unit - interpolated(self._log2_gain, position), self.tables),
+            power_of_two(latent_unit - interpolated(self._log2_gain, position), self._power),
             index_of(interpolated(self._hyper_log_scale, position)),
             interpolated(self._hyper_mean, position),
-            power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, position), self.tables),
+            power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, position), self._power),
         )
 
-    def latent_gain(self, position: Tensor) -> Tensor:
-        """What an encoder multiplies latents with before rounding, float32 1×M×1×1: quantisation steps per unit of latent."""
-        gain = self.steps_per_unit(self.at(position), torch.zeros_like(self.latent_fraction))
-        return gain[None, :, None, None]
-
-    def steps_per_unit(self, quality: QualityIntegers, fraction: Tensor) -> Tensor:
+    def steps_per_unit(self, quality: QualityIntegers, fraction: Array) -> Array:
         """Quantisation steps in units of 2^-fraction, float32 M: the inverse of `inverse_gain`, for an encoder's rounding only."""
-        unit = self.latent_fraction + FINE_BITS + EXP_SHIFT - fraction
-        return times_power_of_two(1 / quality.inverse_gain.double(), unit).float()
+        return integer.inverse(quality.inverse_gain, self.latent_fraction + FINE_BITS + EXP_SHIFT - fraction)
 
-    def hyper_distribution(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Table indexes (int32) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
+    def latent_gain(self, position: Array) -> Array:
+        """What an encoder multiplies real latents with before rounding, float32 1×M×1×1: quantisation steps per unit of latent."""
+        return self.steps_per_unit(self.at(position), self.latent_fraction * 0)[None, :, None, None]
+
+    def hyper_steps_per_unit(self, quality: QualityIntegers, fraction: Array) -> Array:
+        """The same of the hyper-latents, float32 N."""
+        unit = self.hyper_fraction - HYPER_MEAN_FRACTION + EXP_SHIFT
+        return integer.inverse(quality.hyper_inverse_gain, unit - fraction)
+
+    def hyper_distribution(self, position: Array) -> tuple[Array, Array]:
+        """Table indexes (int64) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
         quality = self.at(position)
-        mean = times_power_of_two(quality.hyper_mean.float(), -HYPER_MEAN_FRACTION)
+        mean = integer.real(quality.hyper_mean) * 2.0**-HYPER_MEAN_FRACTION
         return quality.hyper_indexes[None, :, None, None], mean[None, :, None, None]
 
-    def to(self, device: torch.device) -> ExactNetwork:
-        """Move every integer to a device; returns itself."""
-        if device.type != "cpu":
-            _move(self, device)
-        return self
+    # ---- the walk
 
-    def code_latents(self, hyper_symbols: Tensor, position: Tensor, port: SymbolPort) -> Tensor:
+    def code_latents(self, hyper_symbols: Array, position: Array, port: SymbolPort) -> Array:
         """The walk over all steps from decoded hyper-symbols to decoded latents, shared by all ports.
 
-        hyper_symbols: int32 1×N×h/4×w/4. Returns float32 1×M×h×w, in units of latents: the same numbers on every machine.
+        hyper_symbols: int32 1×N×h/4×w/4. Returns int32 h×w×M, in units of 2^-(latents' fraction + FINE_BITS).
         """
         quality = self.at(position)
-        symbols = hyper_symbols[0].permute(1, 2, 0).long()
+        symbols = integer.as_int64(integer.channels_last(hyper_symbols[0]))
         in_units = ((symbols << HYPER_MEAN_FRACTION) + quality.hyper_mean) * quality.hyper_inverse_gain
-        params = self.hyper_synthesis(saturate(round_shift(in_units, EXP_SHIFT)), position)
-        at_quality = _AtQuality(self, port, position, quality)
-        planes = hyper_planes(params.permute(2, 0, 1), self.config.latent_channels)
-        latents = walk(at_quality, planes, port.begin)
-        exponent = -(self.latent_fraction + FINE_BITS)
-        return times_power_of_two(latents.float(), exponent[:, None, None])[None]
+        limited = round_shift(in_units, EXP_SHIFT).clip(-integer.LIMIT, integer.LIMIT)
+        params = self.hyper_synthesis(integer.narrow(limited), position)
+        planes = hyper_planes(integer.channels_first(params))
+        return integer.channels_last(walk(_AtQuality(self, port, position, quality), planes, port.begin))
+
+    def real_latents(self, latents: Array) -> Array:
+        """Decoded latents as float32 1×M×h×w, in units of latents: the same numbers on every machine."""
+        values = integer.scaled(latents, -(self.latent_fraction + FINE_BITS))
+        return integer.channels_first(values)[None]
+
+    # ---- tensors
+
+    def to(self, device: Any) -> ExactNetwork:
+        """Turn all arrays into tensors on a torch device; returns itself, which must not have been made compiled."""
+        self.device = device
+        _move(self, device)
+        return self
+
+    def _moved(self, owner: Any) -> Any:
+        return owner if self.device is None else _move(owner, self.device)
+
+
+_STREAMS = ("context.prior_s12", "context.prior_s12", "context.prior_s3")
 
 
 class _AtQuality:
     """The network's arithmetic in integers, at one quality and with one port. Latents are int32, with FINE_BITS more than the context's."""
 
-    def __init__(self, network: ExactNetwork, port: SymbolPort, position: Tensor, quality: QualityIntegers) -> None:
+    def __init__(self, network: ExactNetwork, port: SymbolPort, position: Array, quality: QualityIntegers) -> None:
         self._network, self._port, self._position, self._quality = network, port, position, quality
         self._mean_unit = network.steps_per_unit(quality, network.latent_fraction)
 
-    def no_latents(self, context: Tensor) -> Tensor:
-        half = context[: self._network.config.latent_channels]
-        return torch.zeros_like(half, dtype=torch.int32)
+    def no_latents(self, context: Array) -> Array:
+        channels, height, width = context.shape
+        return integer.channels_first(integer.zeros((height, width, channels // 2), "int32", like=context))
 
-    def enter(self, scale: int, context: Tensor) -> Tensor:
-        return _plane(self._network.context_nets[scale - 1](_tokens(context)))
+    def enter(self, scale: int, context: Array) -> Array:
+        return _plane(integer.linear(_tokens(context), weights=self._network.context_nets[scale - 1]))
 
-    def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
+    def parameters(self, scale: int, step: int, context: Array, latents: Array) -> Array:
         network, tokens = self._network, _tokens(context)
         prior = network.prior_s3 if scale == 2 else network.prior_s12
         adaptor = network.adaptors[scale][step]
-        coarse = saturate(round_shift(_tokens(latents), FINE_BITS))
-        gain = interpolated(adaptor.gain, self._position).to(torch.int16)
+        coarse = integer.rescale(_tokens(latents), None, FINE_BITS)
+        gain = integer.narrow(interpolated(adaptor.gain, self._position))
         return _plane(prior(adaptor(tokens, coarse), gain, tokens, self._position))
 
-    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
-        channels, height, width = latents.shape
-        scale, mean = (step.take(half) for half in params.unflatten(0, (2, channels)))
-        of_step = _PerChannel(step, height, width)
-        indexes = index_of(scale.long() + of_step(self._quality.log_gain))
-        symbols = self._port.exchange(step, indexes, mean.float() * of_step(self._mean_unit))
-        decoded = round_shift(symbols.long() * of_step(self._quality.inverse_gain), EXP_SHIFT)
-        decoded = decoded + (mean.long() << FINE_BITS)
-        return step.place(decoded.clamp(-(2**30), 2**30).to(torch.int32), latents)
+    def code(self, step: Lattice, params: Array, latents: Array) -> Array:
+        quality = self._quality
+        index = (_INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT, SIGMA_COUNT - 1)
+        levels, means, real = integer.step_parameters(step, _tokens(params), quality.log_gain, self._mean_unit, index)
+        symbols = self._port.exchange(step, levels, real)
+        return _plane(integer.decoded(step, symbols, means, quality.inverse_gain, _tokens(latents), FINE_BITS))
 
-    def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
+    def carry(self, scale: int, params: Array, context: Array) -> Array:
         return _plane(self._network.cells[scale](_tokens(params), _tokens(context)))
 
 
-def _move(owner: object, device: torch.device) -> None:
-    """Move the tensors an object of this package holds, however deep."""
+def index_of(log_scale: Array) -> Array:
+    """The table index of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced levels."""
+    return round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT).clip(0, SIGMA_COUNT - 1)
+
+
+def _tokens(plane: Array) -> Array:
+    """C×h×w → h×w×C."""
+    return integer.channels_last(plane)
+
+
+def _plane(tokens: Array) -> Array:
+    """h×w×C → C×h×w."""
+    return integer.channels_first(tokens)
+
+
+def _move(owner: Any, device: Any) -> Any:
+    """The arrays of an object of this package, however deep, as tensors on a device; returns it."""
+    import torch
+
+    if isinstance(owner, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(owner)).to(device)
     if isinstance(owner, list):
-        for member in owner:
-            _move(member, device)
-    elif type(owner).__module__.startswith("hpcm_codec.") and hasattr(owner, "__dict__"):
+        owner[:] = [_move(member, device) for member in owner]
+    ours = type(owner).__module__.startswith("hpcm_codec.") and hasattr(owner, "__dict__")
+    if ours and not isinstance(owner, LayerMaker):  # what that makes later is moved then
         for name, value in list(vars(owner).items()):
-            if isinstance(value, Tensor):
-                object.__setattr__(owner, name, value.to(device))  # weights are frozen dataclasses
-            else:
-                _move(value, device)
-
-
-class _PerChannel:
-    """Values of channels, packed as a step packs its latents."""
-
-    def __init__(self, step: Lattice, height: int, width: int) -> None:
-        self._step, self._size = step, (height, width)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return self._step.take(values[:, None, None].expand(-1, *self._size))
-
-
-def index_of(log_scale: Tensor) -> Tensor:
-    """The table index (int32) of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced widths."""
-    level = round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT)
-    return level.clamp(0, SIGMA_COUNT - 1).to(torch.int32)
-
-
-def _fixed(values: Tensor, fraction: int) -> Tensor:
-    return times_power_of_two(values.double(), fraction).round().long()
-
-
-def _tokens(plane: Tensor) -> Tensor:
-    """C×h×w → h×w×C, contiguous."""
-    return plane.permute(1, 2, 0).contiguous()
-
-
-def _plane(tokens: Tensor) -> Tensor:
-    """h×w×C → C×h×w, a view."""
-    return tokens.permute(2, 0, 1)
+            object.__setattr__(owner, name, _move(value, device))  # weights are frozen dataclasses
+    return owner

@@ -1,0 +1,11 @@
+"""The widths σ that have a table: 64, log-spaced. Imports nothing, as what codes without torch needs them."""
+
+from __future__ import annotations
+
+import math
+
+SIGMA_COUNT = 64
+SMALLEST_SIGMA = 0.12
+LARGEST_SIGMA = 64.0
+LOG_SIGMA_STEP = math.log(LARGEST_SIGMA / SMALLEST_SIGMA) / (SIGMA_COUNT - 1)
+PRECISION_BITS = 16  # cumulative frequencies of the rANS coder add up to 2^16

@@ -1,0 +1,127 @@
+"""A checkpoint as its file holds it, in numpy arrays: what computes in integers is made of it without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
+
+from hpcm_codec.constants import DEFAULT_MODEL
+from hpcm_codec.errors import FileError, UnsupportedError
+from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.ops.integer_tables import IntegerTables
+from hpcm_codec.weights.identity import TYPES, damaged, identity_of_parts
+from hpcm_codec.weights.registry import find_checkpoint
+
+FORMAT = "hpcm-checkpoint-1"
+PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
+TABLE_PREFIX = "tables."
+FRACTION_PREFIX = "exact.fractions."
+EXACT_TABLE_PREFIX = "exact.tables."
+NOT_WEIGHTS = (TABLE_PREFIX, FRACTION_PREFIX, EXACT_TABLE_PREFIX)
+# safetensors' names of types → numpy's, which has no bfloat16
+_ARRAYS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+@dataclass(frozen=True)
+class StoredTables:
+    """The rANS coder's tables: the rows of `cumulative` one after the other, or padded; see `entropy.distributions.SymbolTables`."""
+
+    cumulative: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """identity: 8 bytes; arrays: tensors by name; bfloat16: bytes and shapes of those of a type that numpy has not."""
+
+    path: Path
+    identity: bytes
+    metadata: Mapping[str, str]
+    arrays: Mapping[str, NDArray[Any]]
+    bfloat16: Mapping[str, tuple[bytearray, tuple[int, ...]]]
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig.from_json(self.metadata["config"])
+
+    @property
+    def tables(self) -> StoredTables:
+        """Raises FileError where one is missing."""
+        try:
+            return StoredTables(*(self.arrays[TABLE_PREFIX + field.name] for field in fields(StoredTables)))
+        except KeyError as error:
+            raise FileError(f"{self.path}: the checkpoint lacks {error}; fetch it again") from error
+
+    @property
+    def packing(self) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """Bits and shapes of packed weights; 0 bits and none."""
+        if "packed" not in self.metadata:
+            return 0, {}
+        packed = json.loads(self.metadata["packed"])
+        return int(packed["bits"]), {name: tuple(shape) for name, shape in packed["shapes"].items()}
+
+    @property
+    def weights(self) -> dict[str, NDArray[Any]]:
+        return {name: value for name, value in self.arrays.items() if not name.startswith(NOT_WEIGHTS)}
+
+    @property
+    def fractions(self) -> dict[str, NDArray[np.int8]]:
+        """The units of activations; none without an exact profile."""
+        return {
+            name.removeprefix(FRACTION_PREFIX): value
+            for name, value in self.arrays.items()
+            if name.startswith(FRACTION_PREFIX)
+        }
+
+    @property
+    def integer_tables(self) -> IntegerTables:
+        """The stored functions of the exact profile; raises FileError where one is missing."""
+        try:
+            return IntegerTables(*(self.arrays[EXACT_TABLE_PREFIX + field.name] for field in fields(IntegerTables)))
+        except KeyError as error:
+            raise FileError(f"{self.path}: the checkpoint lacks {error}; fetch it again") from error
+
+
+def read_checkpoint(name_or_path: str = DEFAULT_MODEL) -> StoredCheckpoint:
+    """A checkpoint's file; raises FileError for a damaged one, UnsupportedError for an unknown name or format."""
+    path = find_checkpoint(name_or_path)
+    try:
+        content = path.read_bytes()
+        tensors = sorted(deserialize(content), key=lambda named: named[0])
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        identity = identity_of_parts(
+            (name, TYPES[tensor["dtype"]], tuple(tensor["shape"]), tensor["data"]) for name, tensor in tensors
+        )
+        arrays = {
+            name: np.frombuffer(tensor["data"], _ARRAYS[tensor["dtype"]]).reshape(tensor["shape"])
+            for name, tensor in tensors
+            if tensor["dtype"] != "BF16"
+        }
+        bfloat16 = {
+            name: (tensor["data"], tuple(tensor["shape"])) for name, tensor in tensors if tensor["dtype"] == "BF16"
+        }
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise damaged(path, error) from error
+    if metadata.get("format") not in (FORMAT, PACKED_FORMAT):
+        known = f"{FORMAT!r} or {PACKED_FORMAT!r}"
+        raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {known}")
+    return StoredCheckpoint(path, identity, metadata, arrays, bfloat16)
