@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from hpcm_codec.benchmark.stages import STAGES
+from hpcm_codec.benchmark.whole import PARTS
 from hpcm_codec.cli.bench import command, parse_sides
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError, UsageError
 from hpcm_codec.evaluation import machine
@@ -102,6 +104,43 @@ def test_growth_and_cells_have_tables_of_their_own(monkeypatch: pytest.MonkeyPat
     assert result.exception is None, result.exception
     assert "−50%" in result.output and "baseline (`hpcm-base`)" in result.output
     assert "**narrow**" not in result.output  # cheaper in operations only
+
+
+def test_a_whole_command_is_measured_part_by_part() -> None:
+    result = CliRunner().invoke(command, ["--whole", "--size", "64x64", "--runs", "1", "--threads", "1", "--json", "-"])
+    assert result.exception is None, result.exception
+    [measured] = json.loads(result.output)["measurements"]
+    for action in ("encode", "decode"):
+        assert tuple(measured[action]["parts"]) == PARTS
+        assert min(measured[action]["parts"].values()) >= 0
+        assert sum(measured[action]["parts"].values()) == pytest.approx(measured[action]["whole"])
+
+
+def test_peers_are_measured_at_about_our_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow stands in for the programs, so that any machine has them."""
+    from hpcm_codec.benchmark import peers
+
+    def pillow(source: str, target: str, *save: str) -> list[str]:
+        return [
+            sys.executable,
+            "-c",
+            f"from PIL import Image; Image.open({source!r}).save({target!r}, {', '.join(save)})",
+        ]
+
+    ours = peers.Peer(
+        "jpeg",
+        (sys.executable, sys.executable),
+        ".jpg",
+        lambda a, b, q, n: pillow(a, b, f"quality={max(1, round(q))}"),
+        lambda a, b, q, n: pillow(a, b, "'PNG'"),
+    )
+    monkeypatch.setattr(peers, "PEERS", (ours,))
+    arguments = ["--peers", "--size", "96x64", "-q", "80", "--runs", "1", "--threads", "1", "--json", "-"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exception is None, result.exception
+    first, second = json.loads(result.output)["measurements"][0]["rows"]
+    assert (first["name"], second["name"]) == ("hpcm", "jpeg")
+    assert abs(first["psnr"] - second["psnr"]) < 1 and min(first["bytes"], second["bytes"]) > 100
 
 
 def test_what_makes_no_sense_is_refused_before_any_work() -> None:

@@ -96,7 +96,12 @@ def _measure(codec: Codec, model: str, width: int, height: int, folder: Path, se
             "shell_seconds": _shell_seconds(action, source, target, model, settings, first),
         }
     work = work_by_stage(codec.config, width, height, codec.profile, coded.stat().st_size, original.stat().st_size)
-    about = {"identity": codec.identity.hex(), "profile": codec.profile, "bytes": coded.stat().st_size}
+    about = {
+        "identity": codec.identity.hex(),
+        "profile": codec.profile,
+        "integer_transforms": codec.exact_pixels,
+        "bytes": coded.stat().st_size,
+    }
     return about | figures | {"work": {stage: asdict(amount) for stage, amount in work.items()}}
 
 

@@ -88,7 +88,8 @@ def stage_table(measured: dict[str, Any], ceilings: dict[str, float | None]) -> 
         both = [measured[action]["stages"][stage] for action in ACTIONS]
         work = measured["work"].get(stage, {"operations": 0, "bytes": 0})
         seconds = both[0] or both[1]
-        exact = measured["profile"] == "exact" and stage in ("hyper synthesis", *STEPS)
+        transforms = ("analysis", "hyper analysis", "synthesis") if measured.get("integer_transforms") else ()
+        exact = measured["profile"] == "exact" and stage in ("hyper synthesis", *STEPS, *transforms)
         ceiling = ceilings["integer_operations" if exact else "float32_operations"]
         rows.append(
             [
