@@ -311,7 +311,7 @@ def test_a_tiff_is_turned_once_and_keeps_what_its_exif_says_of_the_picture() -> 
     assert images.ORIENTATION not in read_exif(picture.exif)
 
 
-@pytest.mark.parametrize("exif", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", b"nonsense"])
+@pytest.mark.parametrize("exif", [b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"])
 def test_broken_exif_is_carried_along_without_harm(exif: bytes) -> None:
     data = file_bytes(Image.fromarray(noise(4, 6, 3)), "JPEG", exif=images.EXIF_PREFIX + exif)
     picture = read_picture(data)

@@ -21,8 +21,8 @@ from PIL import Image
 from hpcm_codec.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import MemoryLimitError
 from hpcm_codec.images import libvips
-from hpcm_codec.images.metadata import exif_of
-from hpcm_codec.images.picture import ORIENTATION, PARSER_ERRORS, PixelSource, Samples, is_large
+from hpcm_codec.images.metadata import exif_of, orientation_of
+from hpcm_codec.images.picture import PixelSource, Samples, is_large
 from hpcm_codec.images.png import one_pixel_of
 from hpcm_codec.images.reading import (
     identified,
@@ -94,7 +94,8 @@ def _opened(image: Image.Image, file: BinaryIO, name: str, max_pixels: int, affo
     def with_rows(rows: Callable[[int, int], Samples], alpha: Samples | None, told: Image.Image) -> PixelSource:
         """told: the image that knows the metadata."""
         icc = told.info.get("icc_profile") or None
-        _, exif = exif_of(told)
+        _, exif, exif_notices = exif_of(told)
+        notices.extend(exif_notices)
         grey = image.mode[0] == "L"
         return _OpenPicture(image.width, image.height, grey, rows, name, alpha, icc, exif, xmp_of(told), tuple(notices))
 
@@ -150,11 +151,8 @@ def _plain(image: Image.Image, raw_mode: str) -> bool:
 
 
 def _turned(image: Image.Image) -> bool:
-    """Whether EXIF says, or might say, that the picture does not lie upright in the file."""
-    try:
-        return bool(image.getexif().get(ORIENTATION, 1) != 1)
-    except PARSER_ERRORS:
-        return True
+    """Whether EXIF or XMP says that the picture does not lie upright in the file."""
+    return orientation_of(image) != 1
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from hpcm_codec.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.files import file_error
-from hpcm_codec.images.metadata import exif_of, upright
+from hpcm_codec.images.metadata import exif_of, upright, xmp_of_upright_picture
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples, larger_pictures_allowed
 from hpcm_codec.images.samples import samples_of
 
@@ -140,12 +139,13 @@ def _picture(image: Image.Image, max_pixels: int) -> Picture:
     if image.mode in ("CMYK", "LAB"):
         icc = None  # it describes ink or Lab values, which are gone
     xmp = xmp_of(image)
-    orientation, exif = exif_of(image)
+    orientation, exif, exif_notices = exif_of(image)
+    notices.extend(exif_notices)
     if orientation != 1:
         pixels = upright(pixels, orientation)
         alpha = None if alpha is None else upright(alpha, orientation)
         if xmp is not None:
-            xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>))[2-8]", rb"\g<1>1", xmp)
+            xmp = xmp_of_upright_picture(xmp, orientation)
     return Picture(_owned(pixels), None if alpha is None else _owned(alpha), icc, exif, xmp, tuple(notices))
 
 
