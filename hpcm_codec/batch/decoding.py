@@ -77,9 +77,9 @@ class Decoding:
         with (
             opened(job.target, job.target) as file,
             pillow_errors_as_file_errors(job.target),
-            identified(file, job.target, pixel_limit(self.max_pixels)) as (image, _),
+            identified(file, job.target, pixel_limit(self.max_pixels)) as written,
         ):
-            found, format = image.size, image.format
+            found, format = written.image.size, written.image.format
         if found != size:
             raise HpcmError(f"it is a picture of {found[0]}×{found[1]} pixels, not {size[0]}×{size[1]}")
         if format != (wanted := (self.format or format_for(job.target)).upper()):

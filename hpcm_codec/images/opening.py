@@ -25,6 +25,7 @@ from hpcm_codec.images.metadata import exif_of, orientation_of
 from hpcm_codec.images.picture import PixelSource, Samples, is_large
 from hpcm_codec.images.png import one_pixel_of
 from hpcm_codec.images.reading import (
+    Identified,
     identified,
     opened,
     picture_from_pil,
@@ -73,14 +74,14 @@ def open_picture(
             source = stack.enter_context(opened(source, name))
         name = name or "the image"
         with pillow_errors_as_file_errors(name):
-            image, file = stack.enter_context(identified(source, name, max_pixels))
-            picture = _opened(image, file, name, max_pixels, afford)
+            picture = _opened(stack.enter_context(identified(source, name, max_pixels)), name, max_pixels, afford)
         yield picture
 
 
-def _opened(image: Image.Image, file: BinaryIO, name: str, max_pixels: int, afford: Afford) -> PixelSource:
+def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> PixelSource:
+    image, file = found.image, found.file
     pixels = image.width * image.height
-    notices = start(image, max_pixels)
+    notices = [*found.notices, *start(image, max_pixels)]
     raw_mode, deep = raw_mode_of(image)
     own = _DECODER.get(image.format or "", 0) + (_PROGRESSIVE if image.info.get("progressive") else 0)
     converted = pixels * (_PILLOW + own + (_CONVERTED_DEEP if image.mode[0] in "IF" else _CONVERTED))

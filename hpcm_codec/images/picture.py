@@ -5,13 +5,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 Samples = NDArray[np.uint8]
 
@@ -95,18 +94,6 @@ class Picture:
     def strips(self) -> Iterator[Samples]:
         """The pixels from top to bottom, `STRIP_ROWS` rows at a time, not copied."""
         return (self.pixels[top : top + STRIP_ROWS] for top in range(0, self.height, STRIP_ROWS))
-
-
-@contextmanager
-def larger_pictures_allowed(max_pixels: int) -> Iterator[None]:
-    """In here Pillow's own guard against huge pictures begins at twice `max_pixels`, if that is later than usual; ours begins before it."""
-    before = Image.MAX_IMAGE_PIXELS
-    if before is not None:
-        Image.MAX_IMAGE_PIXELS = max(before, max_pixels)
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 @dataclass

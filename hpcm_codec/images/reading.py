@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,8 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from hpcm_codec.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.files import file_error
+from hpcm_codec.images.limits import TEXT_CHUNK_BYTES, is_text_limit, our_limits
 from hpcm_codec.images.metadata import exif_of, upright, xmp_of_upright_picture
-from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples, larger_pictures_allowed
+from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
+from hpcm_codec.images.repair import repaired
 from hpcm_codec.images.samples import samples_of
 
 # Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
@@ -24,7 +26,7 @@ READABLE = [
     *("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "TGA", "PCX", "DCX", "ICO"),
     *("ICNS", "PSD", "SGI", "QOI", "DDS", "SUN", "XBM", "XPM", "MSP", "IM"),
 ]
-NOT_AN_IMAGE = ("not an image, or of a kind this build cannot read", "check the file, or convert it to PNG")
+NOT_AN_IMAGE = ("not an image, damaged, or of a kind this build cannot read", "check the file, or get it again")
 
 
 def read_picture(
@@ -41,8 +43,8 @@ def read_picture(
         with opened(source, name) as file:
             return read_picture(file, name=name, max_pixels=max_pixels)
     name = name or "the image"
-    with pillow_errors_as_file_errors(name), identified(source, name, max_pixels) as (image, _):
-        return _picture(image, max_pixels)
+    with pillow_errors_as_file_errors(name), identified(source, name, max_pixels) as found:
+        return _picture(found.image, max_pixels, found.notices)
 
 
 def opened(path: str | os.PathLike[str], name: str) -> BinaryIO:
@@ -55,18 +57,26 @@ def opened(path: str | os.PathLike[str], name: str) -> BinaryIO:
         raise FileError("not a possible file name", file=repr(name), advice="check the path") from error
 
 
+class Identified(NamedTuple):
+    """image: one whose pixels are not read yet; file: what it comes from; notices: what is overlooked in it."""
+
+    image: Image.Image
+    file: BinaryIO
+    notices: list[str]
+
+
 @contextmanager
-def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """A Pillow image whose pixels are not read yet, and the file it comes from; Pillow's own limit is lifted to ours."""
+def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator[Identified]:
+    """A file as Pillow identifies it, from its beginning on; Pillow's own limits are ours in here."""
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     elif not source.seekable():
         source = io.BytesIO(source.read())
     if not source.read(1):
         raise FileError("not an image: it is empty", file=name, advice="get the file again")
-    source.seek(0)
-    with larger_pictures_allowed(max_pixels), _identified_by_pillow(source) as image:
-        yield image, source
+    source, notices = repaired(source)
+    with our_limits(max_pixels), _identified_by_pillow(source) as image:
+        yield Identified(image, source, notices)
 
 
 def _identified_by_pillow(file: BinaryIO) -> Image.Image:
@@ -89,7 +99,7 @@ def picture_from_pil(image: Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS
     Raises FileError when they cannot be loaded or converted.
     """
     with pillow_errors_as_file_errors("the image"):
-        return _picture(image, max_pixels)
+        return _picture(image, max_pixels, [])
 
 
 @contextmanager
@@ -107,9 +117,21 @@ def pillow_errors_as_file_errors(name: str) -> Iterator[None]:
         raise FileError("claims more pixels than is safe to read", file=name, advice="use a smaller picture") from error
     except MemoryError as error:
         raise FileError("there is not enough memory for it", file=name, advice="use a smaller picture") from error
+    except ValueError as error:
+        if not is_text_limit(error):
+            raise _damaged(error, name) from error
+        raise FileError(
+            f"a text, ICC or XMP chunk holds more than {TEXT_CHUNK_BYTES >> 20} MiB, or all of them together far more",
+            file=name,
+            advice="remove it with another program",
+        ) from error
     except Exception as error:  # on broken files Pillow's readers raise nearly every kind there is
-        detail = str(error) or type(error).__name__
-        raise FileError(f"a damaged or truncated image ({detail})", file=name, advice="get the file again") from error
+        raise _damaged(error, name) from error
+
+
+def _damaged(error: Exception, name: str) -> FileError:
+    detail = str(error) or type(error).__name__
+    return FileError(f"a damaged or truncated image ({detail})", file=name, advice="get the file again")
 
 
 def start(image: Image.Image, max_pixels: int) -> list[str]:
@@ -126,8 +148,8 @@ def start(image: Image.Image, max_pixels: int) -> list[str]:
     return [f"first of {frames} frames taken"]
 
 
-def _picture(image: Image.Image, max_pixels: int) -> Picture:
-    notices = start(image, max_pixels)
+def _picture(image: Image.Image, max_pixels: int, overlooked: Sequence[str]) -> Picture:
+    notices = [*overlooked, *start(image, max_pixels)]
     raw_mode, deep = raw_mode_of(image)
     image.load()
     if image.width * image.height > max_pixels:  # some kinds know their size only now
