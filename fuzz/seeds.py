@@ -18,10 +18,10 @@ sys.path.append(str(Path(__file__).resolve().parent))
 from small_model import checkpoint
 from targets import FORGE, GREATER_LIMIT, IDENTITY, OPTIONS_AT, PARTIAL, REGION, REPAIR, SCALES_SHIFT
 
-from hpcm_codec import container
 from hpcm_codec.api import kept_codec
+from hpcm_codec.bitstream import container
 from hpcm_codec.images import EXIF_PREFIX, Picture
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiles.grid import TileGrid
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 import hpcm_codec.pillow  # noqa: F401 - registers the format
-from hpcm_codec import api, container
+from hpcm_codec import api
+from hpcm_codec.bitstream import container
 from hpcm_codec.cli.info import describe_file
 from hpcm_codec.codec import Codec
 from hpcm_codec.entropy.ports import DecoderPort

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hpcm_codec.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
+from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
-from hpcm_codec.container import DEFAULT_MAX_PIXELS, parse_header
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
-from hpcm_codec.memory import check, decoding_bytes, encoding_bytes
-from hpcm_codec.shipped import DEFAULT_MODEL, known_checkpoints, known_name, models_folder, shipped_checkpoints
+from hpcm_codec.images.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
+from hpcm_codec.tiles.memory import check, decoding_bytes, encoding_bytes
+from hpcm_codec.weights.registry import DEFAULT_MODEL, known_checkpoints, known_name, models_folder, shipped_checkpoints
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 Output = Literal["pil", "numpy", "torch"]

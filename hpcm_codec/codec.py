@@ -17,19 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec import container
-from hpcm_codec.bands import Neighbourhood, latents_seen, tiles_needed
-from hpcm_codec.checkpoints import Checkpoint, load_checkpoint
-from hpcm_codec.coding import TileCoder
-from hpcm_codec.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
+from hpcm_codec.bitstream import container
+from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
+from hpcm_codec.engines.coding import TileCoder
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
 from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
-from hpcm_codec.parallel import in_order
-from hpcm_codec.shipped import DEFAULT_MODEL
-from hpcm_codec.tiling import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_UNIT, Rectangle, Tile, TileGrid, Window
+from hpcm_codec.system.parallel import in_order
+from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
+from hpcm_codec.tiles.grid import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_UNIT, Rectangle, Tile, TileGrid, Window
+from hpcm_codec.weights.checkpoints import Checkpoint, load_checkpoint
+from hpcm_codec.weights.registry import DEFAULT_MODEL
 
 DEFAULT_QUALITY = 50.0
 FINEST_SCALE = container.SCALES[-1]

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile
 
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.errors import CutShortError, HpcmError
 from hpcm_codec.images import EXIF_PREFIX, Picture, picture_from_pil, picture_to_pil
 
@@ -106,7 +106,7 @@ def _accept(prefix: bytes) -> bool:
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     from hpcm_codec.api import kept_codec
     from hpcm_codec.codec import DEFAULT_QUALITY
-    from hpcm_codec.shipped import DEFAULT_MODEL
+    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     asked = image.encoderinfo
     exif = asked.get("exif")

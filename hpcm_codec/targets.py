@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcm_codec.bitstream.container import LARGEST_NUMBER, LARGEST_QUALITY_CODE, parse_header
 from hpcm_codec.codec import Codec, Encoded
-from hpcm_codec.container import LARGEST_NUMBER, LARGEST_QUALITY_CODE, parse_header
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.evaluation.metrics import psnr_of_error
 from hpcm_codec.images import PixelSource

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from hpcm_codec.container import SCALES, SYMBOL_CHECK_START, parse_stream, update_symbol_check
+from hpcm_codec.bitstream.container import SCALES, SYMBOL_CHECK_START, parse_stream, update_symbol_check
 
 Ints = NDArray[np.int64]
 Position = tuple[int, int, int]  # channel, row, column

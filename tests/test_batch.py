@@ -286,7 +286,7 @@ def test_decoding_resumes_too(album: Path, tmp_path: Path) -> None:
 
 
 def test_resume_removes_what_a_killed_run_left(album: Path, tmp_path: Path) -> None:
-    from hpcm_codec.temporaries import _this_host
+    from hpcm_codec.system.temporaries import _this_host
 
     left = tmp_path / "out" / "sub" / f".hpcm-{_this_host()}-{'1' * 16}.tmp"
     left.parent.mkdir(parents=True)

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from conftest import small_photograph
+from hpcm_codec.bitstream.container import parse_stream
 from hpcm_codec.cli.main import main
-from hpcm_codec.container import parse_stream
-from hpcm_codec.workers import WorkerDiedError, Workers
+from hpcm_codec.system.workers import WorkerDiedError, Workers
 
 HPCM = [sys.executable, "-m", "hpcm_codec"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from hpcm_codec import container
 from hpcm_codec.benchmark import cells, growth, measure, pictures, process, tables, timing
 from hpcm_codec.benchmark.meter import Meter
 from hpcm_codec.benchmark.stages import STAGES, STEPS, stages_watched
 from hpcm_codec.benchmark.work import work_by_stage
+from hpcm_codec.bitstream import container
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.images import Picture, write_picture
 from hpcm_codec.model.complexity import complexity_by_part
 from hpcm_codec.model.config import CellConfig, preset
-from hpcm_codec.tiling import HALO_LATENTS
+from hpcm_codec.tiles.grid import HALO_LATENTS
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
@@ -78,10 +78,10 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen(
 
 @pytest.mark.usefixtures("one_thread")
 def test_taking_the_meter_away_leaves_the_codec_as_it_was(codec: Codec) -> None:
+    from hpcm_codec.engines.exact import network
     from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
     from hpcm_codec.entropy.range_coder import RangeEncoder
     from hpcm_codec.entropy.range_decoder import RangeDecoder
-    from hpcm_codec.exact import network
     from hpcm_codec.model import context
 
     picture = Picture(pictures.synthetic_photograph(64, 64))
@@ -259,7 +259,7 @@ def test_sizes_that_would_take_too_long_are_named_and_left_out(monkeypatch: pyte
 
 def test_a_preset_without_a_checkpoint_gets_the_same_weights_every_time(tmp_path: Path) -> None:
     from hpcm_codec.benchmark.weights import is_untrained, random_checkpoint
-    from hpcm_codec.checkpoints import load_checkpoint
+    from hpcm_codec.weights.checkpoints import load_checkpoint
 
     assert is_untrained("phase1") and not is_untrained("phase1-lite") and not is_untrained("nonsense")
     # the smallest preset will do: what is tested is the seed

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcm_codec import container
-from hpcm_codec.byte_reader import varint_bytes
-from hpcm_codec.container import Header, HpcmStream, TileStreams, describe_stream, parse_stream, write_stream
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.bitstream import container
+from hpcm_codec.bitstream.byte_reader import varint_bytes
+from hpcm_codec.bitstream.container import Header, HpcmStream, TileStreams, describe_stream, parse_stream, write_stream
+from hpcm_codec.tiles.grid import TileGrid
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "bitstream.md").read_text(encoding="utf-8")
 EXAMPLE = HpcmStream(

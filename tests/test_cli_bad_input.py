@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from conftest import small_photograph
+from hpcm_codec.bitstream.container import Header, HpcmStream, parse_stream, write_stream
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
-from hpcm_codec.container import Header, HpcmStream, parse_stream, write_stream
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.evaluation.machine import peak_memory_of_this_process
 

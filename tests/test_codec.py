@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, read_picture
-from hpcm_codec.tiling import HALO_LATENTS, TileGrid
+from hpcm_codec.tiles.grid import HALO_LATENTS, TileGrid
 
 
 def photograph(height: int, width: int, components: int = 3) -> Picture:

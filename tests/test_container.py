@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcm_codec.container import (
+from hpcm_codec.bitstream.container import (
     ALPHA,
     DEFAULT_MAX_PIXELS,
     EXIF,
@@ -29,7 +29,7 @@ from hpcm_codec.container import (
     write_stream,
 )
 from hpcm_codec.errors import CorruptStreamError, HpcmError, UnsupportedError
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiles.grid import TileGrid
 
 payload = st.binary(max_size=40)
 known_extensions = st.dictionaries(st.sampled_from([ALPHA, ICC, EXIF, XMP, 131, 255]), payload, max_size=4)

@@ -96,7 +96,7 @@ def test_verify_finds_a_decoder_that_differs_from_the_encoder_in_one_sample(fold
         off_by = 0
 
         def encode_with_latents(self, picture: Picture, quality: float) -> Encoded:
-            from hpcm_codec import container
+            from hpcm_codec.bitstream import container
 
             header = container.Header(picture.width, picture.height, 100, bytes(8), grey=False, float_profile=True)
             streams = container.TileStreams(b"", b"", b"", b"", symbol_check=0)

@@ -15,13 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import small_photograph
-from hpcm_codec.checkpoints import Checkpoint, ExactData, export_checkpoint, load_checkpoint, save_checkpoint
+from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec, load_codec
-from hpcm_codec.container import parse_header
-from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
-from hpcm_codec.evaluation.metrics import psnr
-from hpcm_codec.exact.export import calibrate
-from hpcm_codec.exact.layers import (
+from hpcm_codec.engines.exact.export import calibrate
+from hpcm_codec.engines.exact.layers import (
     integer_depthwise,
     integer_factor,
     integer_linear,
@@ -30,13 +27,16 @@ from hpcm_codec.exact.layers import (
     level_position,
     times_power_of_two,
 )
-from hpcm_codec.exact.network import level_of
-from hpcm_codec.exact.tables import build_tables, power_of_two
+from hpcm_codec.engines.exact.network import level_of
+from hpcm_codec.engines.exact.tables import build_tables, power_of_two
+from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
+from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture, read_picture
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import LIMIT
+from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, export_checkpoint, load_checkpoint, save_checkpoint
 from test_hpcm_phase1 import SMALL
 
 TABLES = build_tables()
@@ -203,7 +203,7 @@ def test_symbols_that_the_encoder_did_not_code_are_refused(
     codec: Codec, photo: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = codec.encode(photo, 50)
-    monkeypatch.setattr("hpcm_codec.exact.network._INDEX_OFFSET", 2185)
+    monkeypatch.setattr("hpcm_codec.engines.exact.network._INDEX_OFFSET", 2185)
     with pytest.raises(CorruptStreamError, match="selftest"):
         codec.decode(data)
 

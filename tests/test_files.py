@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 import pytest
 
-from hpcm_codec import files
 from hpcm_codec.errors import FileError
-from hpcm_codec.files import write_atomically
+from hpcm_codec.system import files
+from hpcm_codec.system.files import write_atomically
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and links")
 

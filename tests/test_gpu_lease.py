@@ -94,8 +94,8 @@ class Machine:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a prepared rehearsal in .lease: four training pictures, two to score with, one to check with, a small model."""
-    from hpcm_codec.checkpoints import save_checkpoint
     from hpcm_codec.model.hpcm import HPCM
+    from hpcm_codec.weights.checkpoints import save_checkpoint
     from test_hpcm_phase1 import SMALL
 
     folder = tmp_path_factory.mktemp("here")
@@ -270,8 +270,8 @@ def test_the_choice_counts_crops_and_what_starting_costs() -> None:
 def test_a_loss_that_blows_up_is_seen_and_the_good_weights_are_put_back(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpcm_codec.checkpoints import save_checkpoint
     from hpcm_codec.model.hpcm import HPCM
+    from hpcm_codec.weights.checkpoints import save_checkpoint
     from lease.plan import Plan
     from lease.stretches import Position, Stretch, blown_up
     from test_hpcm_phase1 import SMALL

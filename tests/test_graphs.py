@@ -20,15 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import ROOT, small_photograph
-from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.codec import Codec
+from hpcm_codec.engines.exact import layers
+from hpcm_codec.engines.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
 from hpcm_codec.entropy import handover, ports
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.errors import CorruptStreamError, UsageError
-from hpcm_codec.exact import layers
-from hpcm_codec.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.weights.checkpoints import load_checkpoint
 
 sys.path.append(str(ROOT / "fuzz"))
 from small_model import checkpoint
@@ -230,7 +230,7 @@ def test_replayed_walks_give_the_same_files_and_pictures_at_every_quality(small:
 
 
 def test_a_damaged_file_is_refused_by_replays_too(small: str) -> None:
-    from hpcm_codec import container
+    from hpcm_codec.bitstream import container
 
     codec = with_graphs(small, Recorders())
     data = codec.encode(picture(1), 60)

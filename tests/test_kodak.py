@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 import numpy
 from hpcm_codec.codec import load_codec
-from hpcm_codec.container import parse_header
+from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.images import read_picture
 codec, out = load_codec(device="cpu"), Path(sys.argv[2])
 for path in sorted(Path(sys.argv[1]).glob("*.png")):

@@ -13,14 +13,15 @@ from PIL import Image, ImageFile
 
 import hpcm_codec
 from conftest import SHARED, small_photograph
-from hpcm_codec import container, memory
+from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import FileError, HpcmError, MemoryLimitError, UsageError
 from hpcm_codec.images import Picture, Samples, StripPicture, held_bytes, open_picture, read_picture, write_picture
 from hpcm_codec.images.plain import tiff_start
 from hpcm_codec.targets import Target, encode_to_target
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiles import memory
+from hpcm_codec.tiles.grid import TileGrid
 
 ODD = SHARED / "data" / "odd"
 odd_files = sorted(path.name for path in ODD.glob("*") if path.name != "INDEX.txt") if ODD.is_dir() else []

@@ -13,12 +13,12 @@ import torch
 import numpy_decoder
 import numpy_network
 from conftest import small_photograph
-from hpcm_codec.checkpoints import export_checkpoint, save_checkpoint
+from hpcm_codec.bitstream.container import SCALES, parse_stream
 from hpcm_codec.codec import Codec, load_codec
-from hpcm_codec.container import SCALES, parse_stream
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.shipped import shipped_checkpoints
+from hpcm_codec.weights.checkpoints import export_checkpoint, save_checkpoint
+from hpcm_codec.weights.registry import shipped_checkpoints
 from test_hpcm_phase1 import SMALL
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from conftest import small_photograph
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError
 from hpcm_codec.images import Picture
-from hpcm_codec.memory import decoding_bytes, encoding_bytes
-from hpcm_codec.parallel import in_order
+from hpcm_codec.system.parallel import in_order
+from hpcm_codec.tiles.memory import decoding_bytes, encoding_bytes
 
 WIDTH, HEIGHT = 1100, 1040  # 2×2 tiles
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from conftest import small_photograph
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.evaluation.metrics import psnr

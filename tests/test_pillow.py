@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 import hpcm_codec.pillow
 from conftest import small_photograph
-from hpcm_codec import container
+from hpcm_codec.bitstream import container
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError, HpcmError, UsageError
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.errors import FileError
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.prefetch import Prefetcher
 from hpcm_codec.training.samples import Batch, draw_batch
 from hpcm_codec.training.settings import CropPhase
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 

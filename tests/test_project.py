@@ -60,7 +60,7 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
     assert not [name for name in names if name.startswith(("tests/", "checkpoints/", "csrc/"))]
     # as an installed program would, away from the checkout
     code = (
-        "from hpcm_codec.shipped import shipped_checkpoints as s; from hpcm_codec.ops.build import source_directory as d;"
+        "from hpcm_codec.weights.registry import shipped_checkpoints as s; from hpcm_codec.ops.build import source_directory as d;"
         "print(s()['phase1-lite']); print(d())"
     )
     settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}}

@@ -16,8 +16,8 @@ from PIL import Image
 
 from conftest import small_photograph
 from hpcm_codec.batch import ray_engine
+from hpcm_codec.bitstream.container import parse_stream
 from hpcm_codec.cli.main import main
-from hpcm_codec.container import parse_stream
 
 PICTURES = 16
 

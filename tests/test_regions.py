@@ -13,15 +13,15 @@ from PIL import Image
 
 import hpcm_codec
 from conftest import small_photograph
-from hpcm_codec import container
-from hpcm_codec.bands import Neighbourhood, latents_seen, tiles_needed
+from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import CorruptStreamError, UsageError
 from hpcm_codec.images import Picture
 from hpcm_codec.model.config import PRESETS
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.tiling import HALO_LATENTS, Rectangle, Tile, TileGrid
+from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
+from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid
 
 WIDTH, HEIGHT = 1130, 1040  # 2×2 tiles: columns end at 576, rows at 512
 

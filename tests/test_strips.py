@@ -19,7 +19,6 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from conftest import small_photograph
-from hpcm_codec import memory
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.images import (
     Picture,
@@ -33,6 +32,7 @@ from hpcm_codec.images import (
     write_picture,
 )
 from hpcm_codec.images.png import LEVEL
+from hpcm_codec.tiles import memory
 
 needs_libvips = pytest.mark.skipif(libvips.libvips() is None, reason="pyvips is not installed")
 WIDTH, HEIGHT = 83, 310

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from hpcm_codec import temporaries
-from hpcm_codec.files import write_atomically
-from hpcm_codec.temporaries import NAME, remove_left_behind, temporary_in
+from hpcm_codec.system import temporaries
+from hpcm_codec.system.files import write_atomically
+from hpcm_codec.system.temporaries import NAME, remove_left_behind, temporary_in
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from hpcm_codec.temporaries import temporary_in
+from hpcm_codec.system.temporaries import temporary_in
 with temporary_in(Path(sys.argv[1])) as (path, file):
     file.write(b"half")
     file.flush()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcm_codec.tiling import Rectangle, TileGrid
+from hpcm_codec.tiles.grid import Rectangle, TileGrid
 
 side = st.integers(1, 6000)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
@@ -21,6 +20,7 @@ from hpcm_codec.training.losses import lambda_at, rate_distortion
 from hpcm_codec.training.samples import draw_batch
 from hpcm_codec.training.scoring import score
 from hpcm_codec.training.settings import CropPhase, TrainSettings, crop_phase, schedule_factor
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 
 QUICK = TrainSettings(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training import guard as guarding
@@ -21,6 +20,7 @@ from hpcm_codec.training.processes import Processes
 from hpcm_codec.training.samples import Batch
 from hpcm_codec.training.scoring import score, shared_score
 from hpcm_codec.training.states import TRIES
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 from test_training_runs import rows_of, trained_in

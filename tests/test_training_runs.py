@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.cli.train_run import _condition
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
@@ -27,6 +26,7 @@ from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.optimisers import Optimiser, is_matrix
 from hpcm_codec.training.samples import draw_batch
 from hpcm_codec.training.settings import CropPhase, TrainSettings, WarmUp, schedule_factor, warm_up_after
+from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from conftest import small_photograph
-from hpcm_codec.checkpoints import load_checkpoint, save_checkpoint
 from hpcm_codec.cli.main import main
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
@@ -24,6 +23,7 @@ from hpcm_codec.training.light import export_light, load_weights, pieces_of
 from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.losses import lambda_at, rate_distortion
 from hpcm_codec.training.scoring import middles, score
+from hpcm_codec.weights.checkpoints import load_checkpoint, save_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import hpcm_codec
 import hpcm_codec.pillow
-from hpcm_codec import arrays, errors
+from hpcm_codec import errors
+from hpcm_codec.images import arrays
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 PARAMETER = re.compile(r"([a-z_]+(?:, [a-z_]+)*): +(\S.*)")

@@ -20,7 +20,7 @@ from typing import Any
 from hpcm_codec.benchmark.tables import as_markdown
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.evaluation.sections import with_sections
-from hpcm_codec.files import file_error, write_atomically
+from hpcm_codec.system.files import file_error, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 # section → the options of `hpcm bench` that measure it; the results are docs/results/bench-SECTION.json

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.codecs import PillowCodec
 from hpcm_codec.evaluation.metrics import psnr
-from hpcm_codec.files import write_atomically
 from hpcm_codec.images import Picture, Samples, read_picture
+from hpcm_codec.system.files import write_atomically
 
 GAP = 8  # pixels between and around the crops
 LINE = 18  # pixels per line of a label

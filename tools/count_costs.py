@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hpcm_codec.benchmark.guards import all_counts
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.files import write_atomically
+from hpcm_codec.system.files import write_atomically
 
 COSTS = Path(__file__).resolve().parents[1] / "tests" / "costs.json"
 

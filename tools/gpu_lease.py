@@ -21,7 +21,7 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]
 
 from hpcm_codec.errors import UsageError, debugging  # noqa: E402
-from hpcm_codec.files import as_hpcm_error  # noqa: E402
+from hpcm_codec.system.files import as_hpcm_error  # noqa: E402
 from lease.plan import LEASE, REHEARSAL, Plan  # noqa: E402
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcm_codec.checkpoints import ExactData, load_checkpoint
+from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec
-from hpcm_codec.container import parse_header
+from hpcm_codec.engines.exact import export, layers
+from hpcm_codec.engines.exact.tables import build_tables
 from hpcm_codec.evaluation.metrics import psnr
-from hpcm_codec.exact import export, layers
-from hpcm_codec.exact.tables import build_tables
 from hpcm_codec.images import read_picture
 from hpcm_codec.training.data import PackedPictures, image_files
+from hpcm_codec.weights.checkpoints import ExactData, load_checkpoint
 
 QUALITIES = (0, 50, 100)
 WEIGHT_BITS = (16, 12, 10, 8)

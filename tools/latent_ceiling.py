@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcm_codec.checkpoints import load_checkpoint
 from hpcm_codec.images import read_picture
 from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.training.data import PackedPictures, image_files
+from hpcm_codec.weights.checkpoints import load_checkpoint
 
 BLOCK = 16
 COUNTS = (128, 192, 256, 320, 384)

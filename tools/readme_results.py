@@ -23,7 +23,7 @@ from hpcm_codec.evaluation.machine import machine_in_words
 from hpcm_codec.evaluation.plot import check_plot, draw_curves
 from hpcm_codec.evaluation.reference import find_reference
 from hpcm_codec.evaluation.sections import with_sections
-from hpcm_codec.files import write_atomically
+from hpcm_codec.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "kodak-phase1-lite.json"

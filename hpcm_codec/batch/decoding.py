@@ -14,7 +14,7 @@ from hpcm_codec.batch.tasks import Outcome
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.container import HpcmStream
+    from hpcm_codec.bitstream.container import HpcmStream
     from hpcm_codec.images import StripPicture
 
 MEMORY_ADVICE = "raise it with --memory, choose PNG, PPM or TIFF, which are written in strips, or decode a --region"
@@ -87,7 +87,7 @@ class Decoding:
         return _outcome(*size, len(data), header.width * header.height)
 
     def _parsed(self, data: bytes) -> HpcmStream:
-        from hpcm_codec.container import parse_stream
+        from hpcm_codec.bitstream.container import parse_stream
 
         stream = parse_stream(
             data, max_pixels=pixel_limit(self.max_pixels), allow_truncated=self.partial, scale=self.scale
@@ -98,9 +98,9 @@ class Decoding:
 
     def _check_memory(self, stream: HpcmStream, file_bytes: int, job: Job) -> None:
         """Raise MemoryLimitError when decoding and writing the picture would take more than the limit."""
-        from hpcm_codec.container import ALPHA, EXIF
+        from hpcm_codec.bitstream.container import ALPHA, EXIF
         from hpcm_codec.images import format_for, held_bytes
-        from hpcm_codec.memory import check, decoding_bytes
+        from hpcm_codec.tiles.memory import check, decoding_bytes
 
         header, extensions = stream.header, stream.extensions
         width, height = (header.width, header.height) if self.region is None else self.region[2:]
@@ -138,7 +138,7 @@ def _outcome(width: int, height: int, file_bytes: int, pixels: int, notices: Seq
 
 def refuse_other_kinds(first_bytes: bytes) -> None:
     """Raise for a file that is no .hpcm file, before all of it is read."""
-    from hpcm_codec.container import MAGIC, parse_header
+    from hpcm_codec.bitstream.container import MAGIC, parse_header
 
     if not first_bytes.startswith(MAGIC):
         parse_header(first_bytes)

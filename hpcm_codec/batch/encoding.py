@@ -17,8 +17,8 @@ from hpcm_codec.errors import HpcmError
 
 if TYPE_CHECKING:
     from hpcm_codec.batch.together import Analysed
+    from hpcm_codec.bitstream.container import HpcmStream
     from hpcm_codec.codec import Codec
-    from hpcm_codec.container import HpcmStream
     from hpcm_codec.images import PixelSource
 
 DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
@@ -117,7 +117,7 @@ class Encoding:
             return self._outcome(codec, picture, input_bytes, data, quality, reached)
 
     def inspect(self, job: Job) -> Outcome:
-        from hpcm_codec.container import parse_stream
+        from hpcm_codec.bitstream.container import parse_stream
 
         codec = self._codec()
         data = read_input(job.target)
@@ -152,7 +152,7 @@ class Encoding:
     def opened(self, source: str) -> Iterator[tuple[PixelSource, int]]:
         """The picture as it is to be encoded, and how many bytes its file has. Raises FileError, MemoryLimitError."""
         from hpcm_codec.images import open_picture
-        from hpcm_codec.memory import check, encoding_bytes
+        from hpcm_codec.tiles.memory import check, encoding_bytes
 
         # what cannot be read twice is kept in memory
         data = None if source != STDIO and os.path.isfile(source) else read_input(source)
@@ -225,6 +225,6 @@ class Encoding:
 
 def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None]:
     """EXIF and XMP."""
-    from hpcm_codec.container import EXIF, XMP
+    from hpcm_codec.bitstream.container import EXIF, XMP
 
     return stream.extensions.get(EXIF), stream.extensions.get(XMP)

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import Protocol
 
 from hpcm_codec.batch.tasks import Performer, Result, Task, failed
-from hpcm_codec.workers import WorkerDiedError, Workers
+from hpcm_codec.system.workers import WorkerDiedError, Workers
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.errors import FileError, UsageError, printable
-from hpcm_codec.files import file_error
+from hpcm_codec.system.files import file_error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpcm_codec.batch.tasks import for_all_jobs
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
@@ -38,7 +38,7 @@ class Machine:
         """The codec of a model (None: the default one), loaded once. Raises BatchStopped."""
         _import_torch()
         from hpcm_codec.api import kept_codec
-        from hpcm_codec.shipped import DEFAULT_MODEL
+        from hpcm_codec.weights.registry import DEFAULT_MODEL
 
         set_threads(self.threads)
         with for_all_jobs():
@@ -73,6 +73,6 @@ def _import_torch() -> None:
 
 def pixel_limit(max_pixels: int | None) -> int:
     """The number of pixels above which pictures are refused; None is the default limit."""
-    from hpcm_codec.container import DEFAULT_MAX_PIXELS
+    from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 
     return DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels

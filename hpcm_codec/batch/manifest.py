@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from hpcm_codec.batch.tasks import Result
 from hpcm_codec.errors import FileError
-from hpcm_codec.files import file_error, write_atomically
+from hpcm_codec.system.files import file_error, write_atomically
 
 Row = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ from typing import Any
 from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.tasks import BatchStopped, Performer, Result, Task
 from hpcm_codec.errors import HpcmError, UnsupportedError
-from hpcm_codec.workers import divided_threads
+from hpcm_codec.system.workers import divided_threads
 
 MOST_BLOCKS = 20_000  # a block is what is done again when a worker dies: one task, as long as there are not too many to keep account of
 

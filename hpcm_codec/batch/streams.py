@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from hpcm_codec.errors import FileError
-from hpcm_codec.files import file_error, write_atomically
+from hpcm_codec.system.files import file_error, write_atomically
 
 STDIO = "-"
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.streams import STDIO, shown
 from hpcm_codec.errors import FileError, HpcmError, bug, debugging
-from hpcm_codec.files import as_hpcm_error, file_error
+from hpcm_codec.system.files import as_hpcm_error, file_error
 
 DONE, KEPT, FAILED = "done", "kept", "failed"
 OVERWRITE_ADVICE = "overwrite it with -f, or choose another name"

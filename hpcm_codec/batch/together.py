@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from hpcm_codec.images import Picture, PixelSource
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiles.grid import TileGrid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,7 @@ from hpcm_codec.benchmark.timing import clock, waiter
 from hpcm_codec.model.cells import ContextCell
 from hpcm_codec.model.config import CellConfig, preset
 from hpcm_codec.model.priors import Prior, StepAdaptor
-from hpcm_codec.tiling import PIXELS_PER_LATENT
+from hpcm_codec.tiles.grid import PIXELS_PER_LATENT
 
 BASELINE = "hpcm-base"
 SIZES = ((768, 512), (1920, 1080))

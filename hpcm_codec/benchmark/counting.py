@@ -23,7 +23,7 @@ from hpcm_codec.model.complexity import MeanPort
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import integer
-from hpcm_codec.tiling import LATENTS_PER_UNIT, PIXELS_PER_LATENT
+from hpcm_codec.tiles.grid import LATENTS_PER_UNIT, PIXELS_PER_LATENT
 
 INTEGER_OPERATORS = ("bi_wkv", "depthwise", "gate", "layer_norm", "linear", "scale", "squared_relu", "window_attention")
 _ALLOCATING = ("empty", "new_empty", "empty_like", "detach", "lift_fresh", "resize_")

@@ -53,7 +53,7 @@ class _Steps:
 @contextmanager
 def steps_watched(meter: Meter) -> Iterator[None]:
     """While it lasts, `meter` switches from step to step in every walk over the coding steps, which some stage must be around."""
-    from hpcm_codec.exact import network
+    from hpcm_codec.engines.exact import network
 
     plain = context.walk
 
@@ -74,7 +74,7 @@ def stages_watched(codec: Codec, meter: Meter) -> Iterator[None]:
 
     Not for several threads: it wraps functions that all codecs share.
     """
-    from hpcm_codec import container
+    from hpcm_codec.bitstream import container
     from hpcm_codec.entropy import ports
     from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
     from hpcm_codec.entropy.range_coder import RangeEncoder

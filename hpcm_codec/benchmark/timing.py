@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hpcm_codec.benchmark.meter import Meter
 from hpcm_codec.benchmark.stages import STAGES, stages_watched
-from hpcm_codec.files import write_atomically
 from hpcm_codec.images import open_picture, write_picture
+from hpcm_codec.system.files import write_atomically
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from hpcm_codec.checkpoints import save_checkpoint
 from hpcm_codec.model.config import PRESETS, preset
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.shipped import known_checkpoints
+from hpcm_codec.weights.checkpoints import save_checkpoint
+from hpcm_codec.weights.registry import known_checkpoints
 
 SEED = 0
 

@@ -26,7 +26,7 @@ from hpcm_codec.model.complexity import MeanPort
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.tiling import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_LATENT, TileGrid
+from hpcm_codec.tiles.grid import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_LATENT, TileGrid
 
 FLOAT, SHORT, INT = (
     4,

@@ -16,7 +16,7 @@ from hpcm_codec.batch.jobs import Job, parse_shard
 from hpcm_codec.batch.streams import STDIO, shown
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
-from hpcm_codec.temporaries import remove_left_behind
+from hpcm_codec.system.temporaries import remove_left_behind
 
 if TYPE_CHECKING:
     from hpcm_codec.batch.engines import Engine
@@ -80,7 +80,7 @@ class Batch:
 
     def memory_of_each(self, memory: int | None) -> int | None:
         """The part of a limit in bytes (None: the default one) that each process may use."""
-        from hpcm_codec.memory import SMALLEST_DEFAULT, default_limit
+        from hpcm_codec.tiles.memory import SMALLEST_DEFAULT, default_limit
 
         if self.engine == "ray" or self.jobs in (None, 1):
             return memory  # workers of a cluster have machines of their own

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.benchmark.measure import Settings
@@ -141,7 +141,7 @@ def command(
         if output == "-":
             click.echo(text, nl=False)
             return
-        from hpcm_codec.files import write_atomically
+        from hpcm_codec.system.files import write_atomically
 
         write_atomically(output, text.encode(), overwrite=force)
     from hpcm_codec.benchmark.tables import as_markdown
@@ -160,7 +160,7 @@ def _refuse_options_of_another_kind(context: click.Context, training: bool) -> N
 def _training(models: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     from hpcm_codec.benchmark.training import TrainingSettings, measure_training
     from hpcm_codec.evaluation.machine import describe_machine, load_average
-    from hpcm_codec.shipped import DEFAULT_MODEL
+    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     load_before = round(load_average(), 2)
     settings = TrainingSettings(models[0] if models else DEFAULT_MODEL, **given)
@@ -185,7 +185,7 @@ def _results(
 
     from hpcm_codec.benchmark.measure import Settings
     from hpcm_codec.evaluation.machine import describe_machine, load_average
-    from hpcm_codec.shipped import DEFAULT_MODEL
+    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     load_before = round(load_average(), 2)  # our own runs must not count
     set_threads(threads)

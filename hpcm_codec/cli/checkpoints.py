@@ -29,7 +29,7 @@ def command() -> None:
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
     """The checkpoints that came with the program, then those in your own folder (HPCM_MODELS), with the identities that files name."""
-    from hpcm_codec.shipped import kept_identity, known_checkpoints
+    from hpcm_codec.weights.registry import kept_identity, known_checkpoints
 
     def identity(path: Path) -> str:
         try:
@@ -52,7 +52,7 @@ def list_command(json: bool) -> None:
 @click.argument("name", metavar="NAME|PATH")
 def show_command(name: str) -> None:
     """The configuration and the training record of a checkpoint, as JSON (see also hpcm info --model)."""
-    from hpcm_codec.checkpoints import load_checkpoint
+    from hpcm_codec.weights.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(name)
     shown = {
@@ -67,7 +67,7 @@ def show_command(name: str) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME|PATH...")
 def verify_command(names: tuple[str, ...]) -> None:
     """Check that checkpoints load, fit their configuration, hold finite weights and whole tables."""
-    from hpcm_codec.checkpoints import load_checkpoint, verify_checkpoint
+    from hpcm_codec.weights.checkpoints import load_checkpoint, verify_checkpoint
 
     for name in names:
         checkpoint = load_checkpoint(name)
@@ -104,7 +104,7 @@ def export_command(
     """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity."""
     import torch
 
-    from hpcm_codec.checkpoints import export_checkpoint
+    from hpcm_codec.weights.checkpoints import export_checkpoint
 
     if exact != (calibrate is not None):
         raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")

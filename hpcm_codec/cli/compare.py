@@ -9,8 +9,8 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.cli.encode import DEFAULT_QUALITY
-from hpcm_codec.memory import parse_size
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
+from hpcm_codec.tiles.memory import parse_size
 
 if TYPE_CHECKING:
     from hpcm_codec.evaluation.versions import Aim
@@ -60,12 +60,12 @@ def command(
 
     The page is one file that needs no network. A codec that is not installed is named and left out.
     """
-    from hpcm_codec.container import DEFAULT_MAX_PIXELS
+    from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
     from hpcm_codec.evaluation.report import compare_page
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.versions import versions_of
-    from hpcm_codec.files import write_atomically
     from hpcm_codec.images import read_picture
+    from hpcm_codec.system.files import write_atomically
 
     options.check_aims(quality, size, bpp, psnr)
     wanted = parse_kinds(kinds)

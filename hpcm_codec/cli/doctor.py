@@ -133,8 +133,8 @@ def _training(operator: dict[str, str]) -> dict[str, str]:
 
 def _checkpoints(problems: list[str]) -> dict[str, str]:
     try:
-        from hpcm_codec.checkpoints import load_checkpoint
-        from hpcm_codec.shipped import DEFAULT_MODEL, shipped_checkpoints
+        from hpcm_codec.weights.checkpoints import load_checkpoint
+        from hpcm_codec.weights.registry import DEFAULT_MODEL, shipped_checkpoints
     except (ImportError, OSError):
         return {}  # torch's absence has been told
     found: dict[str, str] = {}

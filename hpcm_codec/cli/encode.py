@@ -11,7 +11,7 @@ from hpcm_codec.batch.jobs import plan
 from hpcm_codec.batch.machine import Machine
 from hpcm_codec.cli import options
 from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
-from hpcm_codec.memory import parse_size
+from hpcm_codec.tiles.memory import parse_size
 
 # what counts as a picture in a directory; a file that is named is tried whatever its name
 PICTURE_EXTENSIONS = {

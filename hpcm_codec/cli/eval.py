@@ -13,7 +13,7 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.evaluation.datasets import DataSet
@@ -250,7 +250,7 @@ def _progress(total: int) -> Iterator[Callable[[Row], None] | None]:
 
 
 def _write_json(results: dict[str, Any], output: str | None, force: bool) -> None:
-    from hpcm_codec.files import write_atomically
+    from hpcm_codec.system.files import write_atomically
 
     if output is None:
         return
@@ -299,7 +299,7 @@ def _draw(
     if plot is None and report is None:
         return
     from hpcm_codec.evaluation.reference import anchor_results
-    from hpcm_codec.files import write_atomically
+    from hpcm_codec.system.files import write_atomically
 
     curves = [results, *results.get("other_codecs", ()), *(anchor_results(anchor, dataset) for anchor in anchors)]
     if plot is not None:

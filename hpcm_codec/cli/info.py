@@ -11,7 +11,7 @@ from hpcm_codec.batch import streams
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.checkpoints import Checkpoint
+    from hpcm_codec.weights.checkpoints import Checkpoint
 
 
 @click.command("info")
@@ -54,8 +54,8 @@ def _show_file(path: str, json: bool) -> None:
 
 def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
-    from hpcm_codec import container
-    from hpcm_codec.shipped import known_name
+    from hpcm_codec.bitstream import container
+    from hpcm_codec.weights.registry import known_name
 
     largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
     chunks = container.describe_stream(data, max_pixels=largest)
@@ -93,7 +93,7 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
 
 def scales_there(data: bytes) -> dict[str, int]:
     """How many tiles can be shown at each scale: those whose chunks up to it are there and sound."""
-    from hpcm_codec import container
+    from hpcm_codec.bitstream import container
 
     try:
         stream = container.parse_stream(data, max_pixels=container.LARGEST_NUMBER**2, allow_truncated=True)
@@ -156,10 +156,10 @@ def describe_model(name: str) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from hpcm_codec.checkpoints import load_checkpoint
     from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
     from hpcm_codec.model.config import PRESETS
-    from hpcm_codec.shipped import known_checkpoints, known_name
+    from hpcm_codec.weights.checkpoints import load_checkpoint
+    from hpcm_codec.weights.registry import known_checkpoints, known_name
 
     checkpoint: Checkpoint | None = None
     if name not in PRESETS or name in known_checkpoints():

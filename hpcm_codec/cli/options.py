@@ -11,7 +11,7 @@ import click
 
 from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.errors import FileError, UsageError
-from hpcm_codec.memory import parse_size
+from hpcm_codec.tiles.memory import parse_size
 
 Command = Callable[..., Any]
 

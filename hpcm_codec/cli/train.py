@@ -10,7 +10,7 @@ import click
 
 from hpcm_codec.cli import options
 from hpcm_codec.cli.train_run import run
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
 
 MIB = 1 << 20
 

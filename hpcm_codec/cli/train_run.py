@@ -16,7 +16,7 @@ import click
 from hpcm_codec.cli import options
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import FileError, UnsupportedError, UsageError
-from hpcm_codec.threads import set_threads
+from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
     from hpcm_codec.model.config import ModelConfig

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec.container import SYMBOL_CHECK_START, update_symbol_check
+from hpcm_codec.bitstream.container import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.handover import CodedStep, to_device, to_host
 from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder

@@ -19,7 +19,7 @@ import numpy as np
 
 from hpcm_codec.errors import FileError, HpcmError, UsageError
 from hpcm_codec.evaluation.metrics import ms_ssim_db
-from hpcm_codec.files import file_error
+from hpcm_codec.system.files import file_error
 
 PSNR = "psnr-rgb"
 MS_SSIM_DB = "ms-ssim-rgb-db"

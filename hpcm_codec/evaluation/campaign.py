@@ -17,7 +17,7 @@ from hpcm_codec.evaluation.codecs import CodecChoice, PictureCodec, encode_to_si
 from hpcm_codec.evaluation.runner import MismatchError, Row, measure
 from hpcm_codec.evaluation.worklog import WorkLog
 from hpcm_codec.images import Picture, read_picture
-from hpcm_codec.workers import Workers
+from hpcm_codec.system.workers import Workers
 
 OnRow = Callable[[Row], None]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.files import file_error
 from hpcm_codec.images import READABLE
+from hpcm_codec.system.files import file_error
 
 KODAK = "kodak"
 

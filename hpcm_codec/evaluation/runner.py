@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcm_codec.container import parse_header
+from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.codecs import PictureCodec, VerifiableCodec
 from hpcm_codec.evaluation.machine import PeakMemory

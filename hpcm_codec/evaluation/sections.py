@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpcm_codec.errors import FileError, UsageError
-from hpcm_codec.files import file_error
+from hpcm_codec.system.files import file_error
 
 
 def with_sections(path: Path, sections: Mapping[str, str], *, check: bool) -> str:

@@ -90,7 +90,7 @@ def _ordinary(kind: str) -> Subject:
 
 def _hpcm(model: str | None, device: str, profile: str) -> Subject:
     from hpcm_codec.codec import load_codec
-    from hpcm_codec.shipped import DEFAULT_MODEL
+    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     model = model or DEFAULT_MODEL
     codec = load_codec(model, device, profile)

@@ -17,7 +17,7 @@ from typing import Any
 
 from hpcm_codec.errors import FileError
 from hpcm_codec.evaluation.runner import Row
-from hpcm_codec.files import file_error
+from hpcm_codec.system.files import file_error
 
 Key = Mapping[str, str | float | bool | None]
 

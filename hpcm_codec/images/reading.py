@@ -12,14 +12,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hpcm_codec.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.files import file_error
 from hpcm_codec.images.limits import TEXT_CHUNK_BYTES, is_text_limit, our_limits
 from hpcm_codec.images.metadata import exif_of, upright, xmp_of_upright_picture
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
 from hpcm_codec.images.repair import repaired
 from hpcm_codec.images.samples import samples_of
+from hpcm_codec.system.files import file_error
 
 # Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
 READABLE = [

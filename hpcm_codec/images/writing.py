@@ -13,10 +13,10 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.files import file_error, write_atomically
 from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture, is_large
 from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
 from hpcm_codec.images.png import HELD_BYTES, LEVEL, png_in_strips
+from hpcm_codec.system.files import file_error, write_atomically
 
 JPEG_SEGMENT = 65533  # bytes of metadata a JPEG segment holds
 WRITERS_HOLD = {"JPEG": 6, "WEBP": 28}  # bytes a pixel, rounded up from 39 MP written by Pillow 13

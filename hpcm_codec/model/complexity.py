@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.schedule import Lattice, Scale
-from hpcm_codec.tiling import PIXELS_PER_LATENT
+from hpcm_codec.tiles.grid import PIXELS_PER_LATENT
 
 PARTS = ("g_a", "g_s", "hyper", "context")
 EDGE = 256  # pixels; its lattices are whole windows at every scale, so no padding is counted

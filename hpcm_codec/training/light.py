@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from hpcm_codec.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from hpcm_codec.errors import FileError
-from hpcm_codec.files import write_atomically
+from hpcm_codec.system.files import write_atomically
+from hpcm_codec.weights.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 _PIECE = re.compile(r"\.(\d+)of(\d+)$")
 _RECORD = "light_identity"

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcm_codec.checkpoints import save_checkpoint
 from hpcm_codec.errors import HpcmError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
@@ -38,6 +37,7 @@ from hpcm_codec.training.settings import (
 )
 from hpcm_codec.training.states import GoodStates, Say, State, refuse_another_run
 from hpcm_codec.training.updating import clipping, updating
+from hpcm_codec.weights.checkpoints import save_checkpoint
 
 OnLog = Callable[[dict[str, float]], None]
 OTHER_WEIGHTS = "start another run from weights.safetensors, or from others, with --from"

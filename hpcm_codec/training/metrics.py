@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.files import write_atomically
+from hpcm_codec.system.files import write_atomically
 from hpcm_codec.training.processes import INSTALL
 
 FILE_NAME = "metrics.jsonl"

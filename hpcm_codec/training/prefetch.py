@@ -15,9 +15,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from torch import multiprocessing
 
 from hpcm_codec.errors import HpcmError
+from hpcm_codec.system.workers import prepare_worker
 from hpcm_codec.training.samples import Batch
 from hpcm_codec.training.settings import CropPhase
-from hpcm_codec.workers import prepare_worker
 
 Draw = Callable[[CropPhase, int], Batch]
 AHEAD = 2  # batches under way or waiting, besides one for each process

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.system.files import write_atomically
 from hpcm_codec.training.settings import TrainSettings
 
 NEWEST, BEFORE = "state.pt", "state.before.pt"

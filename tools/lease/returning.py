@@ -35,8 +35,8 @@ def bring(folder: Path, source: Path) -> None:
     files = {path.name: path for path in came.iterdir()}
     pieces = [path for name, path in files.items() if name.startswith(WEIGHTS)]
     if pieces:
-        from hpcm_codec.checkpoints import verify_checkpoint
         from hpcm_codec.training.light import load_weights
+        from hpcm_codec.weights.checkpoints import verify_checkpoint
 
         verify_checkpoint(load_weights(str(pieces[0].parent / WEIGHTS)), str(source))
         for earlier in back.glob(f"{WEIGHTS}*"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hpcm_codec.tiling import HALO_LATENTS, PIXELS_PER_LATENT, Rectangle, Tile, TileGrid
+from hpcm_codec.tiles.grid import HALO_LATENTS, PIXELS_PER_LATENT, Rectangle, Tile, TileGrid
 
 
 def latents_seen(region: Rectangle, grid: TileGrid) -> Rectangle:

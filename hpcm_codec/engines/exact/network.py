@@ -13,10 +13,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
-from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.exact.layers import interpolated, level_position, times_power_of_two
-from hpcm_codec.exact.modules import (
+from hpcm_codec.engines.exact.layers import interpolated, level_position, times_power_of_two
+from hpcm_codec.engines.exact.modules import (
     Fractions,
     HyperSynthesis,
     IntegerAdaptor,
@@ -26,7 +24,9 @@ from hpcm_codec.exact.modules import (
     Linear,
     Units,
 )
-from hpcm_codec.exact.tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.engines.exact.tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
+from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel, hyper_planes, walk

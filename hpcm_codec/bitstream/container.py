@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
+from hpcm_codec.bitstream.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
 from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError
-from hpcm_codec.tiling import TileGrid
+from hpcm_codec.tiles.grid import TileGrid
 
 MAGIC = b"HPC"
 FORMAT_VERSION = 1

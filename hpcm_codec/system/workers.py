@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.temporaries import remove_mine
+from hpcm_codec.system.temporaries import remove_mine
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

@@ -35,7 +35,7 @@ _TYPES = {
 
 def shipped_folders() -> list[Path]:
     """Where checkpoints come with the program: inside the wheel, or beside the package in a source checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     return [package / "checkpoints", package.parent / "checkpoints"]
 
 
@@ -105,7 +105,7 @@ def identity_of_file(path: str | Path) -> bytes:
             return identity_of_parts(
                 (name, _TYPES[types[name]], tensor.shape, tensor.tobytes()) for name, tensor in tensors
             )
-    from hpcm_codec.checkpoints import load_checkpoint
+    from hpcm_codec.weights.checkpoints import load_checkpoint
 
     return load_checkpoint(str(path)).identity
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hpcm_codec.container import Header
+from hpcm_codec.bitstream.container import Header
+from hpcm_codec.engines.exact.network import ExactNetwork
+from hpcm_codec.engines.graphs import CHECKED_USES, PLAIN_USES, Walk, graphs_for
 from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.ports import CodingPort
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.exact.network import ExactNetwork
-from hpcm_codec.graphs import CHECKED_USES, PLAIN_USES, Walk, graphs_for
 from hpcm_codec.model.hpcm import HPCM
 
 # The context model always runs on this many threads: matrix products sum in another order under another number of

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.exact.network import refuse_unsupported
+from hpcm_codec.engines.exact.network import refuse_unsupported
 from hpcm_codec.model.blocks import ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.hpcm import HPCM

@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from hpcm_codec.engines.exact.network import ExactNetwork
+from hpcm_codec.engines.exact.tables import IntegerTables
 from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
 from hpcm_codec.errors import FileError, UnsupportedError
-from hpcm_codec.exact.network import ExactNetwork
-from hpcm_codec.exact.tables import IntegerTables
-from hpcm_codec.files import write_atomically
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.packing import pack_all, unpack_all
-from hpcm_codec.shipped import DEFAULT_MODEL, find_checkpoint, identity_of_parts, opened
+from hpcm_codec.system.files import write_atomically
+from hpcm_codec.weights.packing import pack_all, unpack_all
+from hpcm_codec.weights.registry import DEFAULT_MODEL, find_checkpoint, identity_of_parts, opened
 
 FORMAT = "hpcm-checkpoint-1"
 PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
@@ -149,8 +149,8 @@ def export_checkpoint(
                  has one, and its weights are float16. None leaves the exact profile out.
     Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
     """
-    from hpcm_codec.exact.export import calibrate
-    from hpcm_codec.exact.tables import build_tables as build_integer_tables
+    from hpcm_codec.engines.exact.export import calibrate
+    from hpcm_codec.engines.exact.tables import build_tables as build_integer_tables
 
     checkpoint = load_checkpoint(source)
     if calibration is not None and dtype != torch.float16:

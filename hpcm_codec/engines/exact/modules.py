@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.exact.layers import (
+from hpcm_codec.engines.exact.layers import (
     integer_depthwise,
     integer_factor,
     integer_linear,
@@ -22,7 +21,8 @@ from hpcm_codec.exact.layers import (
     interpolated,
     times_power_of_two,
 )
-from hpcm_codec.exact.tables import IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.engines.exact.tables import IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.priors import Prior, StepAdaptor

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.temporaries import temporary_in
+from hpcm_codec.system.temporaries import temporary_in
 
 Content = bytes | bytearray | memoryview | Callable[[BinaryIO], object]
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpcm_codec.errors import MemoryLimitError, UsageError
-from hpcm_codec.tiling import HALO_LATENTS, LARGEST_TILE_UNITS, PIXELS_PER_LATENT, PIXELS_PER_UNIT, TileGrid
+from hpcm_codec.tiles.grid import HALO_LATENTS, LARGEST_TILE_UNITS, PIXELS_PER_LATENT, PIXELS_PER_UNIT, TileGrid
 
 SHARE = 4  # the default limit is this part of the machine's memory …
 SMALLEST_DEFAULT = 2**30  # … but no less than what a program of this size needs to do anything useful

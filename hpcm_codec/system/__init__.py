@@ -1,0 +1,1 @@
+"""What the operating system gives: whole or absent output files, temporary files, worker processes, threads."""
