@@ -135,7 +135,7 @@ def _damaged(error: Exception, name: str) -> FileError:
 
 
 def start(image: Image.Image, max_pixels: int) -> list[str]:
-    """Refuse an image that has no pixels or too many, and turn to its first frame; returns a notice if there are more."""
+    """Refuse an image that has no pixels or too many, and turn to what it shows first; returns a notice if there is more."""
     width, height = image.size
     if width < 1 or height < 1:
         raise FileError(f"has no pixels ({width}×{height})", advice="use another picture")
@@ -144,8 +144,11 @@ def start(image: Image.Image, max_pixels: int) -> list[str]:
     frames = _frame_count(image)
     if frames <= 1:
         return []
-    image.seek(0)
-    return [f"first of {frames} frames taken"]
+    with suppress(
+        EOFError
+    ):  # there is no frame 0 where the frames are layers, and what is shown first is all of them together
+        image.seek(0)
+    return [f"all {frames} layers taken as one picture" if image.format == "PSD" else f"first of {frames} frames taken"]
 
 
 def _picture(image: Image.Image, max_pixels: int, overlooked: Sequence[str]) -> Picture:
