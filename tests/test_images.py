@@ -185,7 +185,6 @@ def test_other_colour_spaces_become_rgb(mode: str) -> None:
         (np.array([[-100, 0, 100]], np.int32), [0, 128, 255], "samples from -100 to 100 spread over 8 bits"),
         (np.array([[0, 0.25, 1]], np.float32), [0, 64, 255], "floating point samples reduced to 8 bits"),
         (np.array([[0, 10, 20]], np.float32), [0, 128, 255], "samples from 0 to 20 spread over 8 bits"),
-        (np.array([[0, np.nan, 0.5]], np.float32), [0, 0, 128], "floating point samples reduced to 8 bits"),
     ],
 )
 def test_deep_samples_are_reduced_with_a_notice(values: np.ndarray[Any, Any], expected: list[int], notice: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from PIL import TiffImagePlugin as tiff
 
 from hpcm_codec.images.picture import Samples
 
@@ -23,12 +24,13 @@ def samples_of(image: Image.Image, raw_mode: str, notices: list[str]) -> tuple[S
         colours = 1 if mode in ("LA", "La") or raw_mode.startswith("LA") else 3  # Pillow spreads 16-bit LA to RGBA
         return samples[..., :colours], samples[..., -1]
     if mode.startswith("I") or mode == "F":
-        values = np.asarray(image)
+        values = _unwrapped(np.asarray(image), image)
         alpha = None
         key = image.info.get("transparency")
         if isinstance(key, int):
             alpha = np.where(values == key, 0, 255).astype(np.uint8)
-        return _reduced(values, notices)[..., None], alpha
+        reduced = _from_floats(values, notices) if mode == "F" else _from_integers(values, _has_16_bits(image), notices)
+        return reduced[..., None], alpha
     if mode == "P":
         transparent = "transparency" in image.info or (image.palette is not None and image.palette.mode.endswith("A"))
         samples = _array(image.convert("RGBA" if transparent else "RGB"))
@@ -63,20 +65,61 @@ def _keyed_alpha(pixels: Samples, image: Image.Image, raw_mode: str) -> Samples 
     return np.where((pixels == colour).all(axis=-1), 0, 255).astype(np.uint8)
 
 
-def _reduced(values: NDArray[Any], notices: list[str]) -> Samples:
-    """Deep grey samples to 8 bits: 0 .. 65535 by rounding, 0 .. 1 in floating point likewise, anything else from its own range."""
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values.astype(np.float64))
-        low, high, kind = 0.0, 1.0, "floating point samples"
+def _unwrapped(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+    """Grey samples as the file has them; Pillow's are signed even where those of a TIFF are not."""
+    tags: Any = getattr(image, "tag_v2", {})
+    unsigned = tags.get(tiff.BITSPERSAMPLE) == (32,) and tags.get(tiff.SAMPLEFORMAT, (1,)) == (1,)
+    return values.view(np.uint32) if values.dtype == np.int32 and unsigned else values
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether white is 65535, by the image's mode or by its format; else Pillow's 32 bits hold samples of any range."""
+    return image.mode != "I" or image.format == "PPM"
+
+
+def _from_integers(values: NDArray[Any], sixteen_bits: bool, notices: list[str]) -> Samples:
+    """Deep grey samples to 8 bits: 0 .. 65535 by rounding, 0 .. 255 of 32 bits as they are, anything else from its own range."""
+    values = values.astype(np.int64)
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest < 0 or largest > 65535:
+        return _spread(values, smallest, largest, 65535, notices)
+    if largest <= 255 and not sixteen_bits:
+        notices.append("samples of 32 bits, of 0 to 255, taken as 8 bits")
+        return values.astype(np.uint8)
+    notices.append("16 bits per sample reduced to 8")
+    return _scaled(values, 0, 65535)
+
+
+def _from_floats(values: NDArray[Any], notices: list[str]) -> Samples:
+    """Floating point samples to 8 bits: 0 .. 1 by rounding, anything else from its own range. What is infinite is white or black."""
+    values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    smallest, largest = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 1.0)
+    if not finite.all():
+        notices.append(
+            "infinite samples taken as white, negatively infinite ones and those that are no numbers as black"
+        )
+    filled = np.where(finite, values, smallest)
+    if smallest < 0 or largest > 1:
+        samples = _spread(filled, smallest, largest, 1, notices)
     else:
-        values = values.astype(np.int64)
-        low, high, kind = 0.0, 65535.0, "16 bits per sample"
-    smallest, largest = float(values.min()), float(values.max())
-    if smallest < low or largest > high:
-        low, high = smallest, largest
-        notices.append(f"samples from {low:g} to {high:g} spread over 8 bits")
-    else:
-        notices.append(f"{kind} reduced to 8{' bits' if kind.startswith('f') else ''}")
+        notices.append("floating point samples reduced to 8 bits")
+        samples = _scaled(filled, 0, 1)
+    samples[~finite] = 0
+    samples[np.isposinf(values)] = 255
+    return samples
+
+
+def _spread(values: NDArray[Any], low: float, high: float, white: float, notices: list[str]) -> Samples:
+    """Samples that lie from `low` to `high`; a single value has no range, and is white or black as it lies above `white` or below 0."""
+    if low == high:
+        notices.append(f"samples are {low:g} throughout, taken as {'white' if low > white else 'black'}")
+        return np.full(values.shape, 255 if low > white else 0, np.uint8)
+    notices.append(f"samples from {low:g} to {high:g} spread over 8 bits")
+    return _scaled(values, low, high)
+
+
+def _scaled(values: NDArray[Any], low: float, high: float) -> Samples:
     return np.floor((values - low) * 255 / (high - low) + 0.5).astype(np.uint8)
 
 
