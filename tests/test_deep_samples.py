@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import case
 from hpcm_codec.images import open_picture, picture_from_pil, read_picture
-from test_images import file_bytes
+from test_images import file_bytes, png, png_chunk
 
 INFINITE = "infinite samples taken as white, negatively infinite ones and those that are no numbers as black"
 nan, inf = np.nan, np.inf
@@ -110,3 +110,37 @@ def test_float_cases_are_not_black() -> None:
 def test_a_tiff_of_floats_that_pillow_writes_reads_the_same() -> None:
     values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     assert pixels_of(file_bytes(Image.fromarray(values), "TIFF")) == pixels_of(tiff_of(values))
+
+
+def key_of(colour: tuple[int, int, int]) -> bytes:
+    return png_chunk(b"tRNS", struct.pack(">3H", *colour))
+
+
+@pytest.mark.parametrize("key", [(0x1234, 0x5678, 0x9ABC), (0, 0, 0), (0x00FF, 0xFF00, 0x0102)])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_a_transparent_colour_of_16_bits_is_compared_by_all_of_them(key: tuple[int, int, int], channel: int) -> None:
+    near = list(key)
+    near[channel] ^= 1
+    far = list(key)
+    far[channel] ^= 0x0100
+    pixels = np.array([[key, near, far], [near, key, key]], ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    data = png(3, 2, 16, 2, rows, key_of(key))
+    picture = read_picture(data)
+    assert picture.alpha is not None and picture.alpha.tolist() == [[0, 255, 255], [255, 0, 0]]
+    assert (picture.pixels == pixels >> 8).all()
+    with Image.open(io.BytesIO(data)) as image:
+        assert (picture_from_pil(image).alpha == picture.alpha).all()
+
+
+def test_a_transparent_colour_in_a_filtered_and_in_an_interlaced_png(tmp_path: Any) -> None:
+    pyvips = pytest.importorskip("pyvips")
+    dice = np.random.default_rng(3)
+    pixels = dice.integers(0, 4, (37, 41, 3), dtype=np.uint16) + 0x1200
+    image = pyvips.Image.new_from_memory(pixels.tobytes(), 41, 37, 3, "ushort").copy(interpretation="rgb16")
+    for interlace in (False, True):
+        data = bytes(image.pngsave_buffer(interlace=interlace))
+        assert data[24:26] == b"\x10\x02"
+        picture = read_picture(data[:33] + key_of((0x1201, 0x1202, 0x1203)) + data[33:])
+        transparent = (pixels == (0x1201, 0x1202, 0x1203)).all(axis=-1)
+        assert picture.alpha is not None and ((picture.alpha == 0) == transparent).all() and transparent.any()

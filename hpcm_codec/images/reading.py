@@ -18,7 +18,7 @@ from hpcm_codec.images.limits import TEXT_CHUNK_BYTES, is_text_limit, our_limits
 from hpcm_codec.images.metadata import exif_of, upright, xmp_of_upright_picture
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
 from hpcm_codec.images.repair import repaired
-from hpcm_codec.images.samples import samples_of
+from hpcm_codec.images.samples import lower_bytes_of, samples_of
 from hpcm_codec.system.files import file_error
 
 # Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
@@ -154,12 +154,13 @@ def start(image: Image.Image, max_pixels: int) -> list[str]:
 def _picture(image: Image.Image, max_pixels: int, overlooked: Sequence[str]) -> Picture:
     notices = [*overlooked, *start(image, max_pixels)]
     raw_mode, deep = raw_mode_of(image)
+    lower_bytes = lower_bytes_of(image, raw_mode)
     image.load()
     if image.width * image.height > max_pixels:  # some kinds know their size only now
         raise FileError(f"has {image.width}×{image.height} pixels, above the limit of {max_pixels}")
     if deep and image.mode in ("L", "LA", "RGB", "RGBA"):
         notices.append("16 bits per sample reduced to 8")
-    pixels, alpha = samples_of(image, raw_mode, notices)
+    pixels, alpha = samples_of(image, raw_mode, notices, lower_bytes)
     icc = image.info.get("icc_profile") or None
     if image.mode in ("CMYK", "LAB"):
         icc = None  # it describes ink or Lab values, which are gone

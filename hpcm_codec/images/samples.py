@@ -13,12 +13,14 @@ from PIL import TiffImagePlugin as tiff
 from hpcm_codec.images.picture import Samples
 
 
-def samples_of(image: Image.Image, raw_mode: str, notices: list[str]) -> tuple[Samples, Samples | None]:
-    """8-bit pixels (H×W×1 or H×W×3) and alpha of a loaded image of any mode."""
+def samples_of(
+    image: Image.Image, raw_mode: str, notices: list[str], lower_bytes: Samples | None = None
+) -> tuple[Samples, Samples | None]:
+    """8-bit pixels (H×W×1 or H×W×3) and alpha of a loaded image of any mode. lower_bytes: of its 16-bit samples, H×W×3, where wanted."""
     mode = image.mode
     if mode in ("L", "1", "RGB", "RGBX"):
         pixels = _array(image.convert("RGB") if mode == "RGBX" else image.convert("L") if mode == "1" else image)
-        return pixels, _keyed_alpha(pixels, image, raw_mode)
+        return pixels, _keyed_alpha(pixels, image, raw_mode, lower_bytes)
     if mode in ("LA", "La", "RGBA", "RGBa", "PA"):
         samples = _array(image.convert({"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}.get(mode, mode)))
         colours = 1 if mode in ("LA", "La") or raw_mode.startswith("LA") else 3  # Pillow spreads 16-bit LA to RGBA
@@ -51,7 +53,26 @@ def _array(image: Image.Image) -> Samples:
     return samples[..., None] if samples.ndim == 2 else samples
 
 
-def _keyed_alpha(pixels: Samples, image: Image.Image, raw_mode: str) -> Samples | None:
+def lower_bytes_of(image: Image.Image, raw_mode: str) -> Samples | None:
+    """The lower bytes (H×W×3) of a PNG of 16-bit colours one of which is transparent; None for others, or when it is loaded.
+
+    Pillow keeps the upper bytes only, but its decoder can be told that the others are the upper ones.
+    """
+    if image.format != "PNG" or raw_mode != "RGB;16B" or "transparency" not in image.info:
+        return None
+    file = image.fp  # type: ignore[attr-defined]
+    position = file.tell()
+    file.seek(0)
+    with Image.open(file, formats=["PNG"]) as other:
+        other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]  # type: ignore[attr-defined]
+        samples = _array(other)
+    file.seek(position)
+    return samples
+
+
+def _keyed_alpha(
+    pixels: Samples, image: Image.Image, raw_mode: str, lower_bytes: Samples | None = None
+) -> Samples | None:
     """Alpha of an image of which one colour is transparent (PNG's tRNS, GIF's transparent index); None when none is."""
     key: Any = image.info.get("transparency")
     if not isinstance(key, (int, tuple)):
@@ -59,8 +80,10 @@ def _keyed_alpha(pixels: Samples, image: Image.Image, raw_mode: str) -> Samples 
     colour = np.array(key if isinstance(key, tuple) else [key], dtype=np.int64)
     if len(colour) != pixels.shape[2]:
         return None
-    if ";16" in raw_mode:
-        colour >>= 8  # Pillow keeps the upper byte of 16-bit colours
+    if lower_bytes is not None:
+        return np.where(((pixels == colour >> 8) & (lower_bytes == colour & 255)).all(axis=-1), 0, 255).astype(np.uint8)
+    if ";16" in raw_mode or colour.max() > 255:
+        colour >>= 8  # the upper bytes are all that a loaded image has
     colour *= {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # Pillow spreads the samples to 0 .. 255, but not the key
     return np.where((pixels == colour).all(axis=-1), 0, 255).astype(np.uint8)
 
