@@ -26,6 +26,7 @@ from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
 from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
 from hpcm_codec.system.parallel import in_order
+from hpcm_codec.system.threads import after_fork, heed_forks
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.tiles.grid import HALO_LATENTS, LATENTS_PER_UNIT, PIXELS_PER_UNIT, Rectangle, Tile, TileGrid, Window
 from hpcm_codec.weights.checkpoints import Checkpoint, load_checkpoint
@@ -67,6 +68,7 @@ class Codec:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
+        heed_forks()
         self.device = torch.device(device)
         self.tile_workers = tile_workers
         self.identity = checkpoint.identity
@@ -129,6 +131,7 @@ class Codec:
 
     def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Tensor]]:
         """Every tile of B pictures of one size with its latents before rounding, B×M×h×w."""
+        after_fork(self.device.type)
         height = pictures[0].height
         grid = TileGrid(pictures[0].width, height)
         for row in range(grid.rows):
@@ -145,6 +148,7 @@ class Codec:
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Tensor]], quality: float, decoded: Tensor | None
     ) -> bytes:
         """The file's bytes, of all tiles and their latents. decoded: gets what a decoder will decode, unless None."""
+        after_fork(self.device.type)
         header = Header(
             picture.width,
             picture.height,
@@ -243,6 +247,7 @@ class Codec:
 
     @torch.inference_mode()
     def _decoded_strips(self, stream: HpcmStream, area: Rectangle) -> Iterator[NDArray[np.uint8]]:
+        after_fork(self.device.type)
         header, grid = stream.header, stream.header.grid
         # Only of the plain convolutions on the CPU it is certain that a pixel depends on nothing outside the latents it sees, not even
         # in its last bit; elsewhere windows are always filled.
@@ -261,6 +266,7 @@ class Codec:
 
         Raises as `decode`.
         """
+        after_fork(self.device.type)
         digest = hashlib.sha256()
         stream = self._parse(data, max_pixels, partial=False, scale=FINEST_SCALE)
         for tile, streams in zip(stream.header.grid, stream.tiles, strict=True):
@@ -329,6 +335,7 @@ class Codec:
 
         window_latents: the latents of a tile and its halo; also told whether the tile is the last in its row.
         """
+        after_fork(self.device.type)
         rate = self._rate(header)
         columns = header.grid.columns_of(area)
         for row in header.grid.rows_of(area):

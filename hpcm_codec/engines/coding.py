@@ -13,8 +13,9 @@ from hpcm_codec.engines.exact.network import ExactNetwork
 from hpcm_codec.engines.graphs import CHECKED_USES, PLAIN_USES, Walk, graphs_for
 from hpcm_codec.entropy.distributions import scale_index
 from hpcm_codec.entropy.ports import CodingPort
-from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.errors import HpcmError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.system.threads import ADVICE, after_fork
 
 # The context model always runs on this many threads: matrix products sum in another order under another number of
 # threads, and one last bit is enough to lose the range decoder. Transforms use as many threads as torch is set to.
@@ -72,7 +73,9 @@ class TileCoder:
 
 @contextmanager
 def _context_threads() -> Iterator[None]:
-    """What is computed in here is computed on CONTEXT_THREADS threads, whatever torch is set to."""
+    """What is computed in here is computed on CONTEXT_THREADS threads, whatever torch is set to. Raises HpcmError in a forked child."""
+    if after_fork("cpu"):
+        raise HpcmError("the float profile needs two threads, and a forked process has one", advice=ADVICE)
     before = torch.get_num_threads()
     torch.set_num_threads(CONTEXT_THREADS)
     try:
