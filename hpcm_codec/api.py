@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -11,13 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, parse_header
-from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
+from hpcm_codec import arguments
+from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, SCALES, parse_header
+from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, device_of, load_codec
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
 from hpcm_codec.images.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
 from hpcm_codec.tiles.memory import check, decoding_bytes, encoding_bytes
-from hpcm_codec.weights.registry import DEFAULT_MODEL, known_checkpoints, known_name, models_folder, shipped_checkpoints
+from hpcm_codec.weights.registry import (
+    DEFAULT_MODEL,
+    find_checkpoint,
+    known_checkpoints,
+    known_name,
+    models_folder,
+    shipped_checkpoints,
+)
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 Output = Literal["pil", "numpy", "torch"]
@@ -53,6 +62,9 @@ def encode(
     >>> decode(grey, output="numpy").shape
     (40, 60, 1)
     """
+    quality = arguments.quality(quality)
+    max_pixels = arguments.whole("max_pixels", max_pixels)
+    memory = memory if memory is None else arguments.whole("memory", memory)
     codec = model if isinstance(model, Codec) else kept_codec(model, device, profile)
     if not isinstance(image, (str, os.PathLike)):
         picture = as_picture(image)
@@ -145,7 +157,13 @@ def decode(
     """
     if output not in ("pil", "numpy", "torch"):
         raise UsageError(f"there is no output {output!r}", advice="use pil, numpy or torch")
+    data = arguments.bytes_of_file(data)
+    max_pixels = arguments.whole("max_pixels", max_pixels)
+    memory = memory if memory is None else arguments.whole("memory", memory)
+    if scale not in SCALES:
+        raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(SCALES)}")
     header = parse_header(data, max_pixels)
+    region = region if region is None else arguments.region(region)
     area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
     width, height = area.width, area.height
     held = 8 * width * height + 2 * len(data)  # the result, and room for transparency
@@ -173,10 +191,19 @@ def as_picture(image: ImageLike) -> Picture:
     raise UsageError(f"an image is a path, a Pillow image, a numpy array or a torch tensor, not {type(image).__name__}")
 
 
-@cache
 def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto") -> Codec:
-    """The codec of a model on a device, loaded at the first call and kept."""
-    return load_codec(model, device, profile)
+    """The codec of a model on a device, loaded at the first call that means it, however it is spelt, and kept."""
+    if not isinstance(model, (str, os.PathLike)):
+        raise UsageError(f"a model is a checkpoint's name or path, or a Codec, not {type(model).__name__}")
+    return _kept(find_checkpoint(os.fspath(model)).resolve(), str(device_of(device)), profile)
+
+
+@cache
+def _kept(checkpoint: Path, device: str, profile: str) -> Codec:
+    """A codec of either profile has the weights of the one that was loaded."""
+    if profile == "auto":
+        return load_codec(str(checkpoint), device)
+    return _kept(checkpoint, device, "auto").with_profile(profile)
 
 
 def codec_for(
@@ -186,7 +213,7 @@ def codec_for(
 
     Raises CorruptStreamError when the file's header cannot be read, UnsupportedError when no known checkpoint made it.
     """
-    identity = parse_header(data, max_pixels).checkpoint_id
+    identity = parse_header(arguments.bytes_of_file(data), max_pixels).checkpoint_id
     if model is not None:
         return kept_codec(model, device)
     # the usual case first: a loaded codec knows its identity, a checkpoint's has to be computed

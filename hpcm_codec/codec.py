@@ -7,16 +7,20 @@ Both go through the picture row of tiles by row of tiles, and hold no more of it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
 from hpcm_codec.engines.coding import TileCoder
@@ -24,7 +28,7 @@ from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
-from hpcm_codec.model.rate import HIGHEST_QUALITY, quality_to_position
+from hpcm_codec.model.rate import quality_to_position
 from hpcm_codec.system.parallel import in_order
 from hpcm_codec.system.threads import after_fork, heed_forks
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
@@ -34,6 +38,21 @@ from hpcm_codec.weights.registry import DEFAULT_MODEL
 
 DEFAULT_QUALITY = 50.0
 FINEST_SCALE = container.SCALES[-1]
+PROFILES = ("auto", "exact", "float")
+
+
+Result = TypeVar("Result")
+
+
+def _in_its_own_precision(method: Callable[..., Result]) -> Callable[..., Result]:
+    """A Codec's method, in which torch.autocast of the program around it has no effect."""
+
+    @wraps(method)
+    def computed(self: Codec, *values: Any, **named: Any) -> Result:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *values, **named)
+
+    return computed
 
 
 @dataclass(frozen=True)
@@ -64,27 +83,37 @@ class Codec:
     def __init__(
         self, checkpoint: Checkpoint, device: str = "auto", profile: str = "auto", tile_workers: int = 1
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
         heed_forks()
-        self.device = torch.device(device)
+        self.device = device_of(device)
         self.tile_workers = tile_workers
         self.identity = checkpoint.identity
         self.config = checkpoint.config
         model = checkpoint.build_model()
         exact = checkpoint.build_exact(model)
         self.exact = None if exact is None else exact.to(self.device)
-        if profile == "exact" and exact is None:
-            raise UnsupportedError(
-                "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
-            )
-        self.profile = ("float" if exact is None else "exact") if profile == "auto" else profile
+        self.profile = self._profile(profile)
         self.model = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.coder = TileCoder(self.model, self.exact, self.device)
         self._tables = CoderTables(checkpoint.tables)
+
+    def with_profile(self, profile: str) -> Codec:
+        """The same loaded model, encoding in that profile; this codec itself where it does."""
+        if self._profile(profile) == self.profile:
+            return self
+        other = copy.copy(self)
+        other.profile = self._profile(profile)
+        return other
+
+    def _profile(self, profile: str) -> str:
+        """The profile that is meant; raises UsageError, and UnsupportedError where the checkpoint lacks it."""
+        if profile not in PROFILES:
+            raise UsageError(f"there is no profile {profile!r}", advice=f"use one of {', '.join(PROFILES)}")
+        if profile == "exact" and self.exact is None:
+            raise UnsupportedError(
+                "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
+            )
+        return ("float" if self.exact is None else "exact") if profile == "auto" else profile
 
     # -- image → bytes ------------------------------------------------------------------------------------------
 
@@ -94,12 +123,12 @@ class Codec:
 
         Rows of pixels are asked for from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
         """
-        _check_quality(quality)
+        quality = arguments.quality(quality)
         return self._encode_tiles(picture, self._analysed_tiles(picture), quality, None)
 
     def encode_with_latents(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> Encoded:
         """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
-        _check_quality(quality)
+        quality = arguments.quality(quality)
         return self.encode_analysed(picture, self.analyse(picture), quality)
 
     def analyse(self, picture: PixelSource) -> Tensor:
@@ -142,7 +171,12 @@ class Codec:
                 window = tile.with_halo(HALO_LATENTS)
                 pixels = [self._to_tensor(band, area.top, window) for band in bands]
                 batch = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-                yield tile, _inner(self.model.analyse(batch), window, tile)
+                yield tile, self._analyse_tile(batch, window, tile)
+
+    @_in_its_own_precision
+    def _analyse_tile(self, pixels: Tensor, window: Window, tile: Tile) -> Tensor:
+        """The latents of a tile of the pixels in its window, B×3×H×W."""
+        return _inner(self.model.analyse(pixels), window, tile)
 
     def _encode_tiles(
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Tensor]], quality: float, decoded: Tensor | None
@@ -169,6 +203,7 @@ class Codec:
         streams = in_order(coded, tiles, self._workers(header))
         return container.write_stream(HpcmStream(header, tuple(streams), _extensions_of(picture)))
 
+    @_in_its_own_precision
     def _encode_tile(self, latents: Tensor, header: Header) -> tuple[TileStreams, Tensor]:
         rate = self._rate(header)
         port = EncoderPort(latents * self._latent_gain(header, rate), self._tables)
@@ -230,7 +265,7 @@ class Codec:
         """
         stream = self._parse(data, max_pixels, partial, scale)
         header = stream.header
-        area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
+        area = header.grid[0].picture_pixels if region is None else header.grid.region(*arguments.region(region))
         alpha = stream.extensions.get(container.ALPHA)
         decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)[area.slices]
         return StripPicture(
@@ -279,6 +314,7 @@ class Codec:
         """The parts of a file that this model has made; raises as `decode`."""
         if scale not in container.SCALES:
             raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(container.SCALES)}")
+        data = arguments.bytes_of_file(data)
         stream = container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
         self._refuse_too_large(stream.header, max_pixels)
         made_with = stream.header.checkpoint_id
@@ -289,6 +325,7 @@ class Codec:
             )
         return stream
 
+    @_in_its_own_precision
     def _decode_tile(
         self,
         tile: Tile,
@@ -350,6 +387,7 @@ class Codec:
                 strip[visible.moved(-band.top, -area.left).slices] = pixels
             yield strip
 
+    @_in_its_own_precision
     def _synthesise_tile(
         self, latents: Tensor, rate: Tensor, tile: Tile, visible: Rectangle, grey: bool
     ) -> NDArray[np.uint8]:
@@ -399,11 +437,6 @@ class Codec:
         return part.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float().div(255)
 
 
-def _check_quality(quality: float) -> None:
-    if not 0 <= quality <= HIGHEST_QUALITY:
-        raise UsageError(f"quality {quality:g} is not between 0 and {HIGHEST_QUALITY:g}")
-
-
 def _tiles_of(picture: PixelSource, latents: Tensor) -> Iterator[tuple[Tile, Tensor]]:
     """Every tile of a picture with its part of the latents."""
     for tile in TileGrid(picture.width, picture.height):
@@ -426,6 +459,22 @@ def _extensions_of(picture: PixelSource) -> dict[int, bytes]:
         container.XMP: picture.xmp,
     }
     return {kind: payload for kind, payload in parts.items() if payload is not None}
+
+
+def device_of(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here; raises UsageError for other names and for a device there is not."""
+    kind, _, number = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
+        raise UsageError(f"a device is auto, cpu, cuda or cuda:N, not {name!r}")
+    present = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
+    if kind == "cpu" or (kind == "auto" and not present):
+        return torch.device("cpu")
+    if not present:
+        raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
+    index = int(number) if number else torch.cuda.current_device()
+    if index >= present:
+        raise UsageError(f"this machine has {present} CUDA devices, and none has the number {index}")
+    return torch.device("cuda", index)
 
 
 def load_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto", tile_workers: int = 1) -> Codec:
