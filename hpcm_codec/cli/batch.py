@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcm_codec.batch.jobs import Job, parse_shard
-from hpcm_codec.batch.streams import STDIO, shown
+from hpcm_codec.batch.streams import STDIO, refuse_closed, shown
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
 from hpcm_codec.system.temporaries import remove_left_behind
@@ -104,8 +104,10 @@ def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> 
     from hpcm_codec.batch.manifest import Manifest
     from hpcm_codec.batch.tasks import BatchStopped, Performer, Rules, task_of
 
-    if any(job.target == STDIO for job in jobs) and sys.stdout.isatty():
-        raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")
+    if any(job.target == STDIO for job in jobs):
+        refuse_closed("stdout")
+        if sys.stdout.isatty():
+            raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")
     engine = batch.engine_for(jobs)
     perform = Performer(work, Rules(batch.force, batch.resume, digests=batch.manifest is not None))
     failures: list[tuple[int, Job, HpcmError]] = []

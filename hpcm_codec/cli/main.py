@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from hpcm_codec.batch.streams import silence_stdout
+from hpcm_codec.batch.streams import replace_closed, silence_stdout
 from hpcm_codec.errors import bug, debugging
 from hpcm_codec.system.files import as_hpcm_error
 from hpcm_codec.version import __version__
@@ -104,6 +104,7 @@ class HpcmGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and leave with an exit status. `standalone_mode` is always ours."""
         extra["standalone_mode"] = False
+        replace_closed()
         # Before torch is imported: threads that wait by spinning cost three times the processor time on a busy machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Else Python looks for garbage several times while it ends, among all objects of torch: 0.5 s.
