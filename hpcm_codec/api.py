@@ -221,8 +221,9 @@ def codec_for(
         return codec
     if (name := known_name(identity)) is not None:
         return kept_codec(name, device)
+    folder = models_folder() or "a folder that HPCM_MODELS names"
     raise UnsupportedError(
         f"made with the model {identity.hex()}, which is not among those here ({', '.join(known_checkpoints()) or 'none'})",
-        advice=f"put the checkpoint it was made with into {models_folder()}, or name it with --model; the project's "
+        advice=f"put the checkpoint it was made with into {folder}, or name it with --model; the project's "
         "checkpoints/README.md says where earlier ones are",
     )

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
+from hpcm_codec.system.folders import user_folder
 
 DEFAULT_MODEL = "phase1-lite"
 # safetensors' names of types → torch's, which identities are made of; numpy has no bfloat16
@@ -48,17 +49,22 @@ def shipped_checkpoints() -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
 
 
-def models_folder() -> Path:
-    """Where users keep other checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models."""
+def models_folder() -> Path | None:
+    """Where users keep other checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models.
+
+    None for a user without a home.
+    """
     if chosen := os.environ.get("HPCM_MODELS"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hpcm-codec" / "models"
+    folder = user_folder("XDG_DATA_HOME", ".local/share")
+    return None if folder is None else folder / "models"
 
 
 def known_checkpoints() -> dict[str, Path]:
     """The shipped checkpoints, then those in `models_folder`: name → file. One whose name is taken goes by its path."""
     known = shipped_checkpoints()
-    for path in sorted(models_folder().glob("*.safetensors")):
+    folder = models_folder()
+    for path in [] if folder is None else sorted(folder.glob("*.safetensors")):
         known[str(path) if path.stem in known else path.stem] = path
     return known
 
