@@ -21,6 +21,7 @@ from PIL import Image
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import MemoryLimitError
 from hpcm_codec.images import libvips
+from hpcm_codec.images.colour import icc_of
 from hpcm_codec.images.metadata import exif_of, orientation_of
 from hpcm_codec.images.picture import PixelSource, Samples, is_large
 from hpcm_codec.images.png import one_pixel_of
@@ -28,7 +29,7 @@ from hpcm_codec.images.reading import (
     Identified,
     identified,
     opened,
-    picture_from_pil,
+    picture_of,
     pillow_errors_as_file_errors,
     raw_mode_of,
     start,
@@ -88,16 +89,14 @@ def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> Pi
 
     def as_a_whole() -> PixelSource:
         afford(image.width, image.height, converted)
-        picture = picture_from_pil(image, max_pixels=max_pixels)
-        picture.notices = (*notices, *(notice for notice in picture.notices if notice not in notices))
-        return picture
+        return picture_of(found, max_pixels, (raw_mode, deep))
 
     def with_rows(rows: Callable[[int, int], Samples], alpha: Samples | None, told: Image.Image) -> PixelSource:
         """told: the image that knows the metadata."""
-        icc = told.info.get("icc_profile") or None
+        grey = image.mode[0] == "L"
+        icc = icc_of(told, found.code_points, grey, notices)
         _, exif, exif_notices = exif_of(told)
         notices.extend(exif_notices)
-        grey = image.mode[0] == "L"
         return _OpenPicture(image.width, image.height, grey, rows, name, alpha, icc, exif, xmp_of(told), tuple(notices))
 
     known = image.format != "PNG" or "exif" in image.info  # PNG's EXIF may come after the pixels

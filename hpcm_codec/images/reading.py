@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple
 
@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.images.colour import CodePoints, code_points_of, icc_of
 from hpcm_codec.images.limits import TEXT_CHUNK_BYTES, is_text_limit, our_limits
 from hpcm_codec.images.metadata import exif_of, upright, xmp_of_upright_picture
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
@@ -44,7 +45,7 @@ def read_picture(
             return read_picture(file, name=name, max_pixels=max_pixels)
     name = name or "the image"
     with pillow_errors_as_file_errors(name), identified(source, name, max_pixels) as found:
-        return _picture(found.image, max_pixels, found.notices)
+        return picture_of(found, max_pixels)
 
 
 def opened(path: str | os.PathLike[str], name: str) -> BinaryIO:
@@ -58,11 +59,12 @@ def opened(path: str | os.PathLike[str], name: str) -> BinaryIO:
 
 
 class Identified(NamedTuple):
-    """image: one whose pixels are not read yet; file: what it comes from; notices: what is overlooked in it."""
+    """An image whose pixels are not read yet, and what it comes from; notices: what is overlooked; code_points: of its colours."""
 
     image: Image.Image
     file: BinaryIO
     notices: list[str]
+    code_points: CodePoints | None
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator
         raise FileError("not an image: it is empty", file=name, advice="get the file again")
     source, notices = repaired(source)
     with our_limits(max_pixels), _identified_by_pillow(source) as image:
-        yield Identified(image, source, notices)
+        yield Identified(image, source, notices, code_points_of(source))
 
 
 def _identified_by_pillow(file: BinaryIO) -> Image.Image:
@@ -99,7 +101,8 @@ def picture_from_pil(image: Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS
     Raises FileError when they cannot be loaded or converted.
     """
     with pillow_errors_as_file_errors("the image"):
-        return _picture(image, max_pixels, [])
+        file = getattr(image, "fp", None) or io.BytesIO()  # none where the pixels are loaded
+        return picture_of(Identified(image, file, [], code_points_of(file)), max_pixels)
 
 
 @contextmanager
@@ -151,9 +154,11 @@ def start(image: Image.Image, max_pixels: int) -> list[str]:
     return [f"all {frames} layers taken as one picture" if image.format == "PSD" else f"first of {frames} frames taken"]
 
 
-def _picture(image: Image.Image, max_pixels: int, overlooked: Sequence[str]) -> Picture:
-    notices = [*overlooked, *start(image, max_pixels)]
-    raw_mode, deep = raw_mode_of(image)
+def picture_of(found: Identified, max_pixels: int, raw: tuple[str, bool] | None = None) -> Picture:
+    """All of an identified image; raises whatever Pillow does. raw: what `raw_mode_of` said, if the image is loaded already."""
+    image = found.image
+    notices = [*found.notices, *start(image, max_pixels)]
+    raw_mode, deep = raw or raw_mode_of(image)
     lower_bytes = lower_bytes_of(image, raw_mode)
     image.load()
     if image.width * image.height > max_pixels:  # some kinds know their size only now
@@ -161,9 +166,9 @@ def _picture(image: Image.Image, max_pixels: int, overlooked: Sequence[str]) -> 
     if deep and image.mode in ("L", "LA", "RGB", "RGBA"):
         notices.append("16 bits per sample reduced to 8")
     pixels, alpha = samples_of(image, raw_mode, notices, lower_bytes)
-    icc = image.info.get("icc_profile") or None
-    if image.mode in ("CMYK", "LAB"):
-        icc = None  # it describes ink or Lab values, which are gone
+    # of ink and Lab values, which are gone, a profile says nothing any more
+    grey = pixels.shape[2] == 1
+    icc = None if image.mode in ("CMYK", "LAB") else icc_of(image, found.code_points, grey, notices)
     xmp = xmp_of(image)
     orientation, exif, exif_notices = exif_of(image)
     notices.extend(exif_notices)
