@@ -25,7 +25,8 @@ from hpcm_codec.cli.info import describe_file
 from hpcm_codec.codec import Codec
 from hpcm_codec.entropy.ports import DecoderPort
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.images import Picture, decode_alpha, picture_to_pil, write_picture
+from hpcm_codec.images import Extras, Picture, decode_alpha, picture_to_pil, write_picture
+from hpcm_codec.images.extras import extras_in
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from small_model import checkpoint
@@ -123,9 +124,11 @@ def _use_extensions(stream: container.HpcmStream) -> None:
         with suppress(HpcmError):
             decode_alpha(extensions[container.ALPHA], header.width, header.height)
     metadata = {key: extensions.get(kind) for key, kind in (("icc", container.ICC), ("exif", container.EXIF))}
-    picture = Picture(np.zeros((1, 1, 3), np.uint8), xmp=extensions.get(container.XMP), **metadata)
+    picture = Picture(
+        np.zeros((1, 1, 3), np.uint8), xmp=extensions.get(container.XMP), extras=extras_in(extensions)[0], **metadata
+    )
     picture_to_pil(picture)
-    if any((picture.icc, picture.exif, picture.xmp)):
+    if any((picture.icc, picture.exif, picture.xmp)) or picture.extras != Extras():
         for format in WRITTEN_AS:
             with suppress(HpcmError):
                 write_picture(picture, io.BytesIO(), format)

@@ -28,6 +28,7 @@ from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
+from hpcm_codec.images.extras import extras_in, payloads_of
 from hpcm_codec.model.rate import quality_to_position
 from hpcm_codec.system.parallel import in_order
 from hpcm_codec.system.threads import after_fork, heed_forks
@@ -268,6 +269,7 @@ class Codec:
         area = header.grid[0].picture_pixels if region is None else header.grid.region(*arguments.region(region))
         alpha = stream.extensions.get(container.ALPHA)
         decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)[area.slices]
+        extras, notices = extras_in(stream.extensions)
         return StripPicture(
             width=area.width,
             height=area.height,
@@ -277,7 +279,8 @@ class Codec:
             icc=stream.extensions.get(container.ICC),
             exif=stream.extensions.get(container.EXIF),
             xmp=stream.extensions.get(container.XMP),
-            notices=tuple(f"shown in part: {problem}" for problem in stream.problems),
+            notices=(*(f"shown in part: {problem}" for problem in stream.problems), *notices),
+            extras=extras,
         )
 
     @torch.inference_mode()
@@ -457,6 +460,7 @@ def _extensions_of(picture: PixelSource) -> dict[int, bytes]:
         container.ICC: picture.icc,
         container.EXIF: picture.exif,
         container.XMP: picture.xmp,
+        **payloads_of(picture.extras),
     }
     return {kind: payload for kind, payload in parts.items() if payload is not None}
 

@@ -29,6 +29,7 @@ from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.errors import CorruptStreamError, CutShortError, HpcmError, UnsupportedError, UsageError
 from hpcm_codec.images import EXIF_PREFIX, picture_from_pil, picture_to_pil
+from hpcm_codec.images.extras import extras_in, info_of
 
 FORMAT = "HPCM"
 EXTENSION = ".hpcm"
@@ -69,6 +70,7 @@ class HpcmImageFile(ImageFile.ImageFile):
             "icc_profile": extensions.get(container.ICC),
             "exif": None if exif is None else EXIF_PREFIX + exif,
             "xmp": extensions.get(container.XMP),
+            **info_of(extras_in(extensions)[0]),
         }
         self.info = {key: value for key, value in self.info.items() if value is not None}
         self.tile = []

@@ -60,7 +60,7 @@ class Encoding:
     """How every picture of a batch is encoded (a `tasks.Work`).
 
     model:        a checkpoint's name or path, None for the default. profile: "exact", "float" or "auto".
-    strip:        leave out EXIF and XMP. max_pixels: larger pictures are refused, None is the default limit.
+    strip:        leave out EXIF, XMP, IPTC, resolution and texts. max_pixels: larger pictures are refused, None is the default limit.
     measure_psnr: decode every file, and report its PSNR.
     """
 
@@ -118,6 +118,7 @@ class Encoding:
 
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.bitstream.container import parse_stream
+        from hpcm_codec.images.extras import payloads_of
 
         codec = self._codec()
         data = read_input(job.target)
@@ -131,7 +132,10 @@ class Encoding:
                     (header.width, header.height) != (picture.width, picture.height),
                     f"it is of a picture of {header.width}×{header.height} pixels",
                 ),
-                (_metadata_of(stream) != (picture.exif, picture.xmp), "it has other metadata"),
+                (
+                    _metadata_of(stream) != (picture.exif, picture.xmp, payloads_of(picture.extras)),
+                    "it has other metadata",
+                ),
                 (
                     self.aim.by_quality and header.quality != self.aim.stored_quality,
                     f"it is of quality {header.quality:g}, not {self.aim.stored_quality:g}",
@@ -151,7 +155,7 @@ class Encoding:
     @contextmanager
     def opened(self, source: str) -> Iterator[tuple[PixelSource, int]]:
         """The picture as it is to be encoded, and how many bytes its file has. Raises FileError, MemoryLimitError."""
-        from hpcm_codec.images import open_picture
+        from hpcm_codec.images import Extras, open_picture
         from hpcm_codec.tiles.memory import check, encoding_bytes
 
         # what cannot be read twice is kept in memory
@@ -167,6 +171,7 @@ class Encoding:
         with open_picture(content, name=name, max_pixels=pixel_limit(self.max_pixels), afford=afford) as picture:
             if self.strip:
                 picture.exif = picture.xmp = None
+                picture.extras = Extras()
             yield picture, max(1, os.path.getsize(source) if data is None else len(data))
 
     def _codec(self) -> Codec:
@@ -223,8 +228,9 @@ class Encoding:
         )
 
 
-def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None]:
-    """EXIF and XMP."""
-    from hpcm_codec.bitstream.container import EXIF, XMP
+def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None, dict[int, bytes]]:
+    """EXIF, XMP and the payloads of the extras."""
+    from hpcm_codec.bitstream.container import EXIF, IPTC, RESOLUTION, TEXTS, XMP
 
-    return stream.extensions.get(EXIF), stream.extensions.get(XMP)
+    found = stream.extensions
+    return found.get(EXIF), found.get(XMP), {kind: found[kind] for kind in (IPTC, RESOLUTION, TEXTS) if kind in found}

@@ -48,7 +48,11 @@ PICTURE_EXTENSIONS = {
 @click.option("--psnr", type=float, metavar="DB", help="The smallest file of at least this fidelity, instead of -q.")
 @options.model("The checkpoint.  [default: phase1-lite]")
 @options.profile
-@click.option("--strip", is_flag=True, help="Leave out EXIF and XMP. The ICC profile stays: colours depend on it.")
+@click.option(
+    "--strip",
+    is_flag=True,
+    help="Leave out EXIF, XMP, IPTC, resolution and texts. The ICC profile stays: colours depend on it.",
+)
 @click.option("--measure-psnr", is_flag=True, help="Decode every file, and report its PSNR.")
 @many_files
 @click.option(

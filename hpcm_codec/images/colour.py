@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpcm_codec.images.extras import raw_profile
 from hpcm_codec.images.png import SIGNATURE, chunk_before_pixels, content_of
 
 Chromaticities = tuple[float, ...]  # x and y of white, red, green, blue
@@ -110,7 +111,7 @@ def icc_of(image: Image.Image, code_points: CodePoints | None, grey: bool, notic
 
     image: with the metadata of its file. code_points: where the file has any; in a PNG they count more than a profile.
     """
-    profile = image.info.get("icc_profile") or None
+    profile = image.info.get("icc_profile") or raw_profile(image, "icc") or raw_profile(image, "icm")
     if profile is not None and (code_points is None or image.format != "PNG"):
         space = profile[16:20] if profile[36:40] == b"acsp" else None  # a broken profile is passed on as it is
         if space in (None, b"RGB ", b"GRAY" if grey else b"RGB "):

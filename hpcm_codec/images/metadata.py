@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
+from hpcm_codec.images.extras import raw_profile
 from hpcm_codec.images.picture import EXIF_PREFIX, ORIENTATION, PARSER_ERRORS, Samples
 
 NOT_RESET = "its EXIF says that the picture is to be turned, which could not be reset; the picture is upright, the EXIF was left out"
@@ -85,7 +86,11 @@ def _orientation(image: Image.Image, raw: bytes) -> int:
 def _bytes_of(image: Image.Image) -> bytes:
     """EXIF of an image that is no TIFF, as it is in the file, or as a program has changed it since; empty where there is none."""
     raw = image.info.get("exif")
-    raw = raw if isinstance(raw, bytes) else b""
+    if not isinstance(raw, bytes):
+        raw = raw_profile(image, "exif") or b""
+        segment = raw_profile(image, "APP1") or b""
+        if not raw and _without_prefixes(segment)[:2] in _BYTE_ORDERS and not len(image.getexif()):
+            return _without_prefixes(segment)  # of which Pillow knows nothing
     with suppress(*PARSER_ERRORS):
         before = Image.Exif()
         before.load(raw)  # first: where this raises, Pillow's own is empty from its second call on
@@ -118,8 +123,7 @@ def exif_of_tiff(image: Image.Image) -> bytes | None:
     """EXIF of a TIFF's tags that are about the picture; its pixels are loaded, and so turned already."""
     about_the_picture = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright")
     try:
-        layout = getattr(image, "tag_v2", {})
-        turned = (layout.get(0x0100), layout.get(0x0101)) == (image.height, image.width) != image.size
+        turned = turned_by_pillow(image)
         found = image.getexif()
         kept = Image.Exif()
         for tag in (int(ExifTags.Base[name]) for name in about_the_picture):
@@ -135,6 +139,12 @@ def exif_of_tiff(image: Image.Image) -> bytes | None:
         return kept.tobytes().removeprefix(EXIF_PREFIX) if len(kept) else None
     except PARSER_ERRORS:  # broken tags: the picture counts, they do not
         return None
+
+
+def turned_by_pillow(image: Image.Image) -> bool:
+    """Whether Pillow has made rows of a TIFF's columns while it read the pixels; of a square it does not matter."""
+    layout = getattr(image, "tag_v2", {})
+    return (layout.get(0x0100), layout.get(0x0101)) == (image.height, image.width) != image.size
 
 
 def of_upright_picture(exif: bytes, orientation: int) -> bytes | None:

@@ -22,8 +22,9 @@ from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import MemoryLimitError
 from hpcm_codec.images import libvips
 from hpcm_codec.images.colour import icc_of
-from hpcm_codec.images.metadata import exif_of, orientation_of
-from hpcm_codec.images.picture import PixelSource, Samples, is_large
+from hpcm_codec.images.extras import extras_of
+from hpcm_codec.images.metadata import exif_of, orientation_of, turned_by_pillow
+from hpcm_codec.images.picture import Extras, PixelSource, Samples, is_large
 from hpcm_codec.images.png import one_pixel_of
 from hpcm_codec.images.reading import (
     Identified,
@@ -97,7 +98,9 @@ def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> Pi
         icc = icc_of(told, found.code_points, grey, notices)
         _, exif, exif_notices = exif_of(told)
         notices.extend(exif_notices)
-        return _OpenPicture(image.width, image.height, grey, rows, name, alpha, icc, exif, xmp_of(told), tuple(notices))
+        extras, xmp = extras_of(told, turned_by_pillow(told), notices), xmp_of(told)
+        size = image.width, image.height
+        return _OpenPicture(*size, grey, rows, name, alpha, icc, exif, xmp, extras, tuple(notices))
 
     known = image.format != "PNG" or "exif" in image.info  # PNG's EXIF may come after the pixels
     if not _plain(image, raw_mode) or (known and _turned(image)):
@@ -168,6 +171,7 @@ class _OpenPicture:
     icc: bytes | None
     exif: bytes | None
     xmp: bytes | None
+    extras: Extras
     notices: tuple[str, ...]
 
     def rows(self, top: int, bottom: int) -> Samples:

@@ -15,8 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.images.colour import CodePoints, code_points_of, icc_of
+from hpcm_codec.images.extras import extras_of, raw_profile
 from hpcm_codec.images.limits import TEXT_CHUNK_BYTES, is_text_limit, our_limits
-from hpcm_codec.images.metadata import exif_of, upright, xmp_of_upright_picture
+from hpcm_codec.images.metadata import exif_of, sides_change_places, turned_by_pillow, upright, xmp_of_upright_picture
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
 from hpcm_codec.images.repair import repaired
 from hpcm_codec.images.samples import lower_bytes_of, samples_of
@@ -27,6 +28,7 @@ READABLE = [
     *("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "TGA", "PCX", "DCX", "ICO"),
     *("ICNS", "PSD", "SGI", "QOI", "DDS", "SUN", "XBM", "XPM", "MSP", "IM"),
 ]
+XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"  # in front of XMP in a JPEG
 NOT_AN_IMAGE = ("not an image, damaged, or of a kind this build cannot read", "check the file, or get it again")
 
 
@@ -172,18 +174,21 @@ def picture_of(found: Identified, max_pixels: int, raw: tuple[str, bool] | None 
     xmp = xmp_of(image)
     orientation, exif, exif_notices = exif_of(image)
     notices.extend(exif_notices)
+    extras = extras_of(image, sides_change_places(orientation) or turned_by_pillow(image), notices)
     if orientation != 1:
         pixels = upright(pixels, orientation)
         alpha = None if alpha is None else upright(alpha, orientation)
         if xmp is not None:
             xmp = xmp_of_upright_picture(xmp, orientation)
-    return Picture(_owned(pixels), None if alpha is None else _owned(alpha), icc, exif, xmp, tuple(notices))
+    return Picture(_owned(pixels), None if alpha is None else _owned(alpha), icc, exif, xmp, tuple(notices), extras)
 
 
 def xmp_of(image: Image.Image) -> bytes | None:
     """The XMP packet as it is in the file."""
-    xmp = image.info.get("xmp") or None
-    return xmp.encode() if isinstance(xmp, str) else xmp
+    xmp = image.info.get("xmp") or raw_profile(image, "xmp")
+    if not xmp and (segment := raw_profile(image, "APP1")) is not None and segment.startswith(XMP_NAME):
+        xmp = segment.removeprefix(XMP_NAME)
+    return (xmp.encode() if isinstance(xmp, str) else xmp) or None
 
 
 def _owned(samples: Samples) -> Samples:
