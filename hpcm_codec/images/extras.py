@@ -63,6 +63,8 @@ def _dpi_of(image: Image.Image) -> tuple[float, float] | None:
         across, down = (float(value) for value in image.info.get("dpi", ()))
     except PARSER_ERRORS:
         return None
+    if (across, down) == (1, 1):
+        return None  # what TIFF writers say that have none
     return _dpi((across, down))
 
 
