@@ -78,11 +78,13 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """force: outputs may exist and are replaced; resume: those that are finished are kept; digests: SHA-256 of inputs and outputs."""
+    """force: outputs may exist and are replaced; resume: those that are finished are kept; digests: SHA-256 of inputs and outputs;
+    keep_time: outputs get the time of the last change of their inputs."""
 
     force: bool = False
     resume: bool = False
     digests: bool = False
+    keep_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class Performer:
             _make_folder(job)
             kept = self._kept(task, digests)
             outcome = kept or self.work(job, self.rules.force)
+            if self.rules.keep_time and kept is None:
+                _keep_time(job)
             if self.rules.digests and "output_sha256" not in digests:
                 digests["output_sha256"] = sha256_of(job.target)
         except (BatchStopped, BrokenPipeError):
@@ -206,6 +210,15 @@ class Performer:
         elif os.stat(task.job.target).st_mtime_ns < os.stat(task.job.source).st_mtime_ns:
             raise HpcmError("it is older than its input")
         return self.work.inspect(task.job)
+
+
+def _keep_time(job: Job) -> None:
+    if _is_file(job.target) and os.path.isfile(job.source):
+        try:
+            found = os.stat(job.source)
+            os.utime(job.target, ns=(found.st_atime_ns, found.st_mtime_ns))
+        except OSError as error:
+            raise file_error(job.target, error) from error
 
 
 def failed(job: Job, error: HpcmError, seconds: float, digests: Mapping[str, Any] | None = None) -> Result:

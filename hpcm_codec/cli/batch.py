@@ -26,8 +26,10 @@ Command = Callable[..., Any]
 
 
 def many_files(command: Command) -> Command:
-    """--jobs, --resume, --shard and --manifest."""
+    """--jobs, --resume, --shard, --manifest, --keep-time and --follow-links."""
     for option in (
+        click.option("--follow-links", is_flag=True, help="Look into folders behind symbolic links too, once each."),
+        click.option("--keep-time", is_flag=True, help="Outputs get the time of the last change of their inputs."),
         click.option(
             "--manifest",
             metavar="FILE.jsonl",
@@ -60,6 +62,7 @@ class Batch:
     force: bool = False
     threads: int | None = None
     engine: str = "processes"
+    keep_time: bool = False
 
     def share_of(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs of this machine. Raises UsageError for options that make no sense with them."""
@@ -109,7 +112,9 @@ def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> 
         if sys.stdout.isatty():
             raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")
     engine = batch.engine_for(jobs)
-    perform = Performer(work, Rules(batch.force, batch.resume, digests=batch.manifest is not None))
+    perform = Performer(
+        work, Rules(batch.force, batch.resume, digests=batch.manifest is not None, keep_time=batch.keep_time)
+    )
     failures: list[tuple[int, Job, HpcmError]] = []
     places = {job: place for place, job in enumerate(jobs)}
     kept = 0

@@ -55,6 +55,8 @@ def command(
     resume: bool,
     shard: str | None,
     manifest: str | None,
+    keep_time: bool,
+    follow_links: bool,
     memory: str | None,
     tile_jobs: int,
     max_pixels: int | None,
@@ -77,11 +79,11 @@ def command(
     area = None if region is None else parse_region(region)
     memory_limit = options.parse_memory(memory)
     extension = RULES[(format_name or "png").upper()].extensions[0]
-    found = plan(inputs, output, extension, lambda name: name.lower().endswith(".hpcm"), ".hpcm files")
+    found = plan(inputs, output, extension, _is_ours, ".hpcm files", follow_links, options.notices(quiet))
     options.check_json(json, found[0].target)
     if format_name is None and len(found) == 1 and found[0].target != STDIO and output is not None:
         format_for(found[0].target)  # an unknown extension is told before any work
-    asked = Batch(jobs, resume, shard, manifest, force, threads)
+    asked = Batch(jobs, resume, shard, manifest, force, threads, keep_time=keep_time)
     share = asked.share_of(found)
     work = Decoding(
         format=format_name,
@@ -93,6 +95,10 @@ def command(
         machine=Machine(device, threads, asked.memory_of_each(memory_limit), tile_jobs),
     )
     return run(share, work, asked, Reporting(json, quiet))
+
+
+def _is_ours(name: str) -> bool:
+    return name.lower().endswith(".hpcm")
 
 
 def parse_region(text: str) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ from hpcm_codec.batch.jobs import plan
 from hpcm_codec.batch.machine import Machine
 from hpcm_codec.cli import options
 from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
+from hpcm_codec.errors import UsageError, printable
 from hpcm_codec.tiles.memory import parse_size
 
 # what counts as a picture in a directory; a file that is named is tried whatever its name
@@ -82,6 +83,8 @@ def command(
     resume: bool,
     shard: str | None,
     manifest: str | None,
+    keep_time: bool,
+    follow_links: bool,
     engine: str,
     memory: str | None,
     tile_jobs: int,
@@ -101,9 +104,11 @@ def command(
     options.check_json(json, output)
     options.check_device(device)
     memory_limit = options.parse_memory(memory)
-    found = plan(inputs, output, ".hpcm", _is_picture, "pictures")
+    _refuse_picture_name(output)
+    notice = options.notices(quiet)
+    found = plan(inputs, output, ".hpcm", _is_picture, "pictures", follow_links, notice)
     options.check_json(json, found[0].target)
-    asked = Batch(jobs, resume, shard, manifest, force, threads, engine)
+    asked = Batch(jobs, resume, shard, manifest, force, threads, engine, keep_time=keep_time)
     share = asked.share_of(found)
     work = Encoding(
         aim=Aim(quality, None if size is None else parse_size(size), bpp, psnr),
@@ -115,6 +120,15 @@ def command(
         machine=Machine(device, threads, asked.memory_of_each(memory_limit), tile_jobs),
     )
     return run(share, work, asked, Reporting(json, quiet))
+
+
+def _refuse_picture_name(output: str | None) -> None:
+    """Raise UsageError for an output that is called like a picture, which the input more likely is meant to become."""
+    if output is not None and _is_picture(output) and not output.endswith(("/", os.sep)) and not os.path.isdir(output):
+        raise UsageError(
+            f"{printable(output)} is a picture's name, and encode writes .hpcm files",
+            advice="were input and output exchanged? pictures are written by `hpcm decode`",
+        )
 
 
 def _is_picture(name: str) -> bool:

@@ -116,6 +116,11 @@ def check_device(device: str) -> None:
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {device!r}")
 
 
+def notices(quiet: bool) -> Callable[[str], object]:
+    """What takes notices: a line each on stderr, or nothing."""
+    return lambda notice: None if quiet else click.echo(f"hpcm: {notice}", err=True)
+
+
 class LeftOut:
     """Names the pictures that training data does without, one line each on stderr, and counts them."""
 
