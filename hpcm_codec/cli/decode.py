@@ -15,7 +15,16 @@ from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
 from hpcm_codec.errors import UsageError
 
 SCALES = ("hyper", "s1", "s2", "s3")  # container.SCALES, likewise
-FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # images.FORMATS, which a help text cannot wait for
+FORMATS = (
+    "png",
+    "jpeg",
+    "webp",
+    "tiff",
+    "ppm",
+    "bmp",
+    "jxl",
+    "heif",
+)  # images.FORMATS, which a help text cannot wait for
 
 
 @click.command("decode")

@@ -32,7 +32,7 @@ PICTURE_EXTENSIONS = {
         ".bmp",
         ".dib",
     ),
-    *(".gif", ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".psd", ".sgi", ".qoi"),
+    *(".gif", ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".psd", ".sgi", ".qoi", ".heic", ".heif", ".jxl"),
 }
 
 

@@ -59,18 +59,22 @@ def exif_of(image: Image.Image) -> FoundExif:
     raw = _bytes_of(image)
     orientation = _orientation(image, raw)
     if not raw:
-        return FoundExif(orientation, None)
+        return FoundExif(1 if image.format == "JXL" else orientation, None)
     if raw[:2] not in _BYTE_ORDERS:
         return FoundExif(orientation, None, (NO_BYTE_ORDER,))
     if orientation == 1:
         return FoundExif(1, raw)
+    if (
+        image.format == "JXL"
+    ):  # its decoder has turned the picture, by what the format itself says; EXIF does not count there
+        return FoundExif(1, of_upright_picture(raw, orientation))
     content = of_upright_picture(raw, orientation)
     return FoundExif(orientation, content, () if content is not None else (NOT_RESET,))
 
 
 def orientation_of(image: Image.Image) -> int:
     """The orientation (1 .. 8) that is still to be applied to an image's pixels."""
-    return 1 if image.format == "TIFF" else _orientation(image, _bytes_of(image))
+    return 1 if image.format in ("TIFF", "JXL") else _orientation(image, _bytes_of(image))
 
 
 def _orientation(image: Image.Image, raw: bytes) -> int:

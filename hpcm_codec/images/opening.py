@@ -43,7 +43,13 @@ _RAW_MODES = {"L": (1, False), "RGB": (3, False), "BGR": (3, True)}
 _PLAIN_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "PPM", "BMP")
 # Bytes a pixel, of what is held while a picture is read. Pillow's image has 4, whatever its mode.
 _PILLOW = 4
-_DECODER = {"WEBP": 12, "AVIF": 12, "JPEG2000": 12}  # these decode into buffers of their own first
+_DECODER = {
+    "WEBP": 12,
+    "AVIF": 12,
+    "JPEG2000": 12,
+    "JXL": 9,
+    "HEIF": 16,
+}  # these decode into buffers of their own first
 _PROGRESSIVE = 6  # all coefficients of a JPEG
 _CONVERTED = 12  # copies on the way to 8-bit grey or RGB, or upright
 _CONVERTED_DEEP = 32  # the same in 64-bit numbers

@@ -14,11 +14,13 @@ from PIL import Image, UnidentifiedImageError
 
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.images import plugins
 from hpcm_codec.images.colour import CodePoints, code_points_of, icc_of
 from hpcm_codec.images.extras import extras_of, raw_profile
 from hpcm_codec.images.limits import TEXT_CHUNK_BYTES, is_text_limit, our_limits
 from hpcm_codec.images.metadata import exif_of, sides_change_places, turned_by_pillow, upright, xmp_of_upright_picture
 from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
+from hpcm_codec.images.png import content_of
 from hpcm_codec.images.repair import repaired
 from hpcm_codec.images.samples import lower_bytes_of, samples_of
 from hpcm_codec.system.files import file_error
@@ -26,7 +28,7 @@ from hpcm_codec.system.files import file_error
 # Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
 READABLE = [
     *("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "TGA", "PCX", "DCX", "ICO"),
-    *("ICNS", "PSD", "SGI", "QOI", "DDS", "SUN", "XBM", "XPM", "MSP", "IM"),
+    *("ICNS", "PSD", "SGI", "QOI", "DDS", "SUN", "XBM", "XPM", "MSP", "IM", *plugins.NAMES),
 ]
 XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"  # in front of XMP in a JPEG
 NOT_AN_IMAGE = ("not an image, damaged, or of a kind this build cannot read", "check the file, or get it again")
@@ -85,11 +87,22 @@ def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator
 
 def _identified_by_pillow(file: BinaryIO) -> Image.Image:
     """The image in a file from its beginning on, of one of READABLE; raises Pillow's errors."""
+    kind = plugins.format_of(content_of(file, 0, 12))
+    file.seek(0)
+    if kind is not None and plugins.is_there(kind):
+        with suppress(UnidentifiedImageError):
+            return Image.open(file, formats=[kind])
     Image.preinit()  # the readers of common formats; importing the others takes 20 ms
     with suppress(UnidentifiedImageError):
         return Image.open(file, formats=_readers())
     Image.init()
-    return Image.open(file, formats=_readers())
+    try:
+        return Image.open(file, formats=_readers())
+    except UnidentifiedImageError:
+        if kind is None or plugins.is_there(kind):
+            raise
+        name = plugins.NAMES[kind]
+        raise FileError(f"{name}, whose reader is not installed", advice=plugins.ADVICE) from None
 
 
 def _readers() -> list[str]:
@@ -165,8 +178,9 @@ def picture_of(found: Identified, max_pixels: int, raw: tuple[str, bool] | None 
     image.load()
     if image.width * image.height > max_pixels:  # some kinds know their size only now
         raise FileError(f"has {image.width}×{image.height} pixels, above the limit of {max_pixels}")
+    deep |= int(image.info.get("bit_depth") or 8) > 8 and image.format == "HEIF"
     if deep and image.mode in ("L", "LA", "RGB", "RGBA"):
-        notices.append("16 bits per sample reduced to 8")
+        notices.append(f"{image.info.get('bit_depth', 16)} bits per sample reduced to 8")
     pixels, alpha = samples_of(image, raw_mode, notices, lower_bytes)
     # of ink and Lab values, which are gone, a profile says nothing any more
     grey = pixels.shape[2] == 1

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.images import plugins
 from hpcm_codec.images.extras import IPTC_TAG, as_raw_profile, info_of, photoshop_segment
 from hpcm_codec.images.picture import COMMENT, EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture, is_large
 from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
@@ -20,7 +21,8 @@ from hpcm_codec.images.png import HELD_BYTES, LEVEL, png_in_strips
 from hpcm_codec.system.files import file_error, write_atomically
 
 JPEG_SEGMENT = 65533  # bytes of metadata a JPEG segment holds
-WRITERS_HOLD = {"JPEG": 6, "WEBP": 28}  # bytes a pixel, rounded up from 39 MP written by Pillow 13
+# bytes a pixel, rounded up from 39 MP written by Pillow 13, and of the last two from 4 MP
+WRITERS_HOLD = {"JPEG": 6, "WEBP": 28, "JXL": 56, "HEIF": 48}
 JPEG_DPI = 65535  # a JPEG's resolution is below this
 IPTC_OVERHEAD = 27  # bytes around IPTC in a JPEG segment
 XMP_OVERHEAD = 29  # bytes of the name in front of XMP in a JPEG segment
@@ -57,6 +59,15 @@ FORMATS = {
     "TIFF": _Format((".tif", ".tiff"), {}, alpha=True, metadata=True, iptc=True, dpi=True),
     "PPM": _Format((".ppm", ".pgm", ".pnm"), {}),
     "BMP": _Format((".bmp",), {}, dpi=True),
+    "JXL": _Format((".jxl",), {"lossless": True, "use_original_profile": True}, alpha=True, metadata=True),
+    "HEIF": _Format(
+        (".heic", ".heif"),
+        {"quality": -1, "chroma": 444, "matrix_coefficients": 0},  # of which libheif makes lossless RGB
+        alpha=True,
+        grey=False,
+        metadata=True,
+        longest_side=16384,
+    ),
 }
 
 
@@ -136,6 +147,9 @@ def write_picture(
     format = format or format_for(name)
     if format not in FORMATS:
         raise FileError(f"there is no output format {format}", file=name, advice=f"use one of {' '.join(FORMATS)}")
+    if format in plugins.NAMES and not plugins.is_there(format):
+        reason = f"{plugins.NAMES[format]} needs a writer that is not installed"
+        raise FileError(reason, file=name, advice=plugins.ADVICE)
     try:
         alpha = _alpha_for(picture, format)
         metadata, notices = _metadata_for(picture, format)
