@@ -14,8 +14,8 @@ from hpcm_codec.batch.tasks import Outcome
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.bitstream.container import HpcmStream
-    from hpcm_codec.images import StripPicture
+    from hpcm_codec.bitstream.container import Header, HpcmStream
+    from hpcm_codec.images import Picture, StripPicture
 
 MEMORY_ADVICE = "raise it with --memory, choose PNG, PPM or TIFF, which are written in strips, or decode a --region"
 
@@ -27,6 +27,7 @@ class Decoding:
     format:     a key of images.FORMATS in any case; None goes by the output's extension, PNG on stdout.
     region:     x, y, width, height in pixels, or None. scale: one of container.SCALES.
     partial:    show what there is of a damaged file.
+    max_edge:   the most pixels of the longer side; larger pictures are shrunk, decoded no finer than that needs. None: no limit.
     model:      a checkpoint's name or path; None takes the one that the file names.
     max_pixels: larger pictures are refused, None is the default limit.
     """
@@ -35,6 +36,7 @@ class Decoding:
     region: tuple[int, int, int, int] | None = None
     scale: str = "s3"
     partial: bool = False
+    max_edge: int | None = None
     model: str | None = None
     max_pixels: int | None = None
     machine: Machine = field(default_factory=Machine)
@@ -48,6 +50,7 @@ class Decoding:
             "region": self.region and list(self.region),
             "scale": self.scale,
             "partial": self.partial,
+            **({} if self.max_edge is None else {"max_edge": self.max_edge}),
             "model": self.model,
         }
 
@@ -58,14 +61,20 @@ class Decoding:
         data = read_input(job.source, begins=refuse_other_kinds)
         # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
         stream = self._parsed(data)
+        scale = self._scale_for(stream.header)
         self._check_memory(stream, len(data), job)
         pixels = stream.header.width * stream.header.height
         del stream  # the codec reads the file again
         named = self.model is not None
         codec = self.machine.codec(self.model) if named else self.machine.codec_for(data, pixel_limit(self.max_pixels))
-        picture = codec.decode_strips(data, pixel_limit(self.max_pixels), self.partial, self.scale, self.region)
-        notices = self._write(picture, job, overwrite)
-        return _outcome(picture.width, picture.height, len(data), pixels, (*picture.notices, *notices))
+        picture = codec.decode_strips(data, pixel_limit(self.max_pixels), self.partial, scale, self.region)
+        shown: Picture | StripPicture = picture
+        if self.max_edge is not None:
+            from hpcm_codec.images.resizing import thumbnail
+
+            shown = thumbnail(picture, self.max_edge)
+        notices = self._write(shown, job, overwrite)
+        return _outcome(shown.width, shown.height, len(data), pixels, (*picture.notices, *notices))
 
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.images import format_for
@@ -73,7 +82,7 @@ class Decoding:
 
         data = read_input(job.source, begins=refuse_other_kinds)
         header = self._parsed(data).header
-        size = (header.width, header.height) if self.region is None else self.region[2:]
+        size = self._size(header)
         with (
             opened(job.target, job.target) as file,
             pillow_errors_as_file_errors(job.target),
@@ -87,14 +96,33 @@ class Decoding:
         return _outcome(*size, len(data), header.width * header.height)
 
     def _parsed(self, data: bytes) -> HpcmStream:
-        from hpcm_codec.bitstream.container import parse_stream
+        from hpcm_codec.bitstream.container import parse_header, parse_stream
 
-        stream = parse_stream(
-            data, max_pixels=pixel_limit(self.max_pixels), allow_truncated=self.partial, scale=self.scale
-        )
+        limit = pixel_limit(self.max_pixels)
+        scale = self._scale_for(parse_header(data, limit))
+        stream = parse_stream(data, max_pixels=limit, allow_truncated=self.partial, scale=scale)
         if self.region is not None:
             stream.header.grid.region(*self.region)
         return stream
+
+    def _size(self, header: Header) -> tuple[int, int]:
+        """Width and height of the picture that is written."""
+        size = (header.width, header.height) if self.region is None else self.region[2:]
+        if self.max_edge is None:
+            return size
+        from hpcm_codec.images.resizing import fitted
+
+        return fitted(*size, self.max_edge)
+
+    def _scale_for(self, header: Header) -> str:
+        """The finest scale to decode: the one that was asked for, or a coarser one where a thumbnail does not need it."""
+        if self.max_edge is None:
+            return self.scale
+        from hpcm_codec.bitstream.container import SCALES
+        from hpcm_codec.images.resizing import scale_for
+
+        shown = (header.width, header.height) if self.region is None else self.region[2:]
+        return min(self.scale, scale_for(max(shown) / self.max_edge, SCALES), key=SCALES.index)
 
     def _check_memory(self, stream: HpcmStream, file_bytes: int, job: Job) -> None:
         """Raise MemoryLimitError when decoding and writing the picture would take more than the limit."""
@@ -104,17 +132,15 @@ class Decoding:
 
         header, extensions = stream.header, stream.extensions
         width, height = (header.width, header.height) if self.region is None else self.region[2:]
-        to_stdout = job.target == STDIO
+        to_stdout, result = job.target == STDIO, self._size(header)
         format = self.format.upper() if self.format is not None else "PNG" if to_stdout else format_for(job.target)
-        held = held_bytes(
-            format, width, height, alpha=ALPHA in extensions, exif=EXIF in extensions, to_stdout=to_stdout
-        )
+        held = held_bytes(format, *result, alpha=ALPHA in extensions, exif=EXIF in extensions, to_stdout=to_stdout)
         if ALPHA in extensions:  # the plane is a picture of its own, decoded whole
-            held += 3 * header.width * header.height
+            held += (3 if self.max_edge is None else 8) * header.width * header.height
         needed = decoding_bytes(width, height, held + 2 * file_bytes, self.machine.tile_jobs)
         check(f"decoding {width}×{height} pixels to {format}", needed, self.machine.memory, MEMORY_ADVICE)
 
-    def _write(self, picture: StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:
+    def _write(self, picture: Picture | StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:
         """Write the picture where the job says; returns what was lost on the way."""
         from hpcm_codec.images import write_picture
 

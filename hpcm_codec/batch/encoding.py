@@ -6,24 +6,26 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
 from hpcm_codec.batch.tasks import Outcome
-from hpcm_codec.errors import HpcmError
+from hpcm_codec.errors import HpcmError, UsageError, printable
 
 if TYPE_CHECKING:
     from hpcm_codec.batch.together import Analysed
     from hpcm_codec.bitstream.container import HpcmStream
     from hpcm_codec.codec import Codec
     from hpcm_codec.images import PixelSource
+    from hpcm_codec.images.resizing import Resizing
 
 DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
 MEMORY_ADVICE = "raise it with --memory, or give the picture as PPM or uncompressed TIFF, which are read in strips"
 PSNR_DIGITS = 3
+RESIZING = 8  # bytes a pixel, of Pillow's image and of the samples
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Encoding:
     model:        a checkpoint's name or path, None for the default. profile: "exact", "float" or "auto".
     strip:        leave out EXIF, XMP, IPTC, resolution and texts. max_pixels: larger pictures are refused, None is the default limit.
     measure_psnr: decode every file, and report its PSNR.
+    resizing:     what becomes of the picture's size before it is coded, or None.
+    keep_smaller: where the file would have more bytes than the input, copy that instead.
     """
 
     aim: Aim = Aim()
@@ -70,6 +74,8 @@ class Encoding:
     strip: bool = False
     max_pixels: int | None = None
     measure_psnr: bool = False
+    resizing: Resizing | None = None
+    keep_smaller: bool = False
     machine: Machine = field(default_factory=Machine)
     _analysed: dict[str, Analysed] = field(default_factory=dict, compare=False, repr=False)
 
@@ -93,6 +99,8 @@ class Encoding:
             "strip": self.strip,
             "model": codec.identity.hex(),
             "profile": codec.profile,
+            **({} if self.resizing is None else {"resize": asdict(self.resizing)}),
+            **({"keep_smaller": True} if self.keep_smaller else {}),
         }
 
     def prepare(self, jobs: Sequence[Job]) -> None:
@@ -108,13 +116,36 @@ class Encoding:
         if (analysed := self._analysed.pop(job.source, None)) is not None:
             codec = self._codec()
             data = codec.bytes_of_analysed(analysed.picture, analysed.latents, self.aim.stored_quality)
+            if self._is_better_kept(analysed.input_bytes, data):
+                return self._copied(job, analysed.picture, analysed.input_bytes, data, overwrite)
             write_output(job.target, data, overwrite)
             return self._outcome(codec, analysed.picture, analysed.input_bytes, data, self.aim.stored_quality)
         with self.opened(job.source) as (picture, input_bytes):
             codec = self._codec()
             data, quality, reached = self._encoded(codec, picture)
+            if self._is_better_kept(input_bytes, data):
+                return self._copied(job, picture, input_bytes, data, overwrite)
             write_output(job.target, data, overwrite)
             return self._outcome(codec, picture, input_bytes, data, quality, reached)
+
+    def _is_better_kept(self, input_bytes: int, data: bytes) -> bool:
+        return self.keep_smaller and len(data) > input_bytes
+
+    def _copied(self, job: Job, picture: PixelSource, input_bytes: int, data: bytes, overwrite: bool) -> Outcome:
+        """The input as it is under its own name in the output's folder, and not what was made of it."""
+        target = os.path.join(os.path.dirname(job.target), os.path.basename(job.source))
+        if not os.path.exists(target) or not os.path.samefile(job.source, target):
+            content = read_input(job.source)
+            if not os.path.isfile(target) or read_input(target) != content:
+                write_output(target, content, overwrite)
+        if overwrite and os.path.isfile(job.target):
+            os.unlink(job.target)  # of an earlier run
+        size = f"{picture.width}×{picture.height}"
+        share = f"{len(data)} bytes would be {100 * len(data) / input_bytes:.1f}% of the input"
+        facts = {"width": picture.width, "height": picture.height, "bytes": input_bytes, "input_bytes": input_bytes}
+        return Outcome(
+            f"{size}, copied as {printable(target)}: {share}", {**facts, "copied": target}, picture.notices, target
+        )
 
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.bitstream.container import parse_stream
@@ -163,6 +194,9 @@ class Encoding:
 
         def afford(width: int, height: int, held: int) -> None:
             kept, tiles = self.aim.kept_latents, self.machine.tile_jobs
+            if self.resizing is not None:  # one picture is held beside the other
+                width, height, held = *self.resizing.size(width, height), held + RESIZING * width * height
+                held += RESIZING * width * height
             needed = encoding_bytes(width, height, held + len(data or b""), kept, tiles)
             check(f"encoding {width}×{height} pixels", needed, self.machine.memory, MEMORY_ADVICE)
 
@@ -172,7 +206,16 @@ class Encoding:
             if self.strip:
                 picture.exif = picture.xmp = None
                 picture.extras = Extras()
-            yield picture, max(1, os.path.getsize(source) if data is None else len(data))
+            size = None if self.resizing is None else self.resizing.size(picture.width, picture.height)
+            taken = picture if size in (None, (picture.width, picture.height)) else self._resized(picture, size)
+            yield taken, max(1, os.path.getsize(source) if data is None else len(data))
+
+    def _resized(self, picture: PixelSource, size: tuple[int, int]) -> PixelSource:
+        from hpcm_codec.images.resizing import resized
+
+        if size[0] * size[1] > (limit := pixel_limit(self.max_pixels)):
+            raise UsageError(f"would have {size[0]}×{size[1]} pixels, above the limit of {limit}")
+        return resized(picture, size)
 
     def _codec(self) -> Codec:
         return self.machine.codec(self.model, self.profile)

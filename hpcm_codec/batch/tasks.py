@@ -29,7 +29,7 @@ from hpcm_codec.batch.streams import STDIO, shown
 from hpcm_codec.errors import FileError, HpcmError, bug, debugging
 from hpcm_codec.system.files import as_hpcm_error, file_error
 
-DONE, KEPT, FAILED = "done", "kept", "failed"
+DONE, KEPT, FAILED, COPIED = "done", "kept", "failed", "copied"
 OVERWRITE_ADVICE = "overwrite it with -f, or choose another name"
 _READ_BYTES = 1 << 20
 
@@ -39,11 +39,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. summary: the human line without the names; facts: the fields of the JSON line."""
+    """What came of a job. summary: the human line without the names; facts: the fields of the JSON line; written: the file that was
+    written instead of the job's output, if it was another."""
 
     summary: str
     facts: dict[str, Any]
     notices: Sequence[str] = ()
+    written: str | None = None
 
 
 class Work(Protocol):
@@ -149,10 +151,11 @@ class Performer:
             _make_folder(job)
             kept = self._kept(task, digests)
             outcome = kept or self.work(job, self.rules.force)
+            written = outcome.written or job.target
             if self.rules.keep_time and kept is None:
-                _keep_time(job)
+                _keep_time(job.source, written)
             if self.rules.digests and "output_sha256" not in digests:
-                digests["output_sha256"] = sha256_of(job.target)
+                digests["output_sha256"] = sha256_of(written)
         except (BatchStopped, BrokenPipeError):
             raise
         except Exception as error:
@@ -165,10 +168,10 @@ class Performer:
         seconds = time.perf_counter() - started
         row = None
         if self.rules.digests and not (kept and kept.facts == _facts_of(task.row)):
-            status = KEPT if kept and task.existed else DONE
-            facts = {"bytes": os.path.getsize(job.target), **outcome.facts, **digests, "settings": self.work.settings()}
+            status = COPIED if outcome.written else KEPT if kept and task.existed else DONE
+            facts = {"bytes": os.path.getsize(written), **outcome.facts, **digests, "settings": self.work.settings()}
             row = row_of(job, status, seconds, facts)
-        return Result(job, seconds, outcome, kept=kept is not None and task.existed, row=row)
+        return Result(job, seconds, outcome, kept=kept is not None and (task.existed or bool(kept.written)), row=row)
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Let the work see those of the next tasks that are certain to be done."""
@@ -179,6 +182,8 @@ class Performer:
     def _kept(self, task: Task, digests: dict[str, Any]) -> Outcome | None:
         """The outcome of an output that is there and stays; None when there is work to do. Raises FileError for one that must not be."""
         target, resume = task.job.target, self.rules.resume
+        if resume and (copied := self._proven_copy(task, digests)) is not None:
+            return copied
         if not _is_file(target):
             return None
         # one that has turned up since was written by a process that then died
@@ -194,6 +199,23 @@ class Performer:
                 return None
             reason = f"exists already, and is not known to be finished: {error.reason}"
             raise FileError(reason, file=target, advice=OVERWRITE_ADVICE) from error
+
+    def _proven_copy(self, task: Task, digests: dict[str, Any]) -> Outcome | None:
+        """The outcome of an input that was copied instead of encoded, where the copy is there, and input and settings are the same."""
+        row = task.row or {}
+        copy = row.get("copied")
+        same = row.get("status") == COPIED and row.get("sha256") == digests.get("sha256")
+        if (
+            not same
+            or row.get("settings") != self.work.settings()
+            or not isinstance(copy, str)
+            or not os.path.isfile(copy)
+        ):
+            return None
+        if sha256_of(copy) != row.get("output_sha256"):
+            return None
+        digests["output_sha256"] = row["output_sha256"]
+        return Outcome("finished before", _facts_of(row), written=copy)
 
     def _proven(self, task: Task, digests: dict[str, Any]) -> Outcome:
         row = task.row
@@ -212,13 +234,13 @@ class Performer:
         return self.work.inspect(task.job)
 
 
-def _keep_time(job: Job) -> None:
-    if _is_file(job.target) and os.path.isfile(job.source):
+def _keep_time(source: str, written: str) -> None:
+    if _is_file(written) and os.path.isfile(source):
         try:
-            found = os.stat(job.source)
-            os.utime(job.target, ns=(found.st_atime_ns, found.st_mtime_ns))
+            found = os.stat(source)
+            os.utime(written, ns=(found.st_atime_ns, found.st_mtime_ns))
         except OSError as error:
-            raise file_error(job.target, error) from error
+            raise file_error(written, error) from error
 
 
 def failed(job: Job, error: HpcmError, seconds: float, digests: Mapping[str, Any] | None = None) -> Result:

@@ -44,6 +44,12 @@ FORMATS = (
     show_default=True,
     help="The finest scale to decode; finer ones need not have arrived.",
 )
+@click.option(
+    "--max-edge",
+    type=click.IntRange(1, 2**20),
+    metavar="N",
+    help="A thumbnail: the longer side has at most N pixels, and nothing finer is decoded than that needs.",
+)
 @click.option("--partial", is_flag=True, help="Show what there is of a file that was cut short or damaged.")
 @options.model("The checkpoint.  [default: the one that the file names]")
 @many_files
@@ -58,6 +64,7 @@ def command(
     format_name: str | None,
     region: str | None,
     scale: str,
+    max_edge: int | None,
     partial: bool,
     model: str | None,
     jobs: int | None,
@@ -99,6 +106,7 @@ def command(
         region=area,
         scale=scale,
         partial=partial,
+        max_edge=max_edge,
         model=model,
         max_pixels=max_pixels,
         machine=Machine(device, threads, asked.memory_of_each(memory_limit), tile_jobs),

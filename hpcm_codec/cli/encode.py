@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from hpcm_codec.batch.encoding import DEFAULT_QUALITY, Aim, Encoding
 from hpcm_codec.batch.jobs import plan
 from hpcm_codec.batch.machine import Machine
+from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.cli import options
 from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
 from hpcm_codec.errors import UsageError, printable
 from hpcm_codec.tiles.memory import parse_size
+
+if TYPE_CHECKING:
+    from hpcm_codec.images.resizing import Resizing
 
 # what counts as a picture in a directory; a file that is named is tried whatever its name
 PICTURE_EXTENSIONS = {
@@ -54,6 +59,13 @@ PICTURE_EXTENSIONS = {
     is_flag=True,
     help="Leave out EXIF, XMP, IPTC, resolution and texts. The ICC profile stays: colours depend on it.",
 )
+@click.option(
+    "--resize",
+    metavar="WxH|PERCENT",
+    help="Change the size first: 640x480, 640x, x480 or 50%, in gamma, not linear light.",
+)
+@click.option("--max-edge", type=click.IntRange(1, 2**20), metavar="N", help="Shrink what has more pixels on a side.")
+@click.option("--keep-smaller", is_flag=True, help="Copy inputs that would become larger, in a batch.")
 @click.option("--measure-psnr", is_flag=True, help="Decode every file, and report its PSNR.")
 @many_files
 @click.option(
@@ -78,6 +90,9 @@ def command(
     model: str | None,
     profile: str,
     strip: bool,
+    resize: str | None,
+    max_edge: int | None,
+    keep_smaller: bool,
     measure_psnr: bool,
     jobs: int | None,
     resume: bool,
@@ -104,6 +119,15 @@ def command(
     options.check_json(json, output)
     options.check_device(device)
     memory_limit = options.parse_memory(memory)
+    resizing = _resizing(resize, max_edge)
+    if keep_smaller and (resizing is not None or strip):
+        raise UsageError(
+            "--keep-smaller copies inputs as they are", advice="leave out --resize, --max-edge and --strip"
+        )
+    if keep_smaller and (
+        STDIO in inputs or (output is not None and len(inputs) == 1 and not _is_folder(output, inputs[0]))
+    ):
+        raise UsageError("--keep-smaller needs a folder for its copies", advice="use -o DIR/")
     _refuse_picture_name(output)
     notice = options.notices(quiet)
     found = plan(inputs, output, ".hpcm", _is_picture, "pictures", follow_links, notice)
@@ -117,9 +141,27 @@ def command(
         strip=strip,
         max_pixels=max_pixels,
         measure_psnr=measure_psnr,
+        resizing=resizing,
+        keep_smaller=keep_smaller,
         machine=Machine(device, threads, asked.memory_of_each(memory_limit), tile_jobs),
     )
     return run(share, work, asked, Reporting(json, quiet))
+
+
+def _resizing(resize: str | None, max_edge: int | None) -> Resizing | None:
+    """What --resize and --max-edge ask for; raises UsageError."""
+    if resize is None and max_edge is None:
+        return None
+    from hpcm_codec.images.resizing import Resizing, parse_resizing
+
+    if resize is not None and max_edge is not None:
+        raise UsageError("--resize and --max-edge are different sizes", advice="use one of them")
+    return Resizing(max_edge=max_edge) if resize is None else parse_resizing(resize)
+
+
+def _is_folder(output: str, given: str) -> bool:
+    """Whether an output is, or will be, a folder."""
+    return output.endswith(("/", os.sep)) or os.path.isdir(output) or os.path.isdir(given)
 
 
 def _refuse_picture_name(output: str | None) -> None:

@@ -183,6 +183,29 @@ def xmp_of_upright_picture(xmp: bytes, orientation: int) -> bytes:
     return re.sub(rb"\b(?:" + b"|".join(other) + rb")\b", lambda match: other[match[0]], xmp)
 
 
+def exif_of_size(exif: bytes, width: int, height: int) -> bytes:
+    """EXIF of a picture that has that size now: what it says of width and height is set, where it says something, and nothing else."""
+    changed = bytearray(exif)
+    with suppress(*PARSER_ERRORS):
+        order = _BYTE_ORDERS[exif[:2]]
+        first = _entries(exif, order, struct.unpack_from(f"{order}I", exif, 4)[0])
+        found = [(first, _SIDES[0])]
+        found += [(_entries(exif, order, place), _SIDES_IN_EXIF[0]) for place in _directories_of(exif, order, first)]
+        for entries, tags in found:
+            for tag, place in entries:
+                if tag in tags:
+                    struct.pack_into(f"{order}HII", changed, place + 2, _LONG, 1, (width, height)[tags.index(tag)])
+    return bytes(changed)
+
+
+def xmp_of_size(xmp: bytes, width: int, height: int) -> bytes:
+    """The same for an XMP packet."""
+    for names, size in zip(zip(*_SIDES_IN_XMP[::2], strict=True), (width, height), strict=True):
+        pattern = rb"(\b(?:" + b"|".join(names) + rb")(?:=[\"']|>))\d+"
+        xmp = re.sub(pattern, rb"\g<1>%d" % size, xmp)
+    return xmp
+
+
 def _entries(exif: bytes, order: str, directory: int) -> list[tuple[int, int]]:
     """Tag and place of the entries of a directory, up to where the data ends."""
     (count,) = struct.unpack_from(f"{order}H", exif, directory)
