@@ -305,3 +305,17 @@ def test_the_cuda_source_compiles(tmp_path: Path, architecture: str) -> None:
     if not torch.cuda.is_available():
         loaded.hpcm_biwkv4_check.restype = ctypes.c_char_p
         assert loaded.hpcm_biwkv4_check()  # says that there is no device or no driver, and does not crash
+
+
+def test_warnings_made_errors_end_no_work(photograph: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "CXX": "/no/compiler"}
+    environment["HPCM_CACHE"] = str(photograph.parent / "cache")
+    (photograph.parent / "in").mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(photograph, photograph.parent / "in" / name)
+    program = "import hpcm_codec; print(hpcm_codec.decode(hpcm_codec.encode('photo.png')).size)"
+    for arguments in (["-m", "hpcm_codec", "encode", "in", "-o", "out", "--jobs", "2"], ["-c", program]):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=photograph.parent, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "a bug" not in done.stderr, done.stderr
+    assert sorted(os.listdir(photograph.parent / "out")) == ["1.hpcm", "2.hpcm"] and "(96, 64)" in done.stdout

@@ -128,9 +128,8 @@ def command(
         STDIO in inputs or (output is not None and len(inputs) == 1 and not _is_folder(output, inputs[0]))
     ):
         raise UsageError("--keep-smaller needs a folder for its copies", advice="use -o DIR/")
+    found = plan(inputs, output, ".hpcm", _is_picture, "pictures", follow_links, options.notices(quiet))
     _refuse_picture_name(output)
-    notice = options.notices(quiet)
-    found = plan(inputs, output, ".hpcm", _is_picture, "pictures", follow_links, notice)
     options.check_json(json, found[0].target)
     asked = Batch(jobs, resume, shard, manifest, force, threads, engine, keep_time=keep_time)
     share = asked.share_of(found)

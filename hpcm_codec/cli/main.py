@@ -22,6 +22,7 @@ import click
 from hpcm_codec.batch.streams import replace_closed, silence_stdout
 from hpcm_codec.errors import bug, debugging
 from hpcm_codec.system.files import as_hpcm_error
+from hpcm_codec.system.workers import tell_warnings
 from hpcm_codec.version import __version__
 
 # name → its short help; the module is hpcm_codec.cli.NAME, the click command in it `command`
@@ -109,14 +110,15 @@ class HpcmGroup(click.Group):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Else Python looks for garbage several times while it ends, among all objects of torch: 0.5 s.
         atexit.register(gc.freeze)
-        shown_before, warnings.showwarning = warnings.showwarning, _show_warning
         received = _signals_as_exceptions()
-        try:
-            status = _run(lambda: super(HpcmGroup, self).main(args, prog_name or "hpcm", **extra), received)
-            status = status or _run(sys.stdout.flush, received)
-        finally:
-            _restore_signals(received)
-            warnings.showwarning = shown_before
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            tell_warnings()
+            try:
+                status = _run(lambda: super(HpcmGroup, self).main(args, prog_name or "hpcm", **extra), received)
+                status = status or _run(sys.stdout.flush, received)
+            finally:
+                _restore_signals(received)
         sys.exit(status)
 
 

@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -317,7 +318,8 @@ def ensure_built(
                 _state.warned.add(backend)
                 same = "the same results but for rounding" if backend in ("training", "update") else "the same results"
                 text = f"{WITHOUT[backend]} in plain PyTorch, slower and with {same}; {backend} backend: {error}"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
+                with suppress(RuntimeWarning):  # programs may make errors of warnings
+                    warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 
 

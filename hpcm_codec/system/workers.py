@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -123,6 +124,7 @@ def _died(future: Future[Made]) -> bool:
 
 def prepare_worker(threads: int | None, jobs: int) -> None:
     """Make this process a worker: its threads, and an end without leftovers when it is told to end or its parent has ended."""
+    tell_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to act on
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
@@ -131,6 +133,14 @@ def prepare_worker(threads: int | None, jobs: int) -> None:
     import torch
 
     torch.set_num_threads(divided_threads(torch.get_num_threads(), jobs) if threads is None else threads)
+
+
+def tell_warnings() -> None:
+    """Let warnings be told as usual where PYTHONWARNINGS or -W makes errors of them: a library's advice to programmers ends no work."""
+    if any(action == "error" for action, *_ in warnings.filters):
+        warnings.resetwarnings()
+        for unseen in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", unseen, append=True)
 
 
 def divided_threads(threads: int, jobs: int) -> int:
