@@ -37,7 +37,23 @@ PICTURE_EXTENSIONS = {
         ".bmp",
         ".dib",
     ),
-    *(".gif", ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".pcx", ".psd", ".sgi", ".qoi", ".heic", ".heif", ".jxl"),
+    *(
+        ".gif",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".tga",
+        ".pcx",
+        ".psd",
+        ".sgi",
+        ".qoi",
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".mpo",
+        ".apng",
+    ),
 }
 
 

@@ -22,7 +22,7 @@ import click
 from hpcm_codec.batch.streams import replace_closed, silence_stdout
 from hpcm_codec.errors import bug, debugging
 from hpcm_codec.system.files import as_hpcm_error
-from hpcm_codec.system.workers import tell_warnings
+from hpcm_codec.system.told import tell_warnings
 from hpcm_codec.version import __version__
 
 # name → its short help; the module is hpcm_codec.cli.NAME, the click command in it `command`

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +19,7 @@ from typing import Generic, TypeVar
 
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.system.temporaries import remove_mine
+from hpcm_codec.system.told import tell_warnings
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -133,14 +133,6 @@ def prepare_worker(threads: int | None, jobs: int) -> None:
     import torch
 
     torch.set_num_threads(divided_threads(torch.get_num_threads(), jobs) if threads is None else threads)
-
-
-def tell_warnings() -> None:
-    """Let warnings be told as usual where PYTHONWARNINGS or -W makes errors of them: a library's advice to programmers ends no work."""
-    if any(action == "error" for action, *_ in warnings.filters):
-        warnings.resetwarnings()
-        for unseen in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
-            warnings.simplefilter("ignore", unseen, append=True)
 
 
 def divided_threads(threads: int, jobs: int) -> int:
