@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hpcm_codec import arguments
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, SCALES, parse_header
-from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, device_of, load_codec
+from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
+from hpcm_codec.engines.devices import device_of
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
 from hpcm_codec.images.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of

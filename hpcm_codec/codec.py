@@ -24,6 +24,7 @@ from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, Header, HpcmStream, TileStreams
 from hpcm_codec.engines.coding import TileCoder
+from hpcm_codec.engines.devices import device_of
 from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.range_coder import CoderTables
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
@@ -463,22 +464,6 @@ def _extensions_of(picture: PixelSource) -> dict[int, bytes]:
         **payloads_of(picture.extras),
     }
     return {kind: payload for kind, payload in parts.items() if payload is not None}
-
-
-def device_of(name: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:N" means here; raises UsageError for other names and for a device there is not."""
-    kind, _, number = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
-        raise UsageError(f"a device is auto, cpu, cuda or cuda:N, not {name!r}")
-    present = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
-    if kind == "cpu" or (kind == "auto" and not present):
-        return torch.device("cpu")
-    if not present:
-        raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
-    index = int(number) if number else torch.cuda.current_device()
-    if index >= present:
-        raise UsageError(f"this machine has {present} CUDA devices, and none has the number {index}")
-    return torch.device("cuda", index)
 
 
 def load_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto", tile_workers: int = 1) -> Codec:

@@ -29,6 +29,7 @@ from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.errors import CorruptStreamError, CutShortError, HpcmError, UnsupportedError, UsageError
 from hpcm_codec.images import EXIF_PREFIX, picture_from_pil, picture_to_pil
+from hpcm_codec.images.colour import other_space
 from hpcm_codec.images.extras import extras_in, info_of
 
 FORMAT = "HPCM"
@@ -150,6 +151,10 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
         picture.exif = None
     if "icc_profile" in asked:
         picture.icc = arguments.optional_bytes("icc_profile", asked["icc_profile"])
+        if picture.icc is not None and (other := other_space(picture.icc, picture.grey)) is not None:
+            raise UsageError(
+                f"icc_profile is of {other}, which the pixels are not", advice="give one that fits, or None"
+            )
     if "xmp" in asked:
         picture.xmp = arguments.optional_bytes("xmp", asked["xmp"])
     codec = kept_codec(asked.get("model", DEFAULT_MODEL))

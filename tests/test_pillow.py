@@ -240,6 +240,10 @@ def test_what_there_is_of_a_cut_file_is_shown_on_demand(
         ({"exif": 5}, "exif is bytes, not int"),
         ({"xmp": "<x/>"}, r"xmp is bytes, not str; encode it: text\.encode\(\)"),
         ({"icc_profile": "sRGB"}, "icc_profile is bytes, not str"),
+        (
+            {"icc_profile": bytes(16) + b"CMYK" + bytes(16) + b"acsp"},
+            "icc_profile is of CMYK, which the pixels are not",
+        ),
         ({"quality": "50"}, "quality is a number, not '50'"),
         ({"model": 5}, "a model is a checkpoint's name or path, or a Codec, not int"),
     ],

@@ -113,15 +113,19 @@ def icc_of(image: Image.Image, code_points: CodePoints | None, grey: bool, notic
     """
     profile = image.info.get("icc_profile") or raw_profile(image, "icc") or raw_profile(image, "icm")
     if profile is not None and (code_points is None or image.format != "PNG"):
-        space = profile[16:20] if profile[36:40] == b"acsp" else None  # a broken profile is passed on as it is
-        if space in (None, b"RGB ", b"GRAY" if grey else b"RGB "):
+        if (other := other_space(profile, grey)) is None:
             return bytes(profile)
-        name = space.decode("ascii", "replace").strip()
-        notices.append(f"its ICC profile is of {name}, which the pixels are not, it was left out")
+        notices.append(f"its ICC profile is of {other}, which the pixels are not, it was left out")
         return None
     if code_points is not None:
         return _profile_of_code_points(code_points, grey, notices)
     return _profile_of_png(image, grey)
+
+
+def other_space(profile: bytes, grey: bool) -> str | None:
+    """The name of a profile's components where a picture of RGB, or of grey, has not got them; None where it fits, or is broken."""
+    space = profile[16:20] if profile[36:40] == b"acsp" else b"RGB "  # a broken one is passed on as it is
+    return None if space in (b"RGB ", b"GRAY" if grey else b"RGB ") else space.decode("ascii", "replace").strip()
 
 
 def _profile_of_code_points(found: CodePoints, grey: bool, notices: list[str]) -> bytes | None:
