@@ -12,10 +12,10 @@
 True
 
 `open` reads no further than the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp) are
-known at once, pixels are decoded when they are first needed; `verify` decodes them and checks every byte. `save` takes quality (0 to
-100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF says. Damaged or foreign files raise HpcmError with
-the reason, in `open` where it shows in what is read there; that error is an UnidentifiedImageError, and so an OSError, as well. With
-`ImageFile.LOAD_TRUNCATED_IMAGES` what there is of them is shown.
+known at once (dpi, comment and photoshop too, where the file has them), pixels are decoded when they are first needed; `verify` decodes
+them and checks every byte. `save` takes quality (0 to 100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF
+says. Damaged or foreign files raise HpcmError with the reason, in `open` where it shows in what is read there; that error is an
+UnidentifiedImageError, and so an OSError, as well. With `ImageFile.LOAD_TRUNCATED_IMAGES` what there is of them is shown.
 """
 
 from __future__ import annotations
