@@ -60,6 +60,8 @@ def container_seeds() -> dict[str, bytes]:
 
     metadata = {container.ICC: b"profile", container.EXIF: exif(1), container.XMP: b"<x/>"}
     alpha = {container.ALPHA: encode_alpha(np.arange(35, dtype=np.uint8).reshape(5, 7))}
+    texts = {container.TEXTS: b"\x07Comment\x05hello\x05Title\x01t"}
+    extras = {container.IPTC: b"\x1c\x02\x78\0\1c", container.RESOLUTION: b"\x38\x45\xb4\0" * 2, **texts}
     plain, tiles = stream(8, 6, {}), stream(1030, 2050, {}, grey=True)
     return {
         "plain": with_options(plain, 0),
@@ -67,6 +69,7 @@ def container_seeds() -> dict[str, bytes]:
         "metadata": with_options(stream(7, 5, metadata), 0),
         "alpha": with_options(stream(7, 5, alpha), 0),
         "everything": with_options(stream(7, 5, {**alpha, **metadata, 200: b"later"}), 0),
+        "extras": with_options(stream(7, 5, extras), 0),
         "cut": with_options(tiles[:-60], 0),
     }
 

@@ -27,7 +27,8 @@ from hpcm_codec.codec import Codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, SCALES
 from hpcm_codec.engines.ports import DecoderPort
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.images import Picture, decode_alpha, picture_to_pil, write_picture
+from hpcm_codec.images import Extras, Picture, decode_alpha, picture_to_pil, write_picture
+from hpcm_codec.images.extras import extras_in
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from small_model import checkpoint
@@ -125,9 +126,9 @@ def _use_extensions(stream: container.HpcmStream) -> None:
         with suppress(HpcmError):
             decode_alpha(extensions[container.ALPHA], header.width, header.height)
     icc, exif, xmp = (extensions.get(kind) for kind in (container.ICC, container.EXIF, container.XMP))
-    picture = Picture(np.zeros((1, 1, 3), np.uint8), icc=icc, exif=exif, xmp=xmp)
+    picture = Picture(np.zeros((1, 1, 3), np.uint8), icc=icc, exif=exif, xmp=xmp, extras=extras_in(extensions)[0])
     picture_to_pil(picture)
-    if any((picture.icc, picture.exif, picture.xmp)):
+    if any((picture.icc, picture.exif, picture.xmp)) or picture.extras != Extras():
         for format in WRITTEN_AS:
             with suppress(HpcmError):
                 write_picture(picture, io.BytesIO(), format)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpcm_codec import arguments
 from hpcm_codec.bitstream.container import Header, parse_stream
 from hpcm_codec.codec import Codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL, DEFAULT_QUALITY, FINEST_SCALE
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
 from hpcm_codec.images.arrays import array_of, is_tensor, picture_from_array, picture_from_tensor, tensor_of
+from hpcm_codec.system.devices import device_of
 from hpcm_codec.tiles.memory import check, decoding_bytes, encoding_bytes
-from hpcm_codec.weights.registry import known_checkpoints, known_name, models_folder, shipped_checkpoints
+from hpcm_codec.weights.registry import (
+    find_checkpoint,
+    known_checkpoints,
+    known_name,
+    models_folder,
+    shipped_checkpoints,
+)
 from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -57,6 +66,9 @@ def encode(
     >>> decode(grey, output="numpy").shape
     (40, 60, 1)
     """
+    quality = arguments.quality(quality)
+    max_pixels = arguments.whole("max_pixels", max_pixels)
+    memory = memory if memory is None else arguments.whole("memory", memory)
     codec = model if isinstance(model, Codec) else kept_codec(model, device, profile)
     if not isinstance(image, (str, os.PathLike)):
         picture = as_picture(image)
@@ -149,6 +161,10 @@ def decode(
     """
     if output not in ("pil", "numpy", "torch"):
         raise UsageError(f"there is no output {output!r}", advice="use pil, numpy or torch")
+    data = arguments.bytes_of_file(data)
+    max_pixels = arguments.whole("max_pixels", max_pixels)
+    memory = memory if memory is None else arguments.whole("memory", memory)
+    region = region if region is None else arguments.region(region)
     stream = parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
     grid = stream.header.grid
     area = grid[0].picture_pixels if region is None else grid.region(*region)
@@ -178,16 +194,25 @@ def as_picture(image: ImageLike) -> Picture:
     raise UsageError(f"an image is a path, a Pillow image, a numpy array or a torch tensor, not {type(image).__name__}")
 
 
-@cache
 def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto") -> Codec:
-    """The codec of a model on a device, loaded at the first call and kept."""
-    return Codec(_kept_checkpoint(model), device, profile)
+    """The codec of a model on a device, loaded at the first call that means it, however it is spelt, and kept."""
+    if not isinstance(model, (str, os.PathLike)):
+        raise UsageError(f"a model is a checkpoint's name or path, or a Codec, not {type(model).__name__}")
+    return _kept(find_checkpoint(os.fspath(model)).resolve(), device_of(device), profile)
 
 
 @cache
-def _kept_checkpoint(model: str) -> StoredCheckpoint:
+def _kept(checkpoint: Path, device: str, profile: str) -> Codec:
+    """A codec of either profile has the weights of the one that was loaded."""
+    if profile == "auto":
+        return Codec(_kept_checkpoint(checkpoint), device)
+    return _kept(checkpoint, device, "auto").with_profile(profile)
+
+
+@cache
+def _kept_checkpoint(checkpoint: Path) -> StoredCheckpoint:
     """A checkpoint's file, read once: that of the default model is asked for its identity before anything is made of it."""
-    return read_checkpoint(model)
+    return read_checkpoint(str(checkpoint))
 
 
 def codec_for(header: Header, model: str | None = None, device: str = "auto") -> Codec:
@@ -199,12 +224,14 @@ def codec_for(header: Header, model: str | None = None, device: str = "auto") ->
     if model is not None:
         return kept_codec(model, device)
     # the usual case first: it has to be read anyway
-    if DEFAULT_MODEL in shipped_checkpoints() and _kept_checkpoint(DEFAULT_MODEL).identity == identity:
+    shipped = shipped_checkpoints().get(DEFAULT_MODEL)
+    if shipped is not None and _kept_checkpoint(shipped.resolve()).identity == identity:
         return kept_codec(DEFAULT_MODEL, device)
     if (name := known_name(identity)) is not None:
         return kept_codec(name, device)
+    folder = models_folder() or "a folder that HPCM_MODELS names"
     raise UnsupportedError(
         f"made with the model {identity.hex()}, which is not among those here ({', '.join(known_checkpoints()) or 'none'})",
-        advice=f"put the checkpoint it was made with into {models_folder()}, or name it with --model; the project's "
+        advice=f"put the checkpoint it was made with into {folder}, or name it with --model; the project's "
         "checkpoints/README.md says where earlier ones are",
     )

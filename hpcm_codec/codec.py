@@ -7,6 +7,7 @@ picture in memory than that needs (`tiles.bands`).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.bitstream.container import Header, HpcmStream, TileStreams
 from hpcm_codec.bitstream.quality import quality_code
@@ -27,16 +29,20 @@ from hpcm_codec.constants import (
 )
 from hpcm_codec.engines.interface import Engine, Latents, Record
 from hpcm_codec.engines.loading import load_engines
-from hpcm_codec.errors import CorruptStreamError, UnsupportedError
+from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
+from hpcm_codec.images.extras import extras_in, payloads_of
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.parallel import in_order
+from hpcm_codec.system.threads import after_fork, heed_forks
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid, Window
 from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from hpcm_codec.weights.checkpoints import Checkpoint
+
+PROFILES = ("auto", "exact", "float")
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,31 @@ class Codec:
         tile_workers: int = 1,
     ) -> None:
         stored = checkpoint if isinstance(checkpoint, StoredCheckpoint) else checkpoint.as_stored()
+        heed_forks()
         self.engines = load_engines(stored, device)
-        if profile == "exact" and "exact" not in self.engines:
-            raise UnsupportedError(
-                "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
-            )
-        self.profile = ("exact" if "exact" in self.engines else "float") if profile == "auto" else profile
+        self.profile = self._profile(profile)
         self.tile_workers = tile_workers
         self.identity = checkpoint.identity
         self.config = checkpoint.config
         self._observer: Observer = UNOBSERVED
+
+    def with_profile(self, profile: str) -> Codec:
+        """The same loaded model, encoding in that profile; this codec itself where it does."""
+        if self._profile(profile) == self.profile:
+            return self
+        other = copy.copy(self)
+        other.profile = self._profile(profile)
+        return other
+
+    def _profile(self, profile: str) -> str:
+        """The profile that is meant; raises UsageError, and UnsupportedError where the checkpoint lacks it."""
+        if profile not in PROFILES:
+            raise UsageError(f"there is no profile {profile!r}", advice=f"use one of {', '.join(PROFILES)}")
+        if profile == "exact" and "exact" not in self.engines:
+            raise UnsupportedError(
+                "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
+            )
+        return ("exact" if "exact" in self.engines else "float") if profile == "auto" else profile
 
     @property
     def engine(self) -> Engine:
@@ -120,12 +141,12 @@ class Codec:
 
         Pixels are read from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
         """
-        quality_code(quality)
+        quality = arguments.quality(quality)
         return self._encode_tiles(picture, self._analysed_tiles(picture), quality, None)
 
     def encode_with_latents(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> Encoded:
         """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
-        quality_code(quality)  # raises before the work of the analysis
+        quality = arguments.quality(quality)
         return self.encode_analysed(picture, self.analyse(picture), quality)
 
     def analyse(self, picture: PixelSource) -> Latents:
@@ -158,6 +179,7 @@ class Codec:
 
     def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Latents]]:
         """Every tile of B pictures of one size with its latents before rounding, B×M×h×w."""
+        after_fork(self.device)
         height = pictures[0].height
         grid = TileGrid(pictures[0].width, height)
         for row in range(grid.rows):
@@ -173,6 +195,7 @@ class Codec:
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Latents]], quality: float, decoded: Latents | None
     ) -> bytes:
         """The file's bytes, of all tiles and their latents. decoded: if not None, filled with the latents that a decoder will decode."""
+        after_fork(self.device)
         header = self._header(picture, quality)
 
         def coded(item: tuple[Tile, Latents]) -> TileStreams:
@@ -244,9 +267,10 @@ class Codec:
         """`decode_strips` of a file that `bitstream.container.parse_stream` has read."""
         header = stream.header
         engine = self._engine_of(header)
-        area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
+        area = header.grid[0].picture_pixels if region is None else header.grid.region(*arguments.region(region))
         alpha = stream.extensions.get(container.ALPHA)
         decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)[area.slices]
+        extras, notices = extras_in(stream.extensions)
         return StripPicture(
             width=area.width,
             height=area.height,
@@ -256,10 +280,12 @@ class Codec:
             icc=stream.extensions.get(container.ICC),
             exif=stream.extensions.get(container.EXIF),
             xmp=stream.extensions.get(container.XMP),
-            notices=tuple(f"shown in part: {problem}" for problem in stream.problems),
+            notices=(*(f"shown in part: {problem}" for problem in stream.problems), *notices),
+            extras=extras,
         )
 
     def _decoded_strips(self, engine: Engine, stream: HpcmStream, area: Rectangle) -> Iterator[NDArray[np.uint8]]:
+        after_fork(engine.device)
         header, grid = stream.header, stream.header.grid
         # where a pixel may depend on latents outside its halo, windows are always filled completely
         seen = latents_seen(area, grid) if engine.local_synthesis else grid.latents
@@ -278,11 +304,13 @@ class Codec:
         """
         digest = hashlib.sha256()
         stream = self._parse(data, max_pixels, partial=False, scale=FINEST_SCALE)
+        after_fork(self._engine_of(stream.header).device)
         for tile in stream.header.grid:
             self._decode_tile(tile, stream, lambda symbols: digest.update(symbols.astype("<i4").tobytes()))
         return digest.hexdigest()
 
     def _parse(self, data: bytes, max_pixels: int, partial: bool, scale: str) -> HpcmStream:
+        data = arguments.bytes_of_file(data)
         with self._observer.stage("container"):
             return container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
 
@@ -336,6 +364,7 @@ class Codec:
 
         window_latents: of a tile (and whether it is the last in its row), the latents of the tile and its halo.
         """
+        after_fork(engine.device)
         columns = header.grid.columns_of(area)
         for row in header.grid.rows_of(area):
             tiles = header.grid.row(row)[columns.start : columns.stop]
@@ -389,6 +418,7 @@ def _extensions_of(picture: PixelSource) -> dict[int, bytes]:
         container.ICC: picture.icc,
         container.EXIF: picture.exif,
         container.XMP: picture.xmp,
+        **payloads_of(picture.extras),
     }
     return {kind: payload for kind, payload in parts.items() if payload is not None}
 

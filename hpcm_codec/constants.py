@@ -10,4 +10,13 @@ SCALES = ("hyper", "s1", "s2", "s3")  # of a file, coarse to fine
 FINEST_SCALE = SCALES[-1]
 DEFAULT_MAX_PIXELS = 2**28  # larger pictures are refused unless a caller raises the limit
 DEFAULT_MODEL = "phase1-lite"
-OUTPUT_FORMATS = ("png", "jpeg", "webp", "tiff", "ppm", "bmp")  # of decoded pictures; images.FORMATS has their rules
+OUTPUT_FORMATS = (
+    "png",
+    "jpeg",
+    "webp",
+    "tiff",
+    "ppm",
+    "bmp",
+    "jxl",
+    "heif",
+)  # of decoded pictures; images.FORMATS has their rules

@@ -11,10 +11,11 @@
 >>> image.getpixel((30, 20))[0] < 40
 True
 
-`open` reads only the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp) are known at
-once. Pixels are decoded when they are first needed; `verify` decodes them and checks every byte. `save` takes quality (0 to
-100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF says. Files that are damaged or no .hpcm files raise
-HpcmError with the reason; `open` raises it if the header or the metadata show it.
+`open` reads only the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp; dpi, comment
+and photoshop too, where the file has them) are known at once. Pixels are decoded when they are first needed; `verify` decodes them and
+checks every byte. `save` takes quality (0 to 100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF says. Files
+that are damaged or no .hpcm files raise HpcmError with the reason; `open` raises it if the header or the metadata show it; that error is
+an UnidentifiedImageError, and so an OSError, as well. With `ImageFile.LOAD_TRUNCATED_IMAGES` what there is of them is decoded.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from __future__ import annotations
 import os
 from typing import IO, Any
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
-from hpcm_codec.errors import CutShortError, HpcmError
-from hpcm_codec.images import EXIF_PREFIX, Picture, picture_from_pil, picture_to_pil
+from hpcm_codec.errors import CorruptStreamError, CutShortError, HpcmError, UnsupportedError, UsageError
+from hpcm_codec.images import EXIF_PREFIX, picture_from_pil, picture_to_pil
+from hpcm_codec.images.colour import other_space
+from hpcm_codec.images.extras import extras_in, info_of
 
 FORMAT = "HPCM"
 EXTENSION = ".hpcm"
@@ -34,19 +38,31 @@ MEDIA_TYPE = "image/x-hpcm"
 FIRST_READ = 1 << 14  # bytes; headers without large metadata or transparency are far smaller
 
 
+class DamagedImageError(CorruptStreamError, UnidentifiedImageError):
+    """A CorruptStreamError as programs expect it of Pillow, whose errors about files are OSErrors."""
+
+
+class UnsupportedImageError(UnsupportedError, UnidentifiedImageError):
+    """An UnsupportedError as programs expect it of Pillow."""
+
+
+class ClosedImageError(UsageError, ValueError):
+    """Pixels are wanted of an image whose file was closed before they were read; Pillow raises ValueError then."""
+
+
 class HpcmImageFile(ImageFile.ImageFile):
     """A .hpcm file as a Pillow image of mode L, LA, RGB or RGBA."""
 
     format = FORMAT
     format_description = "HPCM learned image"
+    _decoded = False
 
     def _open(self) -> None:
         assert self.fp is not None
-        self._decoded = False
         try:
             header, extensions = _opening_of(self.fp)
         except HpcmError as error:
-            raise self._named(error) from error.__cause__
+            raise self._as_pillows(error) from error.__cause__
         self._size = (header.width, header.height)
         self._mode = ("L" if header.grey else "RGB") + ("A" if container.ALPHA in extensions else "")
         exif = extensions.get(container.EXIF)
@@ -55,23 +71,25 @@ class HpcmImageFile(ImageFile.ImageFile):
             "icc_profile": extensions.get(container.ICC),
             "exif": None if exif is None else EXIF_PREFIX + exif,
             "xmp": extensions.get(container.XMP),
+            **info_of(extras_in(extensions)[0]),
         }
         self.info = {key: value for key, value in self.info.items() if value is not None}
         self.tile = []
 
     def load(self) -> Any:
-        """Decode the pixels, once. Raises HpcmError for what is damaged."""
+        """Decode the pixels, once. Raises HpcmError for what is damaged, ClosedImageError where the file is closed."""
         if not self._decoded:
             from hpcm_codec.api import codec_for
 
-            assert self.fp is not None
+            if self.fp is None:
+                raise ClosedImageError("the image was closed before its pixels were read", advice="load() it before")
             self.fp.seek(0)
             data = self.fp.read()
             try:
-                stream = container.parse_stream(data)
+                stream = container.parse_stream(data, allow_truncated=ImageFile.LOAD_TRUNCATED_IMAGES)
                 self.im = picture_to_pil(codec_for(stream.header).decode_parsed(stream)).im
             except HpcmError as error:
-                raise self._named(error) from error.__cause__
+                raise self._as_pillows(error) from error.__cause__
             self._decoded = True
             if self._exclusive_fp:
                 self.fp.close()
@@ -82,12 +100,23 @@ class HpcmImageFile(ImageFile.ImageFile):
         """Decode the whole file, symbol checks included; raises HpcmError when anything is wrong."""
         self.load()
 
-    def _named(self, error: HpcmError) -> HpcmError:
+    def __setstate__(self, state: list[Any]) -> None:
+        self._decoded = True  # what is pickled are pixels
+        super().__setstate__(state)
+
+    def _as_pillows(self, error: HpcmError) -> HpcmError:
+        """The error, of the kind that Pillow's users expect, with the file's name."""
+        for kind in (DamagedImageError, UnsupportedImageError):
+            if isinstance(error, kind.__mro__[1]):
+                error = kind(error.reason, file=error.file, advice=error.advice)
         return error.in_file(os.fsdecode(self.filename)) if self.filename else error
 
 
 def _opening_of(file: IO[bytes]) -> tuple[container.Header, dict[int, bytes]]:
     """Header and extensions; reads at most twice as many bytes as they have."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        stream = container.parse_stream(file.read(), allow_truncated=True)
+        return stream.header, stream.extensions
     data, wanted = b"", FIRST_READ
     while True:
         more = file.read(wanted - len(data))
@@ -110,17 +139,25 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
 
     asked = image.encoderinfo
     exif = asked.get("exif")
-    if isinstance(exif, Image.Exif):
-        exif = exif.tobytes()
+    exif = arguments.optional_bytes("exif", exif.tobytes() if isinstance(exif, Image.Exif) else exif)
     # what is given for the file describes these pixels, their orientation included
     picture = picture_from_pil(_with_exif(image, exif) if exif else image)
-    metadata: dict[str, Any] = {
-        "icc": asked.get("icc_profile", picture.icc) or None,
-        "exif": picture.exif if exif or "exif" not in asked else None,
-        "xmp": asked.get("xmp", picture.xmp) or None,
-    }
+    if exif and picture.exif is None:
+        raise UsageError(
+            "exif is no EXIF", advice="give it as EXIF bytes, with or without Exif and two zero bytes in front"
+        )
+    if "exif" in asked and not exif:
+        picture.exif = None
+    if "icc_profile" in asked:
+        picture.icc = arguments.optional_bytes("icc_profile", asked["icc_profile"])
+        if picture.icc is not None and (other := other_space(picture.icc, picture.grey)) is not None:
+            raise UsageError(
+                f"icc_profile is of {other}, which the pixels are not", advice="give one that fits, or None"
+            )
+    if "xmp" in asked:
+        picture.xmp = arguments.optional_bytes("xmp", asked["xmp"])
     codec = kept_codec(asked.get("model", DEFAULT_MODEL))
-    file.write(codec.encode(Picture(picture.pixels, picture.alpha, **metadata), asked.get("quality", DEFAULT_QUALITY)))
+    file.write(codec.encode(picture, asked.get("quality", DEFAULT_QUALITY)))
 
 
 def _with_exif(image: Image.Image, exif: bytes) -> Image.Image:

@@ -100,7 +100,7 @@ def draw(model: Model, name: str, x: Ints, units: Ints) -> Ints:
 def to_pixels(samples: Ints, grey: bool) -> NDArray[np.uint8]:
     if grey:
         total = np.maximum(samples.sum(axis=-1, keepdims=True), 0)
-        levels = round_divide(total, np.int64(3 << DRAWN_SHIFT))
+        levels = round_divide(total, np.array(3 << DRAWN_SHIFT, np.int64))
     else:
         levels = round_shift(samples, DRAWN_SHIFT)
     return np.clip(levels, 0, 255).astype(np.uint8)

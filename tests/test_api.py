@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,16 @@ import torch
 from PIL import Image
 
 import hpcm_codec
+import hpcm_codec.api
+import hpcm_codec.pillow
 from conftest import small_photograph
 from hpcm_codec import Codec, Picture
+from hpcm_codec.bitstream.container import parse_header
+from hpcm_codec.constants import DEFAULT_MODEL
+from hpcm_codec.engines.loading import Engines, load_engines
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, MemoryLimitError, UsageError
+from hpcm_codec.weights.registry import shipped_checkpoints
+from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
 
 RGB = small_photograph(40, 30)
 ALPHA = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
@@ -110,7 +118,7 @@ def test_what_is_no_picture_is_refused_by_name(codec: Codec, image, reason: str)
 
 def test_a_loaded_codec_encodes_and_decodes_for_both_functions(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcm_codec.api.read_checkpoint", lambda *_: pytest.fail("a model was loaded"))
-    hpcm_codec.api.kept_codec.cache_clear()
+    hpcm_codec.api._kept.cache_clear()
     hpcm_codec.api._kept_checkpoint.cache_clear()
     data = hpcm_codec.encode(RGB, 30, codec)
     assert np.array_equal(hpcm_codec.decode(data, codec, output="numpy"), codec.decode(data).pixels)
@@ -140,6 +148,114 @@ def test_arguments_that_make_no_sense_are_refused_by_name(codec: Codec, stream: 
         hpcm_codec.encode(RGB, 30, codec, max_pixels=100)
     with pytest.raises(FileError, match="96×64 pixels, above the limit of 100"):
         hpcm_codec.encode(photograph, 30, codec, max_pixels=100)
+
+
+def test_a_model_is_loaded_once_however_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    read: list[str] = []
+    loaded: list[str] = []
+
+    def counted_read(model: str) -> StoredCheckpoint:
+        read.append(model)
+        return read_checkpoint(model)
+
+    def counted_load(checkpoint: StoredCheckpoint, device: str) -> Engines:
+        loaded.append(device)
+        return load_engines(checkpoint, device)
+
+    monkeypatch.setattr(hpcm_codec.api, "read_checkpoint", counted_read)
+    monkeypatch.setattr("hpcm_codec.codec.load_engines", counted_load)
+    hpcm_codec.api._kept.cache_clear()
+    hpcm_codec.api._kept_checkpoint.cache_clear()
+    checkpoint = shipped_checkpoints()[DEFAULT_MODEL]
+    monkeypatch.chdir(checkpoint.parent)
+    ways: list[dict[str, Any]] = [{}, {"device": "cpu"}, {"profile": "exact"}]
+    ways += [{"model": DEFAULT_MODEL}, {"model": str(checkpoint)}]
+    for arguments in ways:
+        data = hpcm_codec.encode(RGB, 20, **arguments)
+    hpcm_codec.encode(RGB, 20, checkpoint.name, device="cpu", profile="auto")
+    hpcm_codec.encode(RGB, 20, profile="float")
+    ways = [{}, {"device": "auto"}, {"model": DEFAULT_MODEL}, {"model": checkpoint.name, "device": "cpu"}]
+    for arguments in ways:
+        assert hpcm_codec.decode(data, **arguments).size == (40, 30)
+    Image.fromarray(RGB).save(tmp_path / "a.hpcm", model=DEFAULT_MODEL)
+    Image.open(tmp_path / "a.hpcm").load()
+    assert len(read) == 1 and len(loaded) == (2 if torch.cuda.is_available() else 1)
+    hpcm_codec.api._kept.cache_clear()
+    hpcm_codec.api._kept_checkpoint.cache_clear()
+
+
+def test_both_profiles_of_a_kept_model_are_what_they_are_alone(codec: Codec) -> None:
+    assert hpcm_codec.encode(RGB, 20, device="cpu", profile="exact") == codec.encode(Picture(RGB), 20)
+    as_float = hpcm_codec.encode(RGB, 20, device="cpu", profile="float")
+    assert parse_header(as_float).float_profile and not parse_header(codec.encode(Picture(RGB), 20)).float_profile
+    assert as_float == hpcm_codec.load_codec(device="cpu", profile="float").encode(Picture(RGB), 20)
+    assert codec.with_profile("auto") is codec and codec.with_profile("exact") is codec
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"quality": "50"}, "quality is a number, not '50'"),
+        ({"quality": None}, "quality is a number, not None"),
+        ({"quality": [50, 60]}, "quality is a number"),
+        ({"quality": float("nan")}, "quality nan is not between 0 and 100"),
+        ({"device": "tpu"}, "a device is auto, cpu, cuda or cuda:N, not 'tpu'"),
+        ({"device": None}, "a device is"),
+        ({"device": "cuda:x"}, "a device is"),
+        ({"profile": "x"}, "there is no profile 'x'; use one of auto, exact, float"),
+        ({"model": 3}, "a model is a checkpoint's name or path, or a Codec, not int"),
+        ({"max_pixels": "many"}, "max_pixels is a whole number, not 'many'"),
+        ({"max_pixels": 0}, "max_pixels is at least 1, not 0"),
+        ({"memory": "1GB"}, "memory is a whole number, not '1GB'"),
+    ],
+)
+def test_arguments_of_encode_that_make_no_sense_are_refused_by_name(arguments, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        hpcm_codec.encode(RGB, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "reason"),
+    [
+        ("file.hpcm", {}, r"the bytes of a \.hpcm file are wanted, not str; read the file"),
+        (Path("file.hpcm"), {}, "are wanted, not PosixPath; read the file"),
+        (None, {}, "are wanted, not NoneType"),
+        (None, {"region": "abc"}, "are wanted"),
+        (b"", {"region": (0.5, 0, 10, 10)}, r"whole pixels, not \(0.5, 0, 10, 10\)"),
+        (b"", {"region": (1, 2, 3)}, "whole pixels"),
+        (b"", {"region": "abcd"}, "whole pixels, not 'abcd'"),
+        (b"", {"region": 5}, "whole pixels, not 5"),
+        (b"", {"scale": 3}, "there is no scale 3"),
+        (b"", {"device": "tpu"}, "a device is"),
+        (b"", {"model": 3}, "a model is"),
+    ],
+)
+def test_arguments_of_decode_that_make_no_sense_are_refused_by_name(
+    stream: bytes, data, arguments, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        hpcm_codec.decode(data or stream if data == b"" else data, **arguments)
+
+
+def test_numbers_of_other_libraries_are_numbers(codec: Codec, stream: bytes) -> None:
+    region = tuple(np.array([1, 2, 30, 20]))
+    assert hpcm_codec.decode(stream, codec, region=region).size == (30, 20)  # type: ignore[arg-type]
+    assert hpcm_codec.encode(RGB, np.float32(20), codec) == hpcm_codec.encode(RGB, torch.tensor(20), codec)  # type: ignore[arg-type]
+    assert hpcm_codec.decode(bytearray(stream), codec).size == hpcm_codec.decode(memoryview(stream), codec).size  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_of_the_program_changes_nothing(codec: Codec, dtype: torch.dtype) -> None:
+    data = hpcm_codec.encode(RGB, 60, codec)
+    pixels = hpcm_codec.decode(data, codec, output="numpy")
+    as_float = codec.with_profile("float").encode(Picture(RGB), 60)
+    with torch.autocast("cpu", dtype):
+        assert hpcm_codec.encode(RGB, 60, codec) == data
+        assert np.array_equal(hpcm_codec.decode(data, codec, output="numpy"), pixels)
+        assert np.array_equal(codec.decode_region(data, (3, 4, 20, 10)).pixels, pixels[4:14, 3:23])
+        assert codec.with_profile("float").encode(Picture(RGB), 60) == as_float
+        assert codec.encode_with_latents(Picture(RGB), 60).data == data
+        assert torch.is_autocast_enabled("cpu")
 
 
 def test_every_public_name_is_there() -> None:

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcm_codec.ops import BuildError, build, ensure_built, scan, toolchain_report
+from hpcm_codec.constants import DEFAULT_MODEL
+from hpcm_codec.ops import BuildError, build, cache, ensure_built, scan, toolchain_report
 from hpcm_codec.ops.biwkv4 import biwkv4
+from hpcm_codec.ops.cache import is_sound
+from hpcm_codec.weights.registry import known_checkpoints, models_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_compiler = pytest.mark.skipif(
@@ -136,12 +139,96 @@ def test_a_cache_that_cannot_be_written_is_named(fresh: Path, monkeypatch: pytes
         assert torch.equal(biwkv4(*arguments()), scan.forward(*arguments()))
 
 
-def test_a_damaged_library_is_named(fresh: Path) -> None:
-    library = build.cache_directory() / f"{build.cache_key('cpp', build.processor())}.so"
-    library.parent.mkdir(parents=True)
-    library.write_bytes(b"not a library")
-    with pytest.warns(RuntimeWarning, match="does not load"):
-        assert not ensure_built()
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut", "zeros", "other", "empty"])
+def test_a_damaged_library_is_built_again(damage: str, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ensure_built()
+    library = cache.cache_directory() / f"{build.cache_key('cpp', build.processor())}.so"
+    content = library.read_bytes()
+    changed = {"cut": content[:3000], "zeros": bytes(len(content)), "other": b"not a library", "empty": b""}[damage]
+    library.unlink()  # the one that this process has loaded stays as it is
+    library.write_bytes(changed)
+    monkeypatch.setattr(build, "_state", build._State())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ensure_built()
+    assert is_sound(library) and len(library.read_bytes()) > 3000
+    assert torch.equal(biwkv4(*arguments()), scan.forward(*arguments()))
+
+
+def assert_goes_on_with_one_warning(match: str) -> None:
+    with pytest.warns(RuntimeWarning, match=match) as caught:
+        for _ in range(2):
+            assert torch.equal(biwkv4(*arguments()), scan.forward(*arguments()))
+    assert len([one for one in caught if one.category is RuntimeWarning]) == 1
+    assert toolchain_report()["cache"]
+
+
+@needs_compiler
+def test_a_full_disk_is_named_and_not_taken_for_a_fault_of_the_compiler(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, _ = fake_compiler(fresh, "echo 'cannot write: No space left on device' >&2; exit 1")
+    monkeypatch.setenv("CXX", str(compiler))
+    assert_goes_on_with_one_warning("No space left on device")
+    monkeypatch.setattr(build, "_state", build._State())
+    assert_goes_on_with_one_warning("cannot be used")  # and not what is remembered
+    assert not list(fresh.rglob("*.failed.json"))
+
+
+def test_a_user_without_a_home_goes_on(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> object:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    for variable in ("HPCM_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HPCM_MODELS", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert models_folder() is None and DEFAULT_MODEL in known_checkpoints()
+    assert_goes_on_with_one_warning("no home folder")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users to tell apart")
+def test_libraries_of_another_user_are_not_loaded(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPCM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh))
+    (fresh / "hpcm-codec" / "ops").mkdir(parents=True)
+    owner = (fresh / "hpcm-codec" / "ops").stat().st_uid
+    monkeypatch.setattr("os.geteuid", lambda: owner)
+    assert cache.cache_directory() == fresh / "hpcm-codec" / "ops"
+    monkeypatch.setattr(cache, "is_foreign", lambda folder: True)
+    assert_goes_on_with_one_warning("belongs to another user")
+
+
+@needs_compiler
+def test_a_cache_that_may_not_be_written_goes_on(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)  # the tests may be run by a user to whom nothing is refused
+    assert_goes_on_with_one_warning("Permission denied")
+
+
+WITHOUT_HOME = """
+import os, pwd, sys
+def unknown(number):
+    raise KeyError(number)
+pwd.getpwuid = unknown
+for name in ("HOME", "HPCM_CACHE", "HPCM_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME", "USER", "LOGNAME"):
+    os.environ.pop(name, None)
+from hpcm_codec.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["encode photo.png -o a.hpcm", "info photo.hpcm", "checkpoints list", "doctor"])
+def test_every_command_works_without_a_home(command: str, photograph: Path, stream: bytes) -> None:
+    (photograph.parent / "photo.hpcm").write_bytes(stream)
+    arguments = [sys.executable, "-c", WITHOUT_HOME, *command.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, cwd=photograph.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "a bug" not in done.stderr, done.stderr
+    assert done.stderr.count("warning") <= 1 or command == "doctor"
+    assert not command.startswith("encode") or (photograph.parent / "a.hpcm").read_bytes().startswith(b"HPC")
 
 
 def test_the_key_changes_with_torch_the_sources_and_the_architecture(
@@ -198,9 +285,9 @@ def test_the_report_builds_nothing_unless_asked(fresh: Path) -> None:
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HPCM_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert build.cache_directory() == Path("/elsewhere/hpcm-codec/ops")
+    assert cache.cache_directory() == Path("/elsewhere/hpcm-codec/ops")
     monkeypatch.setenv("HPCM_CACHE", "/mine")
-    assert build.cache_directory() == Path("/mine/ops")
+    assert cache.cache_directory() == Path("/mine/ops")
 
 
 @pytest.mark.skipif(build.find_compiler("cuda") is None, reason="nvcc not found")
@@ -220,3 +307,17 @@ def test_the_cuda_source_compiles(tmp_path: Path, architecture: str) -> None:
     if not torch.cuda.is_available():
         loaded.hpcm_biwkv4_check.restype = ctypes.c_char_p
         assert loaded.hpcm_biwkv4_check()  # says that there is no device or no driver, and does not crash
+
+
+def test_warnings_made_errors_end_no_work(photograph: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "CXX": "/no/compiler"}
+    environment["HPCM_CACHE"] = str(photograph.parent / "cache")
+    (photograph.parent / "in").mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(photograph, photograph.parent / "in" / name)
+    program = "import hpcm_codec; print(hpcm_codec.decode(hpcm_codec.encode('photo.png')).size)"
+    for arguments in (["-m", "hpcm_codec", "encode", "in", "-o", "out", "--jobs", "2"], ["-c", program]):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=photograph.parent, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "a bug" not in done.stderr, done.stderr
+    assert sorted(os.listdir(photograph.parent / "out")) == ["1.hpcm", "2.hpcm"] and "(96, 64)" in done.stdout

@@ -228,11 +228,11 @@ def test_a_full_disk(photograph: Path, compressed: Path, tmp_path: Path) -> None
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
-    for arguments in (["encode", photograph], ["decode", compressed]):
-        output = tmp_path / "output.png"
+    for arguments, name in ((["encode", photograph], "output.hpcm"), (["decode", compressed], "output.png")):
+        output = tmp_path / name
         done = run(*arguments, "-o", output, preexec_fn=small_files, env={**os.environ, "HPCM_OPS": "torch"})
         lines = done.stderr.decode().splitlines()
-        assert done.returncode == 5 and "output.png: larger than" in lines[-1], lines
+        assert done.returncode == 5 and f"{name}: larger than" in lines[-1], lines
         assert "Traceback" not in done.stderr.decode() and not output.exists()
 
 

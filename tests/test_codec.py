@@ -161,7 +161,7 @@ def test_header_of_a_one_tile_file_costs_at_most_48_bytes(codec: Codec) -> None:
 @pytest.mark.parametrize("quality", [0, 50, 100])
 def test_files_are_as_long_as_the_estimated_bits_say(codec: Codec, kodak: Path, quality: float) -> None:
     for name in ("kodim05.png", "kodim20.png"):
-        picture = read_picture(kodak / name)
+        picture = Picture(read_picture(kodak / name).pixels)  # without the file's text, which is not estimated
         data = codec.encode(picture, quality)
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():

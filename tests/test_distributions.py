@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from hpcm_codec.entropy.distributions import (
-    LARGEST_SIGMA,
-    SIGMA_COUNT,
     SMALLEST_LIKELIHOOD,
-    SMALLEST_SIGMA,
     bounded,
     build_tables,
     likelihood,
@@ -19,6 +16,7 @@ from hpcm_codec.entropy.distributions import (
     sigma_index,
     sigma_of,
 )
+from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SIGMA_COUNT, SMALLEST_SIGMA
 
 
 def test_likelihoods_equal_the_integral_of_the_density() -> None:

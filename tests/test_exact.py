@@ -28,7 +28,7 @@ from hpcm_codec.engines.exact.layers import (
     level_position,
 )
 from hpcm_codec.engines.exact.network import index_of
-from hpcm_codec.engines.exact.weights import unpacked_rows
+from hpcm_codec.engines.exact.weights import PackedRows, unpacked_rows
 from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
@@ -88,16 +88,17 @@ def test_compiled_layers_are_those_of_numpy(seed: int, blocks: int, bits: int) -
     random = np.random.default_rng(seed)
     inputs, outputs = 8 * blocks, int(random.integers(1, 40))
     weight = torch.from_numpy(random.standard_normal((outputs, inputs)) * np.exp(random.standard_normal((outputs, 1))))
-    packed = tuple(part.numpy() for part in pack(weight, bits))
-    rows = unpack(*map(torch.from_numpy, packed), (outputs, inputs), bits).float().numpy()
-    assert np.array_equal(unpacked_rows((*packed, bits)), rows)
-    assert np.array_equal(integer_native.unpacked(*packed, bits), rows)
+    integers, exponents = pack(weight, bits)
+    packed: PackedRows = integers.numpy(), exponents.numpy(), bits
+    rows = unpack(integers, exponents, (outputs, inputs), bits).float().numpy()
+    assert np.array_equal(unpacked_rows(packed), rows)
+    assert np.array_equal(integer_native.unpacked(*packed), rows)
     units = random.integers(4, 12, inputs), random.integers(-4, 5, outputs)
     factor = random.standard_normal(outputs).astype(np.float16).astype(np.float32)
     bias = random.standard_normal(outputs).astype(np.float16).astype(np.float64)
-    for source in (rows, (*packed, bits)):
+    for source in (rows, packed):
         for row_factor, offset in ((None, bias), (factor, None)):
-            named = {"row_factor": row_factor, "bound": WIDE, "limit": WIDE}
+            named: dict[str, Any] = {"row_factor": row_factor, "bound": WIDE, "limit": WIDE}
             plain = integer_linear(source, offset, *units, "test", **named)
             compiled = integer_linear(source, offset, *units, "test", **named, compiled=True)
             again = integer_native.packed_linear(plain)
@@ -316,7 +317,7 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
     for tensor in (
         moved.tables.power,
         moved.latent_fraction,
-        moved.hyper_synthesis.first.weights.weight,
+        moved.hyper_synthesis.first.weights.weight,  # type: ignore[union-attr]
         moved.adaptors[1][0].phase,
         moved.adaptors[2][5].gain,
         moved.prior_s3.after[1].project.shift,

@@ -355,12 +355,12 @@ def test_steps(threads: int, random: torch.Generator, size: tuple[int, int]) -> 
         for step in scale.steps:
             arguments = (step, params, gain, unit, (2171, 642, 16, 63))
             expected = integer_reference.step_parameters(*arguments)
-            got = integer_native.step_parameters(*map(as_arrays, arguments))
+            got: tuple[Any, ...] = integer_native.step_parameters(*map(as_arrays, arguments))
             assert all(np.array_equal(one, other) for one, other in zip(got, expected, strict=True))
             symbols = torch.randint(-3000, 3000, (len(got[0]),), generator=random).to(torch.int32)
             latents = torch.randint(-99999, 99999, (*size, channels), generator=random).to(torch.int32)
             placed = (step, symbols, expected[1], whole((channels,), 2**20, random, torch.int64).abs(), latents, 6)
-            wanted = integer_reference.decoded(*placed)
+            wanted = integer_reference.decoded(*placed).numpy()
             assert np.array_equal(integer_native.decoded(*(as_arrays(strided_copy(v)) for v in placed)), wanted)
 
 

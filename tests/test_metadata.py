@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 import hpcm_codec
 import hpcm_codec.pillow
-from conftest import small_photograph
+from conftest import case, small_photograph
 from hpcm_codec import Codec, Picture
 from hpcm_codec.cli.main import main
 from hpcm_codec.images import picture_to_pil, read_picture
@@ -59,6 +59,33 @@ def test_every_odd_picture_comes_through_both_ways(name: str, codec: Codec, tmp_
     image = hpcm_codec.decode(data, codec)
     assert image.getexif().get(ORIENTATION, 1) == 1
     assert_same(codec.decode(data), original)
+
+
+CASES = (
+    *(
+        "badtext.png",
+        "bigtxtz.png",
+        "chrm.png",
+        "cicp.png",
+        "dpi.jpg",
+        "exdim.jpg",
+        "f_const255.tif",
+        "f_one_plus_inf.tif",
+    ),
+    *("gama1.png", "jnoeoi.jpg", "kind13le.png", "kind6le.png", "l2.psd", "palgray.png", "pre12.jpg", "rawapp1.png"),
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_comes_through_both_ways(name: str, tmp_path: Path) -> None:
+    source, coded, back = case(name), tmp_path / "a.hpcm", tmp_path / "a.png"
+    original = read_picture(source)
+    encoded = hpcm("encode", source, "-o", coded, "-q", 95, "--device", "cpu")
+    assert encoded.exit_code == 0 and all(notice in encoded.stderr for notice in original.notices), encoded.stderr
+    decoded = hpcm("decode", coded, "-o", back, "--device", "cpu")
+    assert decoded.exit_code == 0, decoded.stderr
+    assert_same(read_picture(back), original)
+    assert read_picture(back).extras.texts == original.extras.texts
 
 
 @needs_odd

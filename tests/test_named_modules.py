@@ -31,7 +31,19 @@ PATH = re.compile(r"(?<![\w/.-])((?:[\w.-]+/)*[\w-]+\.(?:py|h|cpp|cu|md|toml|js|
 DOTTED = re.compile(r"`([a-z_]+(?:\.[A-Za-z_]\w*)+)(?:\(\))?`")
 DATA = re.compile(r".*\.(png|jpg|hpcm|json|jsonl|pt|safetensors|partial)")
 # what begins with these is a tensor's name, or an object of the text around it
-OTHER_NAMES = {"tables", "exact", "packed", "exponents", "error", "settings", "header", "step"}
+OTHER_NAMES = {
+    "tables",
+    "exact",
+    "packed",
+    "exponents",
+    "error",
+    "settings",
+    "header",
+    "step",
+    "factor",
+    "g_s",
+    "image",
+}
 
 
 @cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 import hpcm_codec.pillow
 from conftest import small_photograph
@@ -149,3 +151,108 @@ def test_a_failed_save_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         Image.fromarray(small_photograph()).save(tmp_path / "bad.hpcm", quality=700)
     assert not (tmp_path / "bad.hpcm").exists()
+
+
+def assert_same_image(found: Image.Image, expected: Image.Image) -> None:
+    assert (found.mode, found.size, found.info) == (expected.mode, expected.size, expected.info)
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image))])
+def test_an_opened_image_can_be_copied_and_pickled(compressed: Path, loaded: bool, copied) -> None:
+    with Image.open(compressed) as image:
+        if loaded:
+            image.load()
+        again = copied(image)
+        assert_same_image(again, image)
+    assert_same_image(pickle.loads(pickle.dumps(again)), again)
+
+
+def test_pixels_of_an_image_closed_too_early_are_refused_in_words(compressed: Path) -> None:
+    with Image.open(compressed) as image:
+        pass
+    for use in (image.load, lambda: image.convert("L"), lambda: pickle.dumps(image)):
+        with pytest.raises(ValueError, match="closed before its pixels were read") as caught:
+            use()
+        assert isinstance(caught.value, HpcmError)
+    with Image.open(compressed) as image:
+        image.load()
+    assert image.getpixel((0, 0))
+
+
+def test_what_a_program_changes_in_exif_is_what_is_saved() -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "maker", 6
+    buffer = io.BytesIO()
+    Image.fromarray(small_photograph()).save(buffer, "PNG", exif=exif)
+
+    def saved(image: Image.Image) -> Image.Image:
+        target = io.BytesIO()
+        image.save(target, "HPCM")
+        return Image.open(target)
+
+    with Image.open(buffer) as image:
+        del image.getexif()[0x0112]
+        again = saved(image)
+        assert again.size == (96, 64) and 0x0112 not in again.getexif() and again.getexif()[0x010F] == "maker"
+    with Image.open(buffer) as image:
+        image.getexif()[0x0112] = 3
+        image.getexif()[0x010F] = "another"
+        again = saved(image)
+        assert again.size == (96, 64) and again.getexif()[0x0112] == 1 and again.getexif()[0x010F] == "another"
+    with Image.open(buffer) as image:
+        image.getexif().clear()
+        assert "exif" not in saved(image).info and saved(image).size == (96, 64)
+    plain = Image.fromarray(small_photograph())
+    plain.getexif()[0x010F] = "new"
+    assert saved(plain).getexif()[0x010F] == "new"
+
+
+@pytest.mark.parametrize("content", [b"HPC", b"HPCx", b"HPC is the beginning of a text", b"HPC\x11" + bytes(100)])
+def test_a_foreign_file_is_no_image_to_pillow(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    for opened in (path, io.BytesIO(content)):
+        with pytest.raises(OSError) as caught:
+            Image.open(opened)
+        assert isinstance(caught.value, UnidentifiedImageError) and isinstance(caught.value, HpcmError)
+        assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
+
+
+def test_damaged_pixels_are_an_oserror_to_pillow(compressed: Path) -> None:
+    compressed.write_bytes(compressed.read_bytes()[:-9])
+    with Image.open(compressed) as image, pytest.raises(OSError, match=r"photo\.hpcm: cut short"):
+        image.load()
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.7, 0.95])
+def test_what_there_is_of_a_cut_file_is_shown_on_demand(
+    kept: float, compressed: Path, codec: Codec, monkeypatch
+) -> None:
+    data = compressed.read_bytes()[: int(kept * compressed.stat().st_size)]
+    compressed.write_bytes(data)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with Image.open(compressed) as image:
+        assert np.array_equal(np.asarray(image), codec.decode(data, partial=True).pixels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"exif": "abc"}, "exif is bytes, not str"),
+        ({"exif": b"abc"}, "exif is no EXIF"),
+        ({"exif": 5}, "exif is bytes, not int"),
+        ({"xmp": "<x/>"}, r"xmp is bytes, not str; encode it: text\.encode\(\)"),
+        ({"icc_profile": "sRGB"}, "icc_profile is bytes, not str"),
+        (
+            {"icc_profile": bytes(16) + b"CMYK" + bytes(16) + b"acsp"},
+            "icc_profile is of CMYK, which the pixels are not",
+        ),
+        ({"quality": "50"}, "quality is a number, not '50'"),
+        ({"model": 5}, "a model is a checkpoint's name or path, or a Codec, not int"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        Image.fromarray(small_photograph()).save(io.BytesIO(), "HPCM", **settings)

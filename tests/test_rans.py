@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcm_codec.entropy.distributions import SIGMA_COUNT, SymbolTables, build_tables
+from hpcm_codec.entropy.distributions import SymbolTables, build_tables
 from hpcm_codec.entropy.rans_decoder import RansDecoder
 from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, CoderTables, RansEncoder
+from hpcm_codec.entropy.sigmas import SIGMA_COUNT
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.ops import build
 

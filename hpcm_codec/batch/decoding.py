@@ -11,12 +11,12 @@ from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, write_output
 from hpcm_codec.batch.tasks import Outcome
-from hpcm_codec.constants import FINEST_SCALE
+from hpcm_codec.constants import FINEST_SCALE, SCALES
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.bitstream.container import HpcmStream
-    from hpcm_codec.images import StripPicture
+    from hpcm_codec.bitstream.container import Header, HpcmStream
+    from hpcm_codec.images import Picture, StripPicture
 
 MEMORY_ADVICE = "raise it with --memory, choose PNG, PPM or TIFF, which are written in strips, or decode a --region"
 
@@ -28,6 +28,7 @@ class Decoding:
     format:     a key of images.FORMATS in any case; None means by the output's extension, PNG on stdout.
     region:     x, y, width, height in pixels, or None. scale: one of constants.SCALES.
     partial:    decode what there is of a damaged file.
+    max_edge:   the most pixels of the longer side; larger pictures are shrunk, decoded no finer than that needs. None: no limit.
     model:      a checkpoint's name or path; None means the one that the file names.
     max_pixels: larger pictures are refused, None is the default limit.
     """
@@ -36,6 +37,7 @@ class Decoding:
     region: tuple[int, int, int, int] | None = None
     scale: str = FINEST_SCALE
     partial: bool = False
+    max_edge: int | None = None
     model: str | None = None
     max_pixels: int | None = None
     machine: Machine = field(default_factory=Machine)
@@ -49,6 +51,7 @@ class Decoding:
             "region": self.region and list(self.region),
             "scale": self.scale,
             "partial": self.partial,
+            **({} if self.max_edge is None else {"max_edge": self.max_edge}),
             "model": self.model,
         }
 
@@ -63,9 +66,14 @@ class Decoding:
         header = stream.header
         codec = self.machine.codec_for(header) if self.model is None else self.machine.codec(self.model)
         picture = codec.decode_parsed(stream, self.region)
-        notices = self._write(picture, job, overwrite)
+        written: Picture | StripPicture = picture
+        if self.max_edge is not None:
+            from hpcm_codec.images.resizing import thumbnail
+
+            written = thumbnail(picture, self.max_edge)
+        notices = self._write(written, job, overwrite)
         pixels = header.width * header.height
-        return _outcome(picture.width, picture.height, len(data), pixels, (*picture.notices, *notices))
+        return _outcome(written.width, written.height, len(data), pixels, (*picture.notices, *notices))
 
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.images import format_for
@@ -73,13 +81,13 @@ class Decoding:
 
         data = read_input(job.source, begins=refuse_other_kinds)
         header = self._parsed(data).header
-        size = (header.width, header.height) if self.region is None else self.region[2:]
+        size = self._size(header)
         with (
             opened(job.target, job.target) as file,
             pillow_errors_as_file_errors(job.target),
-            identified(file, job.target, pixel_limit(self.max_pixels)) as (image, _),
+            identified(file, job.target, pixel_limit(self.max_pixels)) as written,
         ):
-            found, format = image.size, image.format
+            found, format = written.image.size, written.image.format
         if found != size:
             raise HpcmError(f"it is a picture of {found[0]}×{found[1]} pixels, not {size[0]}×{size[1]}")
         if format != (wanted := (self.format or format_for(job.target)).upper()):
@@ -87,14 +95,32 @@ class Decoding:
         return _outcome(*size, len(data), header.width * header.height)
 
     def _parsed(self, data: bytes) -> HpcmStream:
-        from hpcm_codec.bitstream.container import parse_stream
+        from hpcm_codec.bitstream.container import parse_header, parse_stream
 
-        stream = parse_stream(
-            data, max_pixels=pixel_limit(self.max_pixels), allow_truncated=self.partial, scale=self.scale
-        )
+        limit = pixel_limit(self.max_pixels)
+        scale = self._scale_for(parse_header(data, limit))
+        stream = parse_stream(data, max_pixels=limit, allow_truncated=self.partial, scale=scale)
         if self.region is not None:
             stream.header.grid.region(*self.region)
         return stream
+
+    def _size(self, header: Header) -> tuple[int, int]:
+        """Width and height of the picture that is written."""
+        size = (header.width, header.height) if self.region is None else self.region[2:]
+        if self.max_edge is None:
+            return size
+        from hpcm_codec.images.resizing import fitted
+
+        return fitted(*size, self.max_edge)
+
+    def _scale_for(self, header: Header) -> str:
+        """The finest scale to decode: the one that was asked for, or a coarser one where a thumbnail does not need it."""
+        if self.max_edge is None:
+            return self.scale
+        from hpcm_codec.images.resizing import scale_for
+
+        shown = (header.width, header.height) if self.region is None else self.region[2:]
+        return min(self.scale, scale_for(max(shown) / self.max_edge, SCALES), key=SCALES.index)
 
     def _check_memory(self, stream: HpcmStream, file_bytes: int, job: Job) -> None:
         """Raise MemoryLimitError when decoding and writing the picture would take more than the limit."""
@@ -104,17 +130,15 @@ class Decoding:
 
         header, extensions = stream.header, stream.extensions
         width, height = (header.width, header.height) if self.region is None else self.region[2:]
-        to_stdout = job.target == STDIO
+        to_stdout, result = job.target == STDIO, self._size(header)
         format = self.format.upper() if self.format is not None else "PNG" if to_stdout else format_for(job.target)
-        held = held_bytes(
-            format, width, height, alpha=ALPHA in extensions, exif=EXIF in extensions, to_stdout=to_stdout
-        )
+        held = held_bytes(format, *result, alpha=ALPHA in extensions, exif=EXIF in extensions, to_stdout=to_stdout)
         if ALPHA in extensions:  # the plane is a picture of its own, decoded whole
-            held += 3 * header.width * header.height
+            held += (3 if self.max_edge is None else 8) * header.width * header.height
         needed = decoding_bytes(width, height, held + 2 * file_bytes, self.machine.tile_jobs)
         check(f"decoding {width}×{height} pixels to {format}", needed, self.machine.memory, MEMORY_ADVICE)
 
-    def _write(self, picture: StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:
+    def _write(self, picture: Picture | StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:
         """Write the picture where the job says; returns notices about what the format cannot hold."""
         from hpcm_codec.images import write_picture
 

@@ -6,14 +6,14 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
 from hpcm_codec.batch.tasks import Outcome
-from hpcm_codec.errors import HpcmError
+from hpcm_codec.errors import HpcmError, UsageError, printable
 from hpcm_codec.targets import Target, encode_to_target
 
 if TYPE_CHECKING:
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from hpcm_codec.bitstream.container import HpcmStream
     from hpcm_codec.codec import Codec
     from hpcm_codec.images import PixelSource
+    from hpcm_codec.images.resizing import Resizing
 
 MEMORY_ADVICE = "raise it with --memory, or give the picture as PPM or uncompressed TIFF, which are read in strips"
 PSNR_DIGITS = 3
+RESIZING = 8  # bytes a pixel, of Pillow's image and of the samples
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Encoding:
     """How every picture of a batch is encoded (a `tasks.Work`).
 
     model:        a checkpoint's name or path, None for the default. profile: "exact", "float" or "auto".
-    strip:        leave out EXIF and XMP. max_pixels: larger pictures are refused, None is the default limit.
+    strip:        leave out EXIF, XMP, IPTC, resolution and texts. max_pixels: larger pictures are refused, None is the default limit.
     measure_psnr: decode every file, and report its PSNR.
+    resizing:     what becomes of the picture's size before it is coded, or None.
+    keep_smaller: where the file would have more bytes than the input, copy that instead.
     """
 
     target: Target = field(default_factory=Target)
@@ -41,6 +45,8 @@ class Encoding:
     strip: bool = False
     max_pixels: int | None = None
     measure_psnr: bool = False
+    resizing: Resizing | None = None
+    keep_smaller: bool = False
     machine: Machine = field(default_factory=Machine)
     _analysed: dict[str, Analysed] = field(default_factory=dict, compare=False, repr=False)
 
@@ -64,6 +70,8 @@ class Encoding:
             "strip": self.strip,
             "model": codec.identity.hex(),
             "profile": codec.profile,
+            **({} if self.resizing is None else {"resize": asdict(self.resizing)}),
+            **({"keep_smaller": True} if self.keep_smaller else {}),
         }
 
     def prepare(self, jobs: Sequence[Job]) -> None:
@@ -81,16 +89,40 @@ class Encoding:
             quality = self.target.stored_quality
             assert quality is not None  # see `lookahead`
             data = codec.bytes_of_analysed(analysed.picture, analysed.latents, quality)
+            if self._is_better_kept(analysed.input_bytes, data):
+                return self._copied(job, analysed.picture, analysed.input_bytes, data, overwrite)
             write_output(job.target, data, overwrite)
             return self._outcome(codec, analysed.picture, analysed.input_bytes, data, quality)
         with self.opened(job.source) as (picture, input_bytes):
             codec = self._codec()
             reached = encode_to_target(codec, picture, self.target)
+            if self._is_better_kept(input_bytes, reached.data):
+                return self._copied(job, picture, input_bytes, reached.data, overwrite)
             write_output(job.target, reached.data, overwrite)
             return self._outcome(codec, picture, input_bytes, reached.data, reached.quality, reached.psnr)
 
+    def _is_better_kept(self, input_bytes: int, data: bytes) -> bool:
+        return self.keep_smaller and len(data) > input_bytes
+
+    def _copied(self, job: Job, picture: PixelSource, input_bytes: int, data: bytes, overwrite: bool) -> Outcome:
+        """The input as it is under its own name in the output's folder, and not what was made of it."""
+        target = os.path.join(os.path.dirname(job.target), os.path.basename(job.source))
+        if not os.path.exists(target) or not os.path.samefile(job.source, target):
+            content = read_input(job.source)
+            if not os.path.isfile(target) or read_input(target) != content:
+                write_output(target, content, overwrite)
+        if overwrite and os.path.isfile(job.target):
+            os.unlink(job.target)  # of an earlier run
+        size = f"{picture.width}×{picture.height}"
+        share = f"{len(data)} bytes would be {100 * len(data) / input_bytes:.1f}% of the input"
+        facts = {"width": picture.width, "height": picture.height, "bytes": input_bytes, "input_bytes": input_bytes}
+        return Outcome(
+            f"{size}, copied as {printable(target)}: {share}", {**facts, "copied": target}, picture.notices, target
+        )
+
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.bitstream.container import parse_stream
+        from hpcm_codec.images.extras import payloads_of
 
         codec = self._codec()
         data = read_input(job.target)
@@ -104,7 +136,10 @@ class Encoding:
                     (header.width, header.height) != (picture.width, picture.height),
                     f"it is of a picture of {header.width}×{header.height} pixels",
                 ),
-                (_metadata_of(stream) != (picture.exif, picture.xmp), "it has other metadata"),
+                (
+                    _metadata_of(stream) != (picture.exif, picture.xmp, payloads_of(picture.extras)),
+                    "it has other metadata",
+                ),
                 (
                     wanted is not None and header.quality != wanted,
                     f"it is of quality {header.quality:g}, not {wanted}",
@@ -124,7 +159,7 @@ class Encoding:
     @contextmanager
     def opened(self, source: str) -> Iterator[tuple[PixelSource, int]]:
         """The picture as it is to be encoded, and how many bytes its file has. Raises FileError, MemoryLimitError."""
-        from hpcm_codec.images import open_picture
+        from hpcm_codec.images import Extras, open_picture
         from hpcm_codec.tiles.memory import check, encoding_bytes
 
         # what cannot be read twice is kept in memory
@@ -132,6 +167,9 @@ class Encoding:
 
         def afford(width: int, height: int, held: int) -> None:
             kept, tiles = self.target.kept_latents, self.machine.tile_jobs
+            if self.resizing is not None:  # one picture is held beside the other
+                width, height, held = *self.resizing.size(width, height), held + RESIZING * width * height
+                held += RESIZING * width * height
             needed = encoding_bytes(width, height, held + len(data or b""), kept, tiles)
             check(f"encoding {width}×{height} pixels", needed, self.machine.memory, MEMORY_ADVICE)
 
@@ -140,7 +178,17 @@ class Encoding:
         with open_picture(content, name=name, max_pixels=pixel_limit(self.max_pixels), afford=afford) as picture:
             if self.strip:
                 picture.exif = picture.xmp = None
-            yield picture, max(1, os.path.getsize(source) if data is None else len(data))
+                picture.extras = Extras()
+            size = None if self.resizing is None else self.resizing.size(picture.width, picture.height)
+            taken = picture if size in (None, (picture.width, picture.height)) else self._resized(picture, size)
+            yield taken, max(1, os.path.getsize(source) if data is None else len(data))
+
+    def _resized(self, picture: PixelSource, size: tuple[int, int]) -> PixelSource:
+        from hpcm_codec.images.resizing import resized
+
+        if size[0] * size[1] > (limit := pixel_limit(self.max_pixels)):
+            raise UsageError(f"would have {size[0]}×{size[1]} pixels, above the limit of {limit}")
+        return resized(picture, size)
 
     def _codec(self) -> Codec:
         return self.machine.codec(self.model, self.profile)
@@ -188,8 +236,9 @@ def _psnr_of(codec: Codec, picture: PixelSource, stream: HpcmStream) -> float:
     return psnr_of_strips(picture, codec.decode_parsed(stream).strips)
 
 
-def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None]:
-    """EXIF and XMP."""
-    from hpcm_codec.bitstream.container import EXIF, XMP
+def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None, dict[int, bytes]]:
+    """EXIF, XMP and the payloads of the extras."""
+    from hpcm_codec.bitstream.container import EXIF, IPTC, RESOLUTION, TEXTS, XMP
 
-    return stream.extensions.get(EXIF), stream.extensions.get(XMP)
+    found = stream.extensions
+    return found.get(EXIF), found.get(XMP), {kind: found[kind] for kind in (IPTC, RESOLUTION, TEXTS) if kind in found}

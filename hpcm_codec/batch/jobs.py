@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hpcm_codec.batch.streams import STDIO
@@ -31,13 +30,21 @@ class Job:
 
 
 def plan(
-    inputs: Sequence[str], output: str | None, extension: str, wanted: Callable[[str], bool], what: str
+    inputs: Sequence[str],
+    output: str | None,
+    extension: str,
+    wanted: Callable[[str], bool],
+    what: str,
+    follow_links: bool = False,
+    notice: Callable[[str], object] = lambda _: None,
 ) -> list[Job]:
     """The jobs that inputs (files, directories, "-") and an output (file, directory, "-", None: beside the input) ask for.
 
     extension: of output names made from input names. wanted: whether a file in a directory is an input, by its name.
     what:      what is searched for in directories, for the error message if there is none.
-    Inputs that differ in their extension only (x.png, x.jpg) keep it in their outputs' names: x.png.hpcm, x.jpg.hpcm.
+    follow_links: whether directories behind symbolic links are looked into, each of them once; else `notice` is told of them.
+    Inputs that differ in their extension only (x.png, x.jpg) keep it in their outputs' names: x.png.hpcm, x.jpg.hpcm; but an output that
+    was made of one of them when it was alone stays that one's.
     Raises UsageError where inputs and output contradict each other, two jobs have one output, or an output is an input; FileError for a
     directory without inputs.
     """
@@ -55,7 +62,7 @@ def plan(
     into = output if output is not None and (several or _names_directory(output)) else None
     jobs = []
     for given in inputs:
-        for source, relative, unreadable in _files_of(given, wanted, what):
+        for source, relative, unreadable in _files_of(given, wanted, what, follow_links, notice):
             named_after = source if into is None else os.path.join(into, relative)
             target = output if output is not None and into is None else _renamed(named_after, extension)
             jobs.append(Job(source, target, into is not None, relative.replace(os.sep, "/"), unreadable))
@@ -66,14 +73,47 @@ def plan(
 
 
 def _told_apart(jobs: Sequence[Job], extension: str) -> list[Job]:
-    """The jobs, those with equal outputs renamed to keep their inputs' extensions."""
-    times = Counter(job.target for job in jobs)
+    """The jobs, those with equal outputs renamed to keep their inputs' extensions, and those whose outputs these would be then."""
+    targets = [job.target for job in jobs]
+    renamed = True
+    while renamed:
+        renamed = False
+        claimants: dict[str, list[int]] = {}
+        for place, target in enumerate(targets):
+            claimants.setdefault(target, []).append(place)
+        for target, places in claimants.items():
+            if len(places) == 1:
+                continue
+            plain = {
+                place: _with_own_extension(jobs[place], extension) for place in places if jobs[place].target == target
+            }
+            owner = _owner(target, {place: (jobs[place].source, name) for place, name in plain.items()})
+            for place, name in plain.items():
+                if place != owner or len(plain) < len(places):
+                    renamed |= targets[place] != name
+                    targets[place] = name
+    return [replace(job, target=target) for job, target in zip(jobs, targets, strict=True)]
 
-    def renamed(job: Job) -> Job:
-        kept = os.path.splitext(job.source)[1]
-        return replace(job, target=job.target.removesuffix(extension) + kept + extension)
 
-    return [renamed(job) if times[job.target] > 1 else job for job in jobs]
+def _with_own_extension(job: Job, extension: str) -> str:
+    return job.target.removesuffix(extension) + os.path.splitext(job.source)[1] + extension
+
+
+def _owner(target: str, claimants: Mapping[int, tuple[str, str]]) -> int | None:
+    """Of which input an output was made that is there already: the only one that was there before it and has no other output.
+
+    claimants: the inputs' sources, and the names of the outputs that keep their extensions. None where that is not certain.
+    """
+    try:
+        made = os.stat(target).st_ctime_ns  # not when it was changed last, which --keep-time sets
+        earlier = [
+            place
+            for place, (source, own) in claimants.items()
+            if os.stat(source).st_ctime_ns <= made and not os.path.lexists(own)
+        ]
+    except OSError:
+        return None
+    return earlier[0] if len(earlier) == 1 else None
 
 
 def _names_directory(path: str) -> bool:
@@ -84,7 +124,9 @@ def _renamed(path: str, extension: str) -> str:
     return os.path.splitext(path)[0] + extension
 
 
-def _files_of(given: str, wanted: Callable[[str], bool], what: str) -> Iterator[tuple[str, str, str]]:
+def _files_of(
+    given: str, wanted: Callable[[str], bool], what: str, follow_links: bool, notice: Callable[[str], object]
+) -> Iterator[tuple[str, str, str]]:
     """(path, path relative to what was given, "") of a file, or of every wanted file below a directory, hidden ones left out.
 
     For a directory that cannot be read, the last item is the reason.
@@ -94,8 +136,19 @@ def _files_of(given: str, wanted: Callable[[str], bool], what: str) -> Iterator[
         return
     found = False
     unreadable: list[OSError] = []
-    for folder, subfolders, names in os.walk(given, onerror=unreadable.append):
+    seen = {_identity(folder) for folder, _, _ in os.walk(given)} if follow_links else set()
+    for folder, subfolders, names in os.walk(given, onerror=unreadable.append, followlinks=follow_links):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in list(subfolders):
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                seen.add(_identity(path))
+            elif not follow_links:
+                notice(f"{printable(path)}: a link to a folder, not looked into; --follow-links does")
+            elif _identity(path) in seen:
+                subfolders.remove(name)
+            else:
+                seen.add(_identity(path))
         for name in sorted(names):
             if not name.startswith(".") and wanted(name):
                 found = True
@@ -105,6 +158,15 @@ def _files_of(given: str, wanted: Callable[[str], bool], what: str) -> Iterator[
         yield error.filename, os.path.relpath(error.filename, given), file_error(error.filename, error).reason
     if not found and not unreadable:
         raise FileError(f"no {what} in this directory", file=given, advice="check the path")
+
+
+def _identity(folder: str) -> tuple[int, int] | str:
+    """What two paths of one folder have in common."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return folder
+    return found.st_dev, found.st_ino
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:

@@ -12,6 +12,8 @@ from hpcm_codec.errors import FileError
 from hpcm_codec.system.files import file_error, write_atomically
 
 STDIO = "-"
+_MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their descriptors
+_closed: set[str] = set()
 
 
 def shown(path: str, standard: str) -> str:
@@ -19,10 +21,35 @@ def shown(path: str, standard: str) -> str:
     return standard if path == STDIO else path
 
 
+def replace_closed() -> None:
+    """Let standard streams that were closed before the program began lead nowhere, for this process and its children.
+
+    Else the next file that is opened gets their descriptor, and what is printed goes into it.
+    """
+    for number, (name, mode) in enumerate(_MODES.items()):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # gets the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            _closed.add(name)
+            stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
+
+
+def refuse_closed(name: str) -> None:
+    """Raise FileError for "stdin" or "stdout" where it was closed before the program began."""
+    if name in _closed:
+        raise FileError("is closed", file=name, advice="redirect it, or name a file")
+
+
 def read_input(path: str, begins: Callable[[bytes], None] | None = None) -> bytes:
     """All bytes of a file or of stdin. begins: called with the first bytes; raises if the rest need not be read."""
     try:
         if path == STDIO:
+            refuse_closed("stdin")
             return _read(sys.stdin.buffer, begins)
         with open(path, "rb") as file:
             return _read(file, begins)
@@ -44,6 +71,7 @@ def write_output(target: str, data: bytes, force: bool) -> None:
     if target != STDIO:
         write_atomically(target, data, overwrite=force)
         return
+    refuse_closed("stdout")
     try:
         stdout = sys.stdout.buffer
         stdout.write(data)

@@ -30,18 +30,20 @@ from hpcm_codec.batch.streams import STDIO, shown
 from hpcm_codec.errors import FileError, HpcmError, bug, debugging
 from hpcm_codec.system.files import as_hpcm_error, file_error
 
-DONE, KEPT, FAILED = "done", "kept", "failed"
+DONE, KEPT, FAILED, COPIED = "done", "kept", "failed", "copied"
 OVERWRITE_ADVICE = "overwrite it with -f, or choose another name"
 _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a job. summary: one line for people, without the names; facts: the fields of the JSON line."""
+    """The result of a job. summary: one line for people, without the names; facts: the fields of the JSON line; written: the file that was
+    written instead of the job's output, if it was another."""
 
     summary: str
     facts: dict[str, Any]
     notices: Sequence[str] = ()
+    written: str | None = None
 
 
 class Work(Protocol):
@@ -76,11 +78,13 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """force: outputs may exist and are replaced; resume: those that are finished are kept; digests: SHA-256 of inputs and outputs."""
+    """force: outputs may exist and are replaced; resume: those that are finished are kept; digests: SHA-256 of inputs and outputs;
+    keep_time: outputs get the time of the last change of their inputs."""
 
     force: bool = False
     resume: bool = False
     digests: bool = False
+    keep_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,11 @@ class Performer:
             _make_folder(job)
             kept = self._kept(task, digests)
             outcome = kept or self.work(job, self.rules.force)
+            written = outcome.written or job.target
+            if self.rules.keep_time and kept is None:
+                _keep_time(job.source, written)
             if self.rules.digests and "output_sha256" not in digests:
-                digests["output_sha256"] = sha256_of(job.target)
+                digests["output_sha256"] = sha256_of(written)
         except (BatchStopped, BrokenPipeError):
             raise
         except Exception as error:
@@ -142,10 +149,10 @@ class Performer:
         seconds = time.perf_counter() - started
         row = None
         if self.rules.digests and not (kept and kept.facts == _facts_of(task.row)):
-            status = KEPT if kept and task.existed else DONE
-            facts = {"bytes": os.path.getsize(job.target), **outcome.facts, **digests, "settings": self.work.settings()}
+            status = COPIED if outcome.written else KEPT if kept and task.existed else DONE
+            facts = {"bytes": os.path.getsize(written), **outcome.facts, **digests, "settings": self.work.settings()}
             row = row_of(job, status, seconds, facts)
-        return Result(job, seconds, outcome, kept=kept is not None and task.existed, row=row)
+        return Result(job, seconds, outcome, kept=kept is not None and (task.existed or bool(kept.written)), row=row)
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Prepare those of the next tasks that are certain to be done."""
@@ -156,6 +163,8 @@ class Performer:
     def _kept(self, task: Task, digests: dict[str, Any]) -> Outcome | None:
         """The outcome of an output that exists and is kept; None if there is work to do. Raises FileError for one that must not exist."""
         target, resume = task.job.target, self.rules.resume
+        if resume and (copied := self._proven_copy(task, digests)) is not None:
+            return copied
         if not _is_file(target):
             return None
         # one that did not exist then was written by a process that died afterwards
@@ -172,6 +181,23 @@ class Performer:
             reason = f"exists already, and is not known to be finished: {error.reason}"
             raise FileError(reason, file=target, advice=OVERWRITE_ADVICE) from error
 
+    def _proven_copy(self, task: Task, digests: dict[str, Any]) -> Outcome | None:
+        """The outcome of an input that was copied instead of encoded, where the copy is there, and input and settings are the same."""
+        row = task.row or {}
+        copy = row.get("copied")
+        same = row.get("status") == COPIED and row.get("sha256") == digests.get("sha256")
+        if (
+            not same
+            or row.get("settings") != self.work.settings()
+            or not isinstance(copy, str)
+            or not os.path.isfile(copy)
+        ):
+            return None
+        if sha256_of(copy) != row.get("output_sha256"):
+            return None
+        digests["output_sha256"] = row["output_sha256"]
+        return Outcome("finished before", _facts_of(row), written=copy)
+
     def _proven(self, task: Task, digests: dict[str, Any]) -> Outcome:
         row = task.row
         if row is not None and row.get("status") in (DONE, KEPT):
@@ -187,6 +213,15 @@ class Performer:
         elif os.stat(task.job.target).st_mtime_ns < os.stat(task.job.source).st_mtime_ns:
             raise HpcmError("it is older than its input")
         return self.work.inspect(task.job)
+
+
+def _keep_time(source: str, written: str) -> None:
+    if _is_file(written) and os.path.isfile(source):
+        try:
+            found = os.stat(source)
+            os.utime(written, ns=(found.st_atime_ns, found.st_mtime_ns))
+        except OSError as error:
+            raise file_error(written, error) from error
 
 
 def failed(job: Job, error: HpcmError, seconds: float, digests: Mapping[str, Any] | None = None) -> Result:

@@ -45,7 +45,8 @@ def analyse_together(codec: Codec, sources: Sequence[str], opened: Opener) -> di
         with suppress(Exception), opened(source) as (picture, input_bytes):
             if len(TileGrid(picture.width, picture.height)) == 1:
                 pixels = picture.rows(0, picture.height).copy()
-                held = Picture(pixels, picture.alpha, picture.icc, picture.exif, picture.xmp, picture.notices)
+                parts = (picture.alpha, picture.icc, picture.exif, picture.xmp, picture.notices, picture.extras)
+                held = Picture(pixels, *parts)
                 by_size[picture.width, picture.height].append((source, held, input_bytes))
     analysed = {}
     for equals in by_size.values():

@@ -35,9 +35,17 @@ CHECKPOINT_ID_BYTES = 8
 CRC_BYTES = 4
 SMALLEST_TILE_ENTRY = 6  # four one-byte lengths and the symbol check
 
-ALPHA, ICC, EXIF, XMP = 1, 128, 129, 130
+ALPHA, ICC, EXIF, XMP, IPTC, RESOLUTION, TEXTS = 1, 128, 129, 130, 131, 132, 133
 FIRST_SKIPPABLE = 128
-EXTENSION_NAMES = {ALPHA: "alpha", ICC: "ICC profile", EXIF: "EXIF", XMP: "XMP"}
+EXTENSION_NAMES = {
+    ALPHA: "alpha",
+    ICC: "ICC profile",
+    EXIF: "EXIF",
+    XMP: "XMP",
+    IPTC: "IPTC",
+    RESOLUTION: "resolution",
+    TEXTS: "texts",
+}
 
 CUT_ADVICE = "get the rest of the file, or decode what arrived with --partial"
 
@@ -103,7 +111,7 @@ class HpcmStream:
     """A whole file.
 
     tiles:      one entry per tile of `header.grid`, row-major.
-    extensions: payload by chunk type (ALPHA, ICC, EXIF, XMP, or skippable types this build does not know).
+    extensions: payload by chunk type (a key of EXTENSION_NAMES, or skippable types this build does not know).
     problems:   what is missing or damaged, a few words each; empty for a sound file.
     """
 

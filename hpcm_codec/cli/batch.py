@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcm_codec.batch.jobs import Job, parse_shard
-from hpcm_codec.batch.streams import STDIO, shown
+from hpcm_codec.batch.streams import STDIO, refuse_closed, shown
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
 from hpcm_codec.system.temporaries import remove_left_behind
@@ -26,8 +26,10 @@ Command = Callable[..., Any]
 
 
 def many_files(command: Command) -> Command:
-    """--jobs, --resume, --shard and --manifest."""
+    """--jobs, --resume, --shard, --manifest, --keep-time and --follow-links."""
     for option in (
+        click.option("--follow-links", is_flag=True, help="Look into folders behind symbolic links too, once each."),
+        click.option("--keep-time", is_flag=True, help="Outputs get the time of the last change of their inputs."),
         click.option(
             "--manifest",
             metavar="FILE.jsonl",
@@ -60,6 +62,7 @@ class Batch:
     force: bool = False
     threads: int | None = None
     engine: str = "processes"
+    keep_time: bool = False
 
     def share_of(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs of this machine. Raises UsageError for options that do not fit them."""
@@ -105,10 +108,14 @@ def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> 
     from hpcm_codec.batch.stopping import BatchStopped
     from hpcm_codec.batch.tasks import Performer, Rules, task_of
 
-    if any(job.target == STDIO for job in jobs) and sys.stdout.isatty():
-        raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")
+    if any(job.target == STDIO for job in jobs):
+        refuse_closed("stdout")
+        if sys.stdout.isatty():
+            raise UsageError("a terminal is no place for binary data", advice="name the output file with -o")
     engine = batch.engine_for(jobs)
-    perform = Performer(work, Rules(batch.force, batch.resume, digests=batch.manifest is not None))
+    perform = Performer(
+        work, Rules(batch.force, batch.resume, digests=batch.manifest is not None, keep_time=batch.keep_time)
+    )
     failures: list[tuple[int, Job, HpcmError]] = []
     places = {job: place for place, job in enumerate(jobs)}
     kept = 0

@@ -33,6 +33,12 @@ from hpcm_codec.errors import UsageError
     show_default=True,
     help="The finest scale to decode; finer ones need not have arrived.",
 )
+@click.option(
+    "--max-edge",
+    type=click.IntRange(1, 2**20),
+    metavar="N",
+    help="A thumbnail: the longer side has at most N pixels, and nothing finer is decoded than that needs.",
+)
 @click.option("--partial", is_flag=True, help="Show what there is of a file that was cut short or damaged.")
 @options.model("The checkpoint.  [default: the one that the file names]")
 @many_files
@@ -47,12 +53,15 @@ def command(
     format_name: str | None,
     region: str | None,
     scale: str,
+    max_edge: int | None,
     partial: bool,
     model: str | None,
     jobs: int | None,
     resume: bool,
     shard: str | None,
     manifest: str | None,
+    keep_time: bool,
+    follow_links: bool,
     memory: str | None,
     tile_jobs: int,
     max_pixels: int | None,
@@ -74,22 +83,27 @@ def command(
     area = None if region is None else parse_region(region)
     memory_limit = options.parse_memory(memory)
     extension = FORMATS[(format_name or "png").upper()].extensions[0]
-    found = plan(inputs, output, extension, lambda name: name.lower().endswith(".hpcm"), ".hpcm files")
+    found = plan(inputs, output, extension, _is_ours, ".hpcm files", follow_links, options.notices(quiet))
     options.check_json(json, found[0].target)
     if format_name is None and len(found) == 1 and found[0].target != STDIO and output is not None:
         format_for(found[0].target)  # raises for an unknown extension before any work
-    asked = Batch(jobs, resume, shard, manifest, force, threads)
+    asked = Batch(jobs, resume, shard, manifest, force, threads, keep_time=keep_time)
     share = asked.share_of(found)
     work = Decoding(
         format=format_name,
         region=area,
         scale=scale,
         partial=partial,
+        max_edge=max_edge,
         model=model,
         max_pixels=max_pixels,
         machine=Machine(device, threads, asked.memory_of_each(memory_limit), tile_jobs),
     )
     return run(share, work, asked, Reporting(json, quiet))
+
+
+def _is_ours(name: str) -> bool:
+    return name.lower().endswith(".hpcm")
 
 
 def parse_region(text: str) -> tuple[int, int, int, int]:

@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 
 import click
 
-from hpcm_codec.batch.streams import silence_stdout
+from hpcm_codec.batch.streams import replace_closed, silence_stdout
 from hpcm_codec.errors import bug, debugging
 from hpcm_codec.system.files import as_hpcm_error
+from hpcm_codec.system.told import tell_warnings
 from hpcm_codec.version import __version__
 
 # name → its short help; the module is hpcm_codec.cli.NAME, the click command in it `command`
@@ -104,18 +105,20 @@ class HpcmGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and leave with an exit status. `standalone_mode` is always ours."""
         extra["standalone_mode"] = False
+        replace_closed()
         # Before torch is imported: threads that wait by spinning cost three times the processor time on a busy machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Else Python looks for garbage several times while it ends, among all objects of torch: 0.5 s.
         atexit.register(gc.freeze)
-        shown_before, warnings.showwarning = warnings.showwarning, _show_warning
         received = _signals_as_exceptions()
-        try:
-            status = _run(lambda: super(HpcmGroup, self).main(args, prog_name or "hpcm", **extra), received)
-            status = status or _run(sys.stdout.flush, received)
-        finally:
-            _restore_signals(received)
-            warnings.showwarning = shown_before
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            tell_warnings()
+            try:
+                status = _run(lambda: super(HpcmGroup, self).main(args, prog_name or "hpcm", **extra), received)
+                status = status or _run(sys.stdout.flush, received)
+            finally:
+                _restore_signals(received)
         sys.exit(status)
 
 

@@ -12,7 +12,7 @@ import click
 from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.bitstream.quality import quality_code
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS
-from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.errors import FileError, UsageError, printable
 from hpcm_codec.targets import Target
 from hpcm_codec.tiles.memory import parse_size
 
@@ -123,3 +123,24 @@ def check_device(device: str) -> None:
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {device!r}")
+
+
+def notices(quiet: bool) -> Callable[[str], object]:
+    """What takes notices: a line each on stderr, or nothing."""
+    return lambda notice: None if quiet else click.echo(f"hpcm: {notice}", err=True)
+
+
+class LeftOut:
+    """Names the pictures that training data does without, one line each on stderr, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, path: Path, reason: str) -> None:
+        self.count += 1
+        click.echo(f"hpcm: {printable(str(path))}: left out: {reason}", err=True)
+
+    @property
+    def in_words(self) -> str:
+        """For the end of a sentence; empty where nothing was left out."""
+        return f", {self.count} left out" if self.count else ""

@@ -35,13 +35,14 @@ command.add_command(run)
 )
 @click.option("-f", "--force", is_flag=True, help="Overwrite FILE.")
 def pack(folder: Path, output: Path, smallest_side: int, force: bool) -> None:
-    """Decode all pictures below FOLDER into one FILE, from which training reads fast."""
+    """Decode all pictures below FOLDER into one FILE, from which training reads fast. What is left out is named on stderr."""
     from hpcm_codec.training.data import pack_pictures
 
     options.refuse_missing(folder)
     options.refuse_existing(output, force)
-    count = pack_pictures(folder, output, smallest_side)
-    click.echo(f"{output}: {count} pictures, {output.stat().st_size / 1e6:.0f} MB")
+    left_out = options.LeftOut()
+    count = pack_pictures(folder, output, smallest_side, left_out)
+    click.echo(f"{output}: {count} pictures, {output.stat().st_size / 1e6:.0f} MB{left_out.in_words}")
 
 
 @command.command("validate")

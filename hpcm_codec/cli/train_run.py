@@ -220,7 +220,7 @@ def _packed(folder: Path, out: Path, first: bool) -> Path:
     packed = out / PACK_NAME
     if first and not packed.exists():
         say(f"packing the pictures below {folder} into {packed}")
-        pack_pictures(folder, packed)
+        pack_pictures(folder, packed, leaving_out=options.LeftOut())
     while not packed.exists():
         time.sleep(0.5)
     return packed

@@ -12,9 +12,9 @@ from hpcm_codec.engines.exact.weights import Weights
 from hpcm_codec.engines.integer import IntegerEngine
 from hpcm_codec.engines.interface import Engine
 from hpcm_codec.entropy.rans_encoder import CoderTables
-from hpcm_codec.errors import UnsupportedError, UsageError
+from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.ops import build
-from hpcm_codec.system.devices import has_cuda
+from hpcm_codec.system.devices import device_of
 from hpcm_codec.system.threads import import_torch
 from hpcm_codec.weights.stored import StoredCheckpoint
 
@@ -32,11 +32,7 @@ def load_engines(checkpoint: StoredCheckpoint, device: str) -> Engines:
     device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is one. Raises UsageError for a device that does not exist,
     UnsupportedError for weights that the exact profile does not cover.
     """
-    if device == "auto":
-        device = "cuda" if has_cuda() else "cpu"
-    if device.startswith("cuda") and not has_cuda():
-        raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
-    return Engines(checkpoint, device)
+    return Engines(checkpoint, device_of(device))
 
 
 class Engines(Mapping[str, Engine]):

@@ -19,6 +19,7 @@ from typing import Any
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.images import READABLE
 from hpcm_codec.system.files import file_error
+from hpcm_codec.system.folders import home
 
 KODAK = "kodak"
 
@@ -179,7 +180,11 @@ def _find_kodak(data_dir: str | os.PathLike[str] | None, announce: Callable[[str
 
 
 def kodak_cache() -> Path:
-    """Where the downloaded set is kept: in the user's cache. Raises HpcmError when the package pooch is missing."""
+    """Where the downloaded set is kept: in the user's cache. Raises HpcmError when the package pooch is missing, or the user's home."""
+    if home() is None and not os.environ.get("XDG_CACHE_HOME"):
+        raise HpcmError(
+            "this user has no home folder to keep the Kodak set in", advice="name the folder around it with --data-dir"
+        )
     return Path(_pooch().os_cache("hpcm-codec")) / KODAK
 
 

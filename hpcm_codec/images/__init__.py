@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hpcm_codec.images.alpha import decode_alpha, encode_alpha
 from hpcm_codec.images.opening import open_picture
-from hpcm_codec.images.picture import EXIF_PREFIX, ORIENTATION, Picture, PixelSource, Samples, StripPicture
+from hpcm_codec.images.picture import EXIF_PREFIX, ORIENTATION, Extras, Picture, PixelSource, Samples, StripPicture
 from hpcm_codec.images.reading import READABLE, picture_from_pil, read_picture
 from hpcm_codec.images.writing import FORMATS, format_for, held_bytes, picture_to_pil, write_picture
 
@@ -18,6 +18,7 @@ __all__ = [
     "FORMATS",
     "ORIENTATION",
     "READABLE",
+    "Extras",
     "Picture",
     "PixelSource",
     "Samples",

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from hpcm_codec.errors import CorruptStreamError
-from hpcm_codec.images.picture import Samples, larger_pictures_allowed
+from hpcm_codec.images.limits import our_limits
+from hpcm_codec.images.picture import Samples
 
 
 def encode_alpha(alpha: Samples) -> bytes:
@@ -26,7 +27,7 @@ def decode_alpha(payload: bytes, width: int, height: int) -> Samples:
     if not payload.startswith(opening):  # looked at before Pillow allocates anything
         raise CorruptStreamError("damaged: the alpha plane is not an 8-bit grey PNG of the picture's size")
     try:
-        with warnings.catch_warnings(), larger_pictures_allowed(width * height):
+        with warnings.catch_warnings(), our_limits(width * height, metadata=False):
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(payload), formats=["PNG"]) as image:
                 if image.mode != "L" or image.size != (width, height):

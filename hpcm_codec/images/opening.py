@@ -21,13 +21,16 @@ from PIL import Image
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import MemoryLimitError
 from hpcm_codec.images import libvips
-from hpcm_codec.images.metadata import exif_of
-from hpcm_codec.images.picture import ORIENTATION, PARSER_ERRORS, PixelSource, Samples, is_large
+from hpcm_codec.images.colour import icc_of
+from hpcm_codec.images.extras import extras_of
+from hpcm_codec.images.metadata import exif_of, orientation_of, turned_by_pillow
+from hpcm_codec.images.picture import Extras, PixelSource, Samples, is_large
 from hpcm_codec.images.png import one_pixel_of
 from hpcm_codec.images.reading import (
+    Identified,
     identified,
     opened,
-    picture_from_pil,
+    picture_of,
     pillow_errors_as_file_errors,
     raw_mode_of,
     start,
@@ -40,7 +43,13 @@ _RAW_MODES = {"L": (1, False), "RGB": (3, False), "BGR": (3, True)}
 _PLAIN_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "PPM", "BMP")
 # Bytes a pixel, of what is held while a picture is read. Pillow's image has 4, whatever its mode.
 _PILLOW = 4
-_DECODER = {"WEBP": 12, "AVIF": 12, "JPEG2000": 12}  # these decode into buffers of their own first
+_DECODER = {
+    "WEBP": 12,
+    "AVIF": 12,
+    "JPEG2000": 12,
+    "JXL": 9,
+    "HEIF": 16,
+}  # these decode into buffers of their own first
 _PROGRESSIVE = 6  # all coefficients of a JPEG
 _CONVERTED = 12  # copies on the way to 8-bit grey or RGB, or upright
 _CONVERTED_DEEP = 32  # the same in 64-bit numbers
@@ -73,32 +82,31 @@ def open_picture(
             source = stack.enter_context(opened(source, name))
         name = name or "the image"
         with pillow_errors_as_file_errors(name):
-            image, file = stack.enter_context(identified(source, name, max_pixels))
-            picture = _opened(image, file, name, max_pixels, afford)
+            picture = _opened(stack.enter_context(identified(source, name, max_pixels)), name, max_pixels, afford)
         yield picture
 
 
-def _opened(image: Image.Image, file: BinaryIO, name: str, max_pixels: int, afford: Afford) -> PixelSource:
+def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> PixelSource:
+    image, file = found.image, found.file
     pixels = image.width * image.height
-    notices = start(image, max_pixels)
+    notices = [*found.notices, *start(image, max_pixels)]
     raw_mode, deep = raw_mode_of(image)
     own = _DECODER.get(image.format or "", 0) + (_PROGRESSIVE if image.info.get("progressive") else 0)
     converted = pixels * (_PILLOW + own + (_CONVERTED_DEEP if image.mode[0] in "IF" else _CONVERTED))
 
     def as_a_whole() -> PixelSource:
         afford(image.width, image.height, converted)
-        picture = picture_from_pil(image, max_pixels=max_pixels)
-        picture.notices = (*notices, *(notice for notice in picture.notices if notice not in notices))
-        return picture
+        return picture_of(found, max_pixels, (raw_mode, deep))
 
     def with_rows(rows: Callable[[int, int], Samples], alpha: Samples | None, described: Image.Image) -> PixelSource:
         """described: the image that has the metadata."""
-        icc = described.info.get("icc_profile") or None
-        _, exif = exif_of(described)
         grey = image.mode[0] == "L"
-        return _OpenPicture(
-            image.width, image.height, grey, rows, name, alpha, icc, exif, xmp_of(described), tuple(notices)
-        )
+        icc = icc_of(described, found.code_points, grey, notices)
+        _, exif, exif_notices = exif_of(described)
+        notices.extend(exif_notices)
+        extras, xmp = extras_of(described, turned_by_pillow(described), notices), xmp_of(described)
+        size = image.width, image.height
+        return _OpenPicture(*size, grey, rows, name, alpha, icc, exif, xmp, extras, tuple(notices))
 
     known = image.format != "PNG" or "exif" in image.info  # PNG's EXIF may come after the pixels
     if not _plain(image, raw_mode) or (known and _turned(image)):
@@ -152,11 +160,8 @@ def _plain(image: Image.Image, raw_mode: str) -> bool:
 
 
 def _turned(image: Image.Image) -> bool:
-    """Whether EXIF says, or might say, that the picture does not lie upright in the file."""
-    try:
-        return bool(image.getexif().get(ORIENTATION, 1) != 1)
-    except PARSER_ERRORS:
-        return True
+    """Whether EXIF or XMP says that the picture does not lie upright in the file."""
+    return orientation_of(image) != 1
 
 
 @dataclass
@@ -172,6 +177,7 @@ class _OpenPicture:
     icc: bytes | None
     exif: bytes | None
     xmp: bytes | None
+    extras: Extras
     notices: tuple[str, ...]
 
     def rows(self, top: int, bottom: int) -> Samples:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 Samples = NDArray[np.uint8]
 
@@ -21,6 +20,7 @@ LARGE_PIXELS = (
     2**24
 )  # above this, PNG, JPEG and compressed TIFF are not held as Pillow's image (64 MiB) where that can be avoided
 EXIF_PREFIX = b"Exif\0\0"  # JPEG's framing of EXIF, not part of `Picture.exif`
+COMMENT = "Comment"  # the keyword of the text that JPEG and GIF have
 # what Pillow's parsers of secondary parts raise on broken ones
 PARSER_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
@@ -33,6 +33,20 @@ def is_large(width: int, height: int) -> bool:
     return width * height > LARGE_PIXELS
 
 
+@dataclass(frozen=True)
+class Extras:
+    """iptc: IPTC-IIM records, bytes or None. dpi: pixels per inch along width and height, or None. texts: (keyword, text), as in PNG."""
+
+    iptc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    texts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def comment(self) -> str | None:
+        """The text that JPEG and GIF have."""
+        return next((text for keyword, text in self.texts if keyword == COMMENT), None)
+
+
 class PixelSource(Protocol):
     """A picture as the encoder takes it: `Picture` itself, or one whose rows are read from a file when asked for (`open_picture`)."""
 
@@ -40,6 +54,7 @@ class PixelSource(Protocol):
     icc: bytes | None
     exif: bytes | None
     xmp: bytes | None
+    extras: Extras
     notices: tuple[str, ...]
 
     @property
@@ -62,6 +77,7 @@ class Picture:
     pixels:  uint8 H×W×3 (RGB) or H×W×1 (grey), upright.
     alpha:   uint8 H×W, 255 opaque, not premultiplied; or None.
     icc:     ICC profile; exif: EXIF from its byte order mark on, orientation 1; xmp: XMP packet; each bytes or None.
+    extras:  IPTC data, resolution and texts.
     notices: what the reader changed, one phrase each, for the user's eyes.
     """
 
@@ -71,6 +87,7 @@ class Picture:
     exif: bytes | None = None
     xmp: bytes | None = None
     notices: tuple[str, ...] = ()
+    extras: Extras = Extras()
 
     @property
     def height(self) -> int:
@@ -97,18 +114,6 @@ class Picture:
         return (self.pixels[top : top + STRIP_ROWS] for top in range(0, self.height, STRIP_ROWS))
 
 
-@contextmanager
-def larger_pictures_allowed(max_pixels: int) -> Iterator[None]:
-    """In here Pillow's own guard against huge pictures begins at twice `max_pixels`, if that is later than usual; ours begins before it."""
-    before = Image.MAX_IMAGE_PIXELS
-    if before is not None:
-        Image.MAX_IMAGE_PIXELS = max(before, max_pixels)
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
 @dataclass
 class StripPicture:
     """A picture whose pixels come once, from top to bottom, while it is decoded.
@@ -125,6 +130,7 @@ class StripPicture:
     exif: bytes | None = None
     xmp: bytes | None = None
     notices: tuple[str, ...] = ()
+    extras: Extras = Extras()
 
     def whole(self) -> Picture:
         """All of it; takes the strips."""
@@ -133,4 +139,4 @@ class StripPicture:
         for strip in self.strips:
             pixels[top : top + len(strip)] = strip
             top += len(strip)
-        return Picture(pixels, self.alpha, self.icc, self.exif, self.xmp, self.notices)
+        return Picture(pixels, self.alpha, self.icc, self.exif, self.xmp, self.notices, self.extras)

@@ -7,7 +7,7 @@ from typing import Any
 
 LARGEST_TIFF = 2**32 - 2**24  # offsets have 32 bits; the rest is room for the directory and metadata
 TIFF_STRIP_ROWS = 64
-_SHORT, _LONG, _BYTE, _UNDEFINED = 3, 4, 1, 7
+_SHORT, _LONG, _BYTE, _UNDEFINED, _RATIONAL = 3, 4, 1, 7, 5
 
 
 def ppm_start(width: int, height: int, grey: bool, metadata: dict[str, Any]) -> tuple[bytes, bytes]:
@@ -18,7 +18,7 @@ def ppm_start(width: int, height: int, grey: bool, metadata: dict[str, Any]) -> 
 def tiff_start(width: int, height: int, grey: bool, metadata: dict[str, Any]) -> tuple[bytes, bytes]:
     """What comes before and after the rows of an uncompressed little-endian TIFF (TIFF 6.0, sections 2 to 6).
 
-    metadata: "icc_profile" and "xmp" where present. Below LARGEST_TIFF bytes of pixels.
+    metadata: "icc_profile", "xmp", "iptc" and "dpi" where present. Below LARGEST_TIFF bytes of pixels.
     """
     channels = 1 if grey else 3
     row_bytes, header_bytes = width * channels, 8
@@ -42,7 +42,14 @@ def tiff_start(width: int, height: int, grey: bool, metadata: dict[str, Any]) ->
         fields.append((700, _BYTE, metadata["xmp"]))
     if "icc_profile" in metadata:
         fields.append((34675, _UNDEFINED, metadata["icc_profile"]))
-    sizes = {_SHORT: 2, _LONG: 4, _BYTE: 1, _UNDEFINED: 1}
+    if "iptc" in metadata:
+        fields.append((33723, _UNDEFINED, metadata["iptc"]))
+    if "dpi" in metadata:
+        resolutions = (struct.pack("<II", round(value * 1000), 1000) for value in metadata["dpi"])
+        fields += [(tag, _RATIONAL, value) for tag, value in zip((282, 283), resolutions, strict=True)]
+        fields.append((296, _SHORT, struct.pack("<H", 2)))  # per inch
+    fields.sort()
+    sizes = {_RATIONAL: 8, _SHORT: 2, _LONG: 4, _BYTE: 1, _UNDEFINED: 1}
     entries, values = [struct.pack("<H", len(fields))], b""
     first_value = directory + 2 + 12 * len(fields) + 4
     for tag, kind, value in fields:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.images.metadata import exif_of, upright
-from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples, larger_pictures_allowed
-from hpcm_codec.images.samples import samples_of
+from hpcm_codec.images import plugins
+from hpcm_codec.images.colour import CodePoints, code_points_of, icc_of
+from hpcm_codec.images.extras import extras_of, raw_profile
+from hpcm_codec.images.limits import TEXT_CHUNK_BYTES, is_text_limit, our_limits
+from hpcm_codec.images.metadata import exif_of, sides_change_places, turned_by_pillow, upright, xmp_of_upright_picture
+from hpcm_codec.images.picture import PARSER_ERRORS, Picture, Samples
+from hpcm_codec.images.png import content_of
+from hpcm_codec.images.repair import repaired
+from hpcm_codec.images.samples import lower_bytes_of, samples_of
 from hpcm_codec.system.files import file_error
 
 # Pillow's readers for plain raster formats: none of those that start other programs (EPS) or only describe a file (PDF, HDF5)
 READABLE = [
     *("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "TGA", "PCX", "DCX", "ICO"),
-    *("ICNS", "PSD", "SGI", "QOI", "DDS", "SUN", "XBM", "XPM", "MSP", "IM"),
+    *("ICNS", "PSD", "SGI", "QOI", "DDS", "SUN", "XBM", "XPM", "MSP", "IM", *plugins.NAMES),
 ]
-NOT_AN_IMAGE = ("not an image, or of a kind this build cannot read", "check the file, or convert it to PNG")
+XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"  # in front of XMP in a JPEG
+NOT_AN_IMAGE = ("not an image, damaged, or of a kind this build cannot read", "check the file, or get it again")
 
 
 def read_picture(
@@ -42,8 +48,8 @@ def read_picture(
         with opened(source, name) as file:
             return read_picture(file, name=name, max_pixels=max_pixels)
     name = name or "the image"
-    with pillow_errors_as_file_errors(name), identified(source, name, max_pixels) as (image, _):
-        return _picture(image, max_pixels)
+    with pillow_errors_as_file_errors(name), identified(source, name, max_pixels) as found:
+        return picture_of(found, max_pixels)
 
 
 def opened(path: str | os.PathLike[str], name: str) -> BinaryIO:
@@ -56,27 +62,47 @@ def opened(path: str | os.PathLike[str], name: str) -> BinaryIO:
         raise FileError("not a possible file name", file=repr(name), advice="check the path") from error
 
 
+class Identified(NamedTuple):
+    """An image whose pixels are not read yet, and what it comes from; notices: what is overlooked; code_points: of its colours."""
+
+    image: Image.Image
+    file: BinaryIO
+    notices: list[str]
+    code_points: CodePoints | None
+
+
 @contextmanager
-def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """A Pillow image whose pixels are not read yet, and the file it comes from; Pillow's own limit is lifted to ours."""
+def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator[Identified]:
+    """A file as Pillow identifies it, from its beginning on; Pillow's own limits are ours in here."""
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     elif not source.seekable():
         source = io.BytesIO(source.read())
     if not source.read(1):
         raise FileError("not an image: it is empty", file=name, advice="get the file again")
-    source.seek(0)
-    with larger_pictures_allowed(max_pixels), _identified_by_pillow(source) as image:
-        yield image, source
+    source, notices = repaired(source)
+    with our_limits(max_pixels), _identified_by_pillow(source) as image:
+        yield Identified(image, source, notices, code_points_of(source))
 
 
 def _identified_by_pillow(file: BinaryIO) -> Image.Image:
     """The image in a file from its beginning on, of one of READABLE; raises Pillow's errors."""
+    kind = plugins.format_of(content_of(file, 0, 12))
+    file.seek(0)
+    if kind is not None and plugins.is_there(kind):
+        with suppress(UnidentifiedImageError):
+            return Image.open(file, formats=[kind])
     Image.preinit()  # the readers of common formats; importing the others takes 20 ms
     with suppress(UnidentifiedImageError):
         return Image.open(file, formats=_readers())
     Image.init()
-    return Image.open(file, formats=_readers())
+    try:
+        return Image.open(file, formats=_readers())
+    except UnidentifiedImageError:
+        if kind is None or plugins.is_there(kind):
+            raise
+        name = plugins.NAMES[kind]
+        raise FileError(f"{name}, whose reader is not installed", advice=plugins.ADVICE) from None
 
 
 def _readers() -> list[str]:
@@ -90,7 +116,8 @@ def picture_from_pil(image: Image.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS
     Raises FileError when they cannot be loaded or converted.
     """
     with pillow_errors_as_file_errors("the image"):
-        return _picture(image, max_pixels)
+        file = getattr(image, "fp", None) or io.BytesIO()  # none where the pixels are loaded
+        return picture_of(Identified(image, file, [], code_points_of(file)), max_pixels)
 
 
 @contextmanager
@@ -108,13 +135,25 @@ def pillow_errors_as_file_errors(name: str) -> Iterator[None]:
         raise FileError("claims more pixels than is safe to read", file=name, advice="use a smaller picture") from error
     except MemoryError as error:
         raise FileError("there is not enough memory for it", file=name, advice="use a smaller picture") from error
+    except ValueError as error:
+        if not is_text_limit(error):
+            raise _damaged(error, name) from error
+        raise FileError(
+            f"a text, ICC or XMP chunk holds more than {TEXT_CHUNK_BYTES >> 20} MiB, or all of them together far more",
+            file=name,
+            advice="remove it with another program",
+        ) from error
     except Exception as error:  # on broken files Pillow's readers raise nearly every kind there is
-        detail = str(error) or type(error).__name__
-        raise FileError(f"a damaged or truncated image ({detail})", file=name, advice="get the file again") from error
+        raise _damaged(error, name) from error
+
+
+def _damaged(error: Exception, name: str) -> FileError:
+    detail = str(error) or type(error).__name__
+    return FileError(f"a damaged or truncated image ({detail})", file=name, advice="get the file again")
 
 
 def start(image: Image.Image, max_pixels: int) -> list[str]:
-    """Refuse an image that has no pixels or too many, and turn to its first frame; returns a notice if there are more."""
+    """Refuse an image that has no pixels or too many, and turn to what it shows first; returns a notice if there is more."""
     width, height = image.size
     if width < 1 or height < 1:
         raise FileError(f"has no pixels ({width}×{height})", advice="use another picture")
@@ -123,36 +162,47 @@ def start(image: Image.Image, max_pixels: int) -> list[str]:
     frames = _frame_count(image)
     if frames <= 1:
         return []
-    image.seek(0)
-    return [f"first of {frames} frames taken"]
+    with suppress(
+        EOFError
+    ):  # there is no frame 0 where the frames are layers, and what is shown first is all of them together
+        image.seek(0)
+    return [f"all {frames} layers taken as one picture" if image.format == "PSD" else f"first of {frames} frames taken"]
 
 
-def _picture(image: Image.Image, max_pixels: int) -> Picture:
-    notices = start(image, max_pixels)
-    raw_mode, deep = raw_mode_of(image)
+def picture_of(found: Identified, max_pixels: int, raw: tuple[str, bool] | None = None) -> Picture:
+    """All of an identified image; raises whatever Pillow does. raw: what `raw_mode_of` said, if the image is loaded already."""
+    image = found.image
+    notices = [*found.notices, *start(image, max_pixels)]
+    raw_mode, deep = raw or raw_mode_of(image)
+    lower_bytes = lower_bytes_of(image, raw_mode)
     image.load()
     if image.width * image.height > max_pixels:  # some kinds know their size only now
         raise FileError(f"has {image.width}×{image.height} pixels, above the limit of {max_pixels}")
+    deep |= int(image.info.get("bit_depth") or 8) > 8 and image.format == "HEIF"
     if deep and image.mode in ("L", "LA", "RGB", "RGBA"):
-        notices.append("16 bits per sample reduced to 8")
-    pixels, alpha = samples_of(image, raw_mode, notices)
-    icc = image.info.get("icc_profile") or None
-    if image.mode in ("CMYK", "LAB"):
-        icc = None  # it describes ink or Lab values, which were converted
+        notices.append(f"{image.info.get('bit_depth', 16)} bits per sample reduced to 8")
+    pixels, alpha = samples_of(image, raw_mode, notices, lower_bytes)
+    grey = pixels.shape[2] == 1
+    # a profile of ink or Lab values describes what was converted
+    icc = None if image.mode in ("CMYK", "LAB") else icc_of(image, found.code_points, grey, notices)
     xmp = xmp_of(image)
-    orientation, exif = exif_of(image)
+    orientation, exif, exif_notices = exif_of(image)
+    notices.extend(exif_notices)
+    extras = extras_of(image, sides_change_places(orientation) or turned_by_pillow(image), notices)
     if orientation != 1:
         pixels = upright(pixels, orientation)
         alpha = None if alpha is None else upright(alpha, orientation)
         if xmp is not None:
-            xmp = re.sub(rb"(tiff:Orientation(?:=[\"']|>))[2-8]", rb"\g<1>1", xmp)
-    return Picture(_owned(pixels), None if alpha is None else _owned(alpha), icc, exif, xmp, tuple(notices))
+            xmp = xmp_of_upright_picture(xmp, orientation)
+    return Picture(_owned(pixels), None if alpha is None else _owned(alpha), icc, exif, xmp, tuple(notices), extras)
 
 
 def xmp_of(image: Image.Image) -> bytes | None:
     """The XMP packet as it is in the file."""
-    xmp = image.info.get("xmp") or None
-    return xmp.encode() if isinstance(xmp, str) else xmp
+    xmp = image.info.get("xmp") or raw_profile(image, "xmp")
+    if not xmp and (segment := raw_profile(image, "APP1")) is not None and segment.startswith(XMP_NAME):
+        xmp = segment.removeprefix(XMP_NAME)
+    return (xmp.encode() if isinstance(xmp, str) else xmp) or None
 
 
 def _owned(samples: Samples) -> Samples:

@@ -13,13 +13,18 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from hpcm_codec.errors import FileError, HpcmError
-from hpcm_codec.images.picture import EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture, is_large
+from hpcm_codec.images import plugins
+from hpcm_codec.images.extras import IPTC_TAG, as_raw_profile, info_of, photoshop_segment
+from hpcm_codec.images.picture import COMMENT, EXIF_PREFIX, PARSER_ERRORS, Picture, Samples, StripPicture, is_large
 from hpcm_codec.images.plain import LARGEST_TIFF, ppm_start, tiff_start
 from hpcm_codec.images.png import HELD_BYTES, LEVEL, png_in_strips
 from hpcm_codec.system.files import file_error, write_atomically
 
 JPEG_SEGMENT = 65533  # bytes of metadata a JPEG segment holds
-WRITERS_HOLD = {"JPEG": 6, "WEBP": 28}  # bytes a pixel, rounded up from 39 MP written by Pillow 13
+# bytes a pixel, rounded up from 39 MP written by Pillow 13, and of the last two from 4 MP
+WRITERS_HOLD = {"JPEG": 6, "WEBP": 28, "JXL": 56, "HEIF": 48}
+JPEG_DPI = 65535  # a JPEG's resolution is below this
+IPTC_OVERHEAD = 27  # bytes around IPTC in a JPEG segment
 XMP_OVERHEAD = 29  # bytes of the name in front of XMP in a JPEG segment
 
 
@@ -32,23 +37,37 @@ class _Format:
     alpha: bool = False
     grey: bool = True
     metadata: bool = False  # ICC, EXIF and XMP
+    iptc: bool = False
+    dpi: bool = False
+    texts: bool = False  # any; JPEG has room for the comment
     longest_side: int = 2**31 - 1
 
 
 FORMATS = {
-    "PNG": _Format((".png",), {"compress_level": LEVEL}, alpha=True, metadata=True),
+    "PNG": _Format((".png",), {"compress_level": LEVEL}, alpha=True, metadata=True, iptc=True, dpi=True, texts=True),
     "JPEG": _Format(
         (".jpg", ".jpeg", ".jpe", ".jfif"),
         {"quality": 95, "subsampling": 0, "optimize": True},
         metadata=True,
+        iptc=True,
+        dpi=True,
         longest_side=65500,
     ),
     "WEBP": _Format(
         (".webp",), {"lossless": True, "exact": True}, alpha=True, grey=False, metadata=True, longest_side=16383
     ),
-    "TIFF": _Format((".tif", ".tiff"), {}, alpha=True, metadata=True),
+    "TIFF": _Format((".tif", ".tiff"), {}, alpha=True, metadata=True, iptc=True, dpi=True),
     "PPM": _Format((".ppm", ".pgm", ".pnm"), {}),
-    "BMP": _Format((".bmp",), {}),
+    "BMP": _Format((".bmp",), {}, dpi=True),
+    "JXL": _Format((".jxl",), {"lossless": True, "use_original_profile": True}, alpha=True, metadata=True),
+    "HEIF": _Format(
+        (".heic", ".heif"),
+        {"quality": -1, "chroma": 444, "matrix_coefficients": 0},  # of which libheif makes lossless RGB
+        alpha=True,
+        grey=False,
+        metadata=True,
+        longest_side=16384,
+    ),
 }
 
 
@@ -67,7 +86,7 @@ def picture_to_pil(picture: Picture | StripPicture) -> Image.Image:
     """A Pillow image of mode L, LA, RGB or RGBA, with ICC profile, EXIF and XMP in its `info`; takes the strips."""
     image = _image_of(picture, picture.alpha)
     exif = None if picture.exif is None else EXIF_PREFIX + picture.exif
-    info = {"icc_profile": picture.icc, "exif": exif, "xmp": picture.xmp}
+    info = {"icc_profile": picture.icc, "exif": exif, "xmp": picture.xmp, **info_of(picture.extras)}
     image.info.update({key: value for key, value in info.items() if value is not None})
     return image
 
@@ -128,6 +147,9 @@ def write_picture(
     format = format or format_for(name)
     if format not in FORMATS:
         raise FileError(f"there is no output format {format}", file=name, advice=f"use one of {' '.join(FORMATS)}")
+    if format in plugins.NAMES and not plugins.is_there(format):
+        reason = f"{plugins.NAMES[format]} needs a writer that is not installed"
+        raise FileError(reason, file=name, advice=plugins.ADVICE)
     try:
         alpha = _alpha_for(picture, format)
         metadata, notices = _metadata_for(picture, format)
@@ -247,20 +269,48 @@ def _metadata_for(picture: Picture | StripPicture, format: str) -> tuple[dict[st
             metadata[key] = value
         elif value:
             left_out.append(f"{format} cannot hold this {label}, it was left out")
+    extras = picture.extras
+    if extras.dpi is not None and rules.dpi and (format != "JPEG" or max(extras.dpi) < JPEG_DPI):
+        metadata["dpi"] = extras.dpi
+    elif extras.dpi is not None:
+        left_out.append(f"{format} cannot hold this resolution, it was left out")
+    if extras.iptc is not None and rules.iptc and len(extras.iptc) + IPTC_OVERHEAD <= limit:
+        metadata["iptc"] = extras.iptc
+    elif extras.iptc is not None:
+        left_out.append(f"{format} cannot hold these IPTC data, they were left out")
+    comment_fits = format == "JPEG" and len((extras.comment or "").encode()) <= limit
+    kept = [entry for entry in extras.texts if rules.texts or (comment_fits and entry[0] == COMMENT)]
+    if kept:
+        metadata["texts"] = kept
+    if lost := [entry[0] for entry in extras.texts if entry not in kept]:
+        left_out.append(f"{format} cannot hold these texts ({', '.join(lost)}), they were left out")
     return metadata, left_out
 
 
 def _settings_for(format: str, metadata: dict[str, Any]) -> dict[str, Any]:
     """Pillow's `save` arguments for metadata; PNG and TIFF have no argument for XMP."""
     settings = dict(metadata)
-    if format == "PNG" and "xmp" in settings:
+    iptc, texts = settings.pop("iptc", None), settings.pop("texts", ())
+    if format == "PNG":
         chunks = PngImagePlugin.PngInfo()
-        chunks.add(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + settings.pop("xmp"))
+        if "xmp" in settings:
+            chunks.add(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + settings.pop("xmp"))
+        for keyword, text in texts:
+            chunks.add_text(keyword, text)  # which takes iTXt for what is not Latin-1
+        if iptc is not None:
+            chunks.add_text("Raw profile type iptc", as_raw_profile(iptc), zip=True)
         settings["pnginfo"] = chunks
-    if format == "TIFF" and "xmp" in settings:
+    if format == "JPEG":
+        if texts:
+            settings["comment"] = texts[0][1].encode()
+        settings["extra"] = b"" if iptc is None else photoshop_segment(iptc)
+    if format == "TIFF" and ("xmp" in settings or iptc is not None):
         tags = Image.Exif()
         if "exif" in settings:
             tags.load(settings["exif"])
-        tags[int(ExifTags.Base.XMLPacket)] = settings.pop("xmp")
+        if "xmp" in settings:
+            tags[int(ExifTags.Base.XMLPacket)] = settings.pop("xmp")
+        if iptc is not None:
+            tags[IPTC_TAG] = iptc
         settings["exif"] = tags
     return settings

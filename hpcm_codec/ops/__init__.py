@@ -6,6 +6,7 @@ backends; importing this package compiles nothing and imports no torch.
 
 from __future__ import annotations
 
-from hpcm_codec.ops.build import BuildError, ensure_built, toolchain_report
+from hpcm_codec.ops.build import ensure_built, toolchain_report
+from hpcm_codec.ops.cache import BuildError
 
 __all__ = ["BuildError", "ensure_built", "toolchain_report"]

@@ -10,6 +10,7 @@ and warns once per process, and the caller goes on without.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import logging
@@ -23,11 +24,13 @@ import tempfile
 import threading
 import time
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hpcm_codec.errors import HpcmError, UsageError
+from hpcm_codec.errors import UsageError
+from hpcm_codec.ops.cache import ADVICE, BuildError, cache_directory, is_sound, publish
 
 if TYPE_CHECKING:
     import torch
@@ -104,10 +107,6 @@ BUILD_SECONDS = 600  # longest a build may take, and longest another process wai
 logger = logging.getLogger("hpcm_codec.ops")
 
 
-class BuildError(HpcmError):
-    """A compiled backend was insisted on and cannot be had."""
-
-
 class _State:
     """What this process has loaded, and why it has not; guarded by `lock`."""
 
@@ -120,13 +119,6 @@ class _State:
 
 
 _state = _State()
-
-
-def cache_directory() -> Path:
-    """Where libraries are kept: $HPCM_CACHE/ops, $XDG_CACHE_HOME/hpcm-codec/ops or ~/.cache/hpcm-codec/ops."""
-    if chosen := os.environ.get("HPCM_CACHE"):
-        return Path(chosen) / "ops"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcm-codec" / "ops"
 
 
 def source_directory() -> Path:
@@ -317,8 +309,11 @@ def _run_ninja(backend: Backend, library: Path, architecture: str) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BuildError(f"the build did not finish: {error}") from error
         if done.returncode != 0:
-            raise BuildError(f"the build failed: {(done.stdout + done.stderr).strip()[-2000:]}")
-        os.replace(folder / library.name, library)  # whole or not at all
+            said = (done.stdout + done.stderr).strip()[-2000:]
+            if os.strerror(errno.ENOSPC) in said:  # no fault of the compiler's, to be remembered as one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise BuildError(f"the build failed: {said}")
+        publish(folder / library.name, library)
 
 
 def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
@@ -327,7 +322,7 @@ def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
         return shipped
     folder = cache_directory()
     library = folder / f"{cache_key(backend, architecture)}.so"
-    if library.is_file():
+    if is_sound(library):
         return library
     if missing := _missing_tool(backend):
         raise BuildError(missing)
@@ -337,7 +332,7 @@ def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(library.with_suffix(".lock"), timeout=BUILD_SECONDS):
-            if library.is_file():  # another process was faster
+            if is_sound(library):  # another process was faster
                 return library
             compiler = version_of(find_compiler(backend))
             if not retry and failure.is_file():
@@ -357,9 +352,7 @@ def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
             "another process has been building it for too long", advice=f"delete {error.lock_file}"
         ) from error
     except (OSError, ValueError, KeyError) as error:
-        raise BuildError(
-            f"the cache in {folder} cannot be used ({error})", advice="set HPCM_CACHE to a writable folder"
-        ) from error
+        raise BuildError(f"the cache in {folder} cannot be used ({error})", advice=ADVICE) from error
 
 
 def _load(backend: Backend, device: torch.device | None, *, retry: bool) -> ctypes.CDLL:
@@ -368,9 +361,7 @@ def _load(backend: Backend, device: torch.device | None, *, retry: bool) -> ctyp
     try:
         library = ctypes.CDLL(str(_library_file(backend, architecture, retry=retry)))
     except OSError as error:
-        raise BuildError(
-            f"the compiled library does not load ({error})", advice=f"empty {cache_directory()}"
-        ) from error
+        raise BuildError(f"the compiled library does not load ({error})") from error
     if backend == "cuda":
         import torch
 
@@ -417,13 +408,14 @@ def ensure_built(
                 _state.warned.add(backend)
                 same = "the same results but for rounding" if backend in ("training", "update") else "the same results"
                 text = f"{WITHOUT[backend]} in plain PyTorch, slower and with {same}; {backend} backend: {error}"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
+                with suppress(RuntimeWarning):  # programs may make errors of warnings
+                    warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 
 
 def _is_cached(backend: Backend, device: torch.device | None) -> bool:
     try:
-        return (cache_directory() / f"{cache_key(backend, architecture_of(backend, device))}.so").is_file()
+        return is_sound(cache_directory() / f"{cache_key(backend, architecture_of(backend, device))}.so")
     except BuildError:
         return True  # loading it fails at once and says why
 
@@ -483,7 +475,7 @@ def toolchain_report(build: bool = False) -> dict[str, str]:
         "nvcc": version_of(find_compiler("cuda")),
         "ninja": find_ninja() or "not found",
         "GPU": f"{torch.cuda.get_device_name()} (sm_{architecture_of('cuda')})" if has_cuda else "none visible",
-        "cache": str(cache_directory()),
+        "cache": _cache_in_words(),
     }
     backends: dict[Backend, str] = {
         "cpp": "backend on cpu",
@@ -504,6 +496,13 @@ def toolchain_report(build: bool = False) -> dict[str, str]:
     return report
 
 
+def _cache_in_words() -> str:
+    try:
+        return str(cache_directory())
+    except BuildError as error:
+        return f"none: {error}"
+
+
 def _status(backend: Backend, build: bool) -> tuple[str, str]:
     """The backend that an operator would choose, in words, and the last build error."""
     if (os.environ.get("HPCM_OPS") or "auto") == "torch":
@@ -515,7 +514,7 @@ def _status(backend: Backend, build: bool) -> tuple[str, str]:
         return "torch", missing
     try:
         library = cache_directory() / f"{cache_key(backend, architecture_of(backend))}.so"
-        if library.is_file():
+        if is_sound(library):
             return ready, ""
         failure = library.with_suffix(".failed.json")
         if failure.is_file():

@@ -1,4 +1,4 @@
-"""Whether this machine may have a CUDA device, without importing torch, which takes a second."""
+"""Which device a name means on this machine. Torch, which takes a second to import, is asked only where there may be a CUDA device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from hpcm_codec.errors import UsageError
 from hpcm_codec.system.threads import import_torch
 
 _SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # of a driver on Linux; the last in WSL
@@ -37,3 +38,24 @@ def has_cuda() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def device_of(name: str) -> str:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here: "cpu" or "cuda:N".
+
+    Raises UsageError for other names and for a device that there is not.
+    """
+    kind, _, number = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda") or (":" in str(name) and (kind != "cuda" or not number.isdecimal())):
+        raise UsageError(f"a device is auto, cpu, cuda or cuda:N, not {name!r}")
+    if kind == "cpu" or (kind == "auto" and not has_cuda()):
+        return "cpu"
+    if not has_cuda():
+        raise UsageError("this machine has no CUDA device that torch can use", advice="use --device cpu")
+    import torch
+
+    present = torch.cuda.device_count()
+    index = int(number) if number else torch.cuda.current_device()
+    if index >= present:
+        raise UsageError(f"this machine has {present} CUDA devices, and none has the number {index}")
+    return f"cuda:{index}"

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,7 +58,7 @@ def as_hpcm_error(error: BaseException) -> HpcmError | None:
 
 
 def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: bool = False) -> None:
-    """Make `data` the content of the file `path`; permissions are those of any new file under the current umask.
+    """Make `data` the content of the file `path`; permissions are those of the file it replaces, or of any new one under the umask.
 
     data:      the bytes, or a function that writes them to the binary file it is given.
     overwrite: replace an existing file; otherwise an existing one is left alone, even one that appears while we write.
@@ -78,6 +80,8 @@ def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: boo
         with temporary_in(target.parent) as (temporary, file):
             _fill(file, data)
             file.flush()
+            if overwrite:
+                _keep_permissions(target, file)
             os.fsync(file.fileno())
             if os.name == "nt":
                 file.close()  # Windows does not rename what is open
@@ -90,6 +94,19 @@ def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: boo
                 "the name holds a zero byte", file=repr(os.fspath(path)), advice="check the path"
             ) from error
         raise
+
+
+def _keep_permissions(replaced: Path, file: BinaryIO) -> None:
+    """Give a new file the owner, as far as we may, and the permissions of the one that it will replace, if there is one."""
+    try:
+        found = replaced.stat()
+    except OSError:
+        return
+    if hasattr(os, "fchown"):
+        with suppress(OSError):
+            os.fchown(file.fileno(), found.st_uid, found.st_gid)
+        with suppress(OSError):  # of file systems that have no permissions
+            os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
 
 
 def _fill(file: BinaryIO, data: Content) -> None:

@@ -7,7 +7,9 @@ picture, with a JSON index beside it) is decoded once and then only paged in.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.images import read_picture
+from hpcm_codec.system.files import write_atomically
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".ppm", ".bmp"}
 _INDEX_VERSION = 1
@@ -30,31 +33,38 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def pack_pictures(folder: Path, output: Path, smallest_side: int = 128) -> int:
-    """Decode every picture below `folder` into `output` (and `output`.json); returns how many were packed.
+def pack_pictures(
+    folder: Path, output: Path, smallest_side: int = 128, leaving_out: Callable[[Path, str], object] = lambda *_: None
+) -> int:
+    """Decode every picture below `folder` into `output` (and `output`.json), whole or not at all; returns how many were packed.
 
     Grey pictures become RGB; pictures with a side under `smallest_side` pixels and unreadable ones are left out.
+    leaving_out: told of each of these, and why. Raises FileError where the files cannot be written, or nothing is left.
     """
-    entries, start = [], 0
-    partial = output.with_name(output.name + ".partial")
-    with partial.open("wb") as target:
+    entries: list[dict[str, int]] = []
+
+    def write(target: BinaryIO) -> None:
+        start = 0
         for path in image_files(folder):
             try:
                 pixels = read_picture(path).pixels
-            except HpcmError:
+            except HpcmError as error:
+                leaving_out(path, error.reason)
                 continue
-            if min(pixels.shape[:2]) < smallest_side:
+            height, width = pixels.shape[:2]
+            if min(height, width) < smallest_side:
+                leaving_out(path, f"has {width}×{height} pixels, fewer than {smallest_side} on a side")
                 continue
-            rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-            target.write(np.ascontiguousarray(rgb).tobytes())
-            entries.append({"start": start, "height": rgb.shape[0], "width": rgb.shape[1]})
+            rgb = np.broadcast_to(pixels, (height, width, 3))
+            target.write(np.ascontiguousarray(rgb).data)
+            entries.append({"start": start, "height": height, "width": width})
             start += rgb.size
-    if not entries:
-        partial.unlink()
-        raise FileError(f"{folder}: no picture here is at least {smallest_side} pixels on both sides")
-    index = {"version": _INDEX_VERSION, "pictures": entries}
-    output.with_name(output.name + ".json").write_text(json.dumps(index))
-    partial.replace(output)
+        if not entries:
+            raise FileError(f"{folder}: no picture here is at least {smallest_side} pixels on both sides")
+        index = json.dumps({"version": _INDEX_VERSION, "pictures": entries})
+        write_atomically(output.with_name(output.name + ".json"), index.encode(), overwrite=True)
+
+    write_atomically(output, write, overwrite=True)
     return len(entries)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
+from hpcm_codec.system.folders import user_folder
 from hpcm_codec.weights.identity import kept_identity
 
 
@@ -28,17 +29,22 @@ def shipped_checkpoints() -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT_MODEL, item[0])))
 
 
-def models_folder() -> Path:
-    """Where users keep other checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models."""
+def models_folder() -> Path | None:
+    """Where users keep other checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models.
+
+    None for a user without a home.
+    """
     if chosen := os.environ.get("HPCM_MODELS"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hpcm-codec" / "models"
+    folder = user_folder("XDG_DATA_HOME", ".local/share")
+    return None if folder is None else folder / "models"
 
 
 def known_checkpoints() -> dict[str, Path]:
     """The shipped checkpoints, then those in `models_folder`: name → file. One whose name is taken goes by its path."""
     known = shipped_checkpoints()
-    for path in sorted(models_folder().glob("*.safetensors")):
+    folder = models_folder()
+    for path in [] if folder is None else sorted(folder.glob("*.safetensors")):
         known[str(path) if path.stem in known else path.stem] = path
     return known
 

@@ -84,11 +84,10 @@ def integer_linear(
     limit: int = LIMIT,
     compiled: bool = False,
 ) -> Linear:
-    """rows: real N×K, of 24 significant bits at most, or packed ones (`engines.exact.weights.PackedRows`); fraction_in: int K;
-    fraction_out: int N.
+    """rows: real N×K, of 24 significant bits at most, or packed ones (`engines.exact.weights.PackedRows`).
 
-    row_factor: what rows are multiplied with; bound: of the inputs' magnitudes; limit: of the outputs'.
-    Raises UnsupportedError when it cannot be done.
+    fraction_in: int K; fraction_out: int N; row_factor: what rows are multiplied with; bound: of the inputs' magnitudes; limit: of the
+    outputs'. Raises UnsupportedError when it cannot be done.
     """
     inputs = np.ldexp(np.float32(1), -fraction_in).astype(np.float32)
     if compiled:
