@@ -1,7 +1,7 @@
 // The integer operators of the exact profile on the processor, bit for bit as hpcm_codec/ops/integer.py defines them.
 // A plain C interface; planes are contiguous, h×w×C or T×C. Threads share out whole results, so they change no number.
 #include "integer_mixing.h"
-#include "range_decoder.h"
+#include "rans_decoder.h"
 
 #include <cmath>
 
@@ -334,7 +334,7 @@ extern "C" void hpcm_integer_bi_wkv(const int16_t* key, const int16_t* value, co
 
 // Reads symbols until one cannot be read; returns in place[2] how many there were. place: the stream's state and position.
 // starts: where each table begins in `cumulative`. Every table has at least 3 numbers.
-extern "C" void hpcm_range_decode(const uint32_t* words, int64_t count, int64_t* place, const int32_t* indexes,
+extern "C" void hpcm_rans_decode(const uint32_t* words, int64_t count, int64_t* place, const int32_t* indexes,
                                   int64_t wanted, const int32_t* cumulative, const int64_t* starts,
                                   const int32_t* sizes, const int32_t* offsets, int64_t largest, int32_t* symbols) {
   hpcm::Stream stream{words, count, place[1], static_cast<uint64_t>(place[0])};

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.model.config import CellConfig, ModelConfig
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.weights.checkpoints import export_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import save_checkpoint
 
 _CELL = {"width": 16, "heads": 2, "residual": True}
 CONFIG = ModelConfig(

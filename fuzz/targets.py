@@ -21,12 +21,14 @@ from PIL import Image
 import hpcm_codec.pillow  # noqa: F401 - registers the format
 from hpcm_codec import api
 from hpcm_codec.bitstream import container
+from hpcm_codec.bitstream.byte_reader import LARGEST_NUMBER
 from hpcm_codec.cli.info import describe_file
 from hpcm_codec.codec import Codec
-from hpcm_codec.entropy.ports import DecoderPort
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, SCALES
+from hpcm_codec.engines.ports import DecoderPort
 from hpcm_codec.errors import HpcmError
+from hpcm_codec.extensions import extras_in
 from hpcm_codec.images import Extras, Picture, decode_alpha, picture_to_pil, write_picture
-from hpcm_codec.images.extras import extras_in
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from small_model import checkpoint
@@ -51,7 +53,7 @@ def repaired(data: bytes, identity: bytes) -> bytes:
     changed = bytearray(data)
     changed[IDENTITY] = identity
     try:
-        head, *chunks = container.describe_stream(changed, container.LARGEST_NUMBER**2)
+        head, *chunks = container.describe_stream(changed, LARGEST_NUMBER**2)
     except HpcmError:
         return data
     seed = zlib.crc32(changed[: head.size])
@@ -93,23 +95,23 @@ def fuzz_container(data: bytes) -> bool:
     """Header, chunks and metadata: everything that reads a file without decoding its pixels. Returns whether the file is sound."""
     if options_of(data) & REPAIR:
         data = repaired(data, data[IDENTITY])
-    limit = container.LARGEST_NUMBER**2 if options_of(data) & GREATER_LIMIT else container.DEFAULT_MAX_PIXELS
+    limit = LARGEST_NUMBER**2 if options_of(data) & GREATER_LIMIT else DEFAULT_MAX_PIXELS
     stream = None
     for truncated in (False, True):
-        for scale in container.SCALES:
+        for scale in SCALES:
             try:
                 stream = container.parse_stream(data, max_pixels=limit, allow_truncated=truncated, scale=scale)
             except HpcmError as error:
                 assert "\n" not in str(error)
                 continue
-            if scale == container.SCALES[-1] and not stream.problems:
+            if scale == SCALES[-1] and not stream.problems:
                 assert container.write_stream(stream) == data, "the encoding is not canonical"
     problem: HpcmError | None = None
     try:
         described, problem = describe_file(data)
         assert described["sound"] == (problem is None)
         with Image.open(io.BytesIO(data)) as image:
-            assert image.width * image.height <= container.DEFAULT_MAX_PIXELS
+            assert image.width * image.height <= DEFAULT_MAX_PIXELS
     except HpcmError as error:
         problem = error
     if stream is not None:
@@ -123,10 +125,9 @@ def _use_extensions(stream: container.HpcmStream) -> None:
     if container.ALPHA in extensions and header.width * header.height <= ALPHA_PIXELS:
         with suppress(HpcmError):
             decode_alpha(extensions[container.ALPHA], header.width, header.height)
-    metadata = {key: extensions.get(kind) for key, kind in (("icc", container.ICC), ("exif", container.EXIF))}
-    picture = Picture(
-        np.zeros((1, 1, 3), np.uint8), xmp=extensions.get(container.XMP), extras=extras_in(extensions)[0], **metadata
-    )
+    icc, exif, xmp = (extensions.get(kind) for kind in (container.ICC, container.EXIF, container.XMP))
+    extras, _ = extras_in(extensions)
+    picture = Picture(np.zeros((1, 1, 3), np.uint8), icc=icc, exif=exif, xmp=xmp, extras=extras)
     picture_to_pil(picture)
     if any((picture.icc, picture.exif, picture.xmp)) or picture.extras != Extras():
         for format in WRITTEN_AS:
@@ -141,14 +142,14 @@ def fuzz_decode(data: bytes) -> bool:
         data = repaired(data, codec().identity)
     port = ForgedPort if options & FORGE else DecoderPort
     try:
-        with patch("hpcm_codec.codec.DecoderPort", port):
+        with patch("hpcm_codec.engines.torch_engine.DecoderPort", port):
             image = api.decode(
                 data,
                 checkpoint(),
                 device="cpu",
                 max_pixels=MAX_PIXELS,
                 region=(3, 0, 5, 7) if options & REGION else None,
-                scale=container.SCALES[3 - (options >> SCALES_SHIFT & 3)],
+                scale=SCALES[3 - (options >> SCALES_SHIFT & 3)],
                 partial=bool(options & PARTIAL),
                 memory=MEMORY,
             )

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from hpcm_codec import arguments
-from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS, SCALES, parse_header
-from hpcm_codec.codec import DEFAULT_QUALITY, FINEST_SCALE, Codec, load_codec
+from hpcm_codec.bitstream.container import Header, parse_stream
+from hpcm_codec.codec import Codec, load_codec
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL, DEFAULT_QUALITY, FINEST_SCALE, SCALES
 from hpcm_codec.engines.devices import device_of
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_to_pil, read_picture
 from hpcm_codec.images.arrays import array_of, picture_from_array, picture_from_tensor, tensor_of
 from hpcm_codec.tiles.memory import check, decoding_bytes, encoding_bytes
 from hpcm_codec.weights.registry import (
-    DEFAULT_MODEL,
     find_checkpoint,
     known_checkpoints,
     known_name,
@@ -163,16 +163,17 @@ def decode(
     memory = memory if memory is None else arguments.whole("memory", memory)
     if scale not in SCALES:
         raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(SCALES)}")
-    header = parse_header(data, max_pixels)
     region = region if region is None else arguments.region(region)
-    area = header.grid[0].picture_pixels if region is None else header.grid.region(*region)
+    stream = parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
+    grid = stream.header.grid
+    area = grid[0].picture_pixels if region is None else grid.region(*region)
     width, height = area.width, area.height
     held = 8 * width * height + 2 * len(data)  # the result, and room for transparency
     tiles = model.tile_workers if isinstance(model, Codec) else 1
     needed = decoding_bytes(width, height, held, tiles)
     check(f"decoding {width}×{height} pixels", needed, memory, "allow more, or decode a region")
-    codec = model if isinstance(model, Codec) else codec_for(data, model, device, max_pixels)
-    strips = codec.decode_strips(data, max_pixels, partial, scale, region)
+    codec = model if isinstance(model, Codec) else codec_for(stream.header, model, device)
+    strips = codec.decode_parsed(stream, region)
     if output == "pil":
         return picture_to_pil(strips)
     picture = strips.whole()
@@ -207,14 +208,12 @@ def _kept(checkpoint: Path, device: str, profile: str) -> Codec:
     return _kept(checkpoint, device, "auto").with_profile(profile)
 
 
-def codec_for(
-    data: bytes, model: str | None = None, device: str = "auto", max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Codec:
-    """The kept codec that decodes a file: of the named model, or else of the known checkpoint that the file names.
+def codec_for(header: Header, model: str | None = None, device: str = "auto") -> Codec:
+    """The kept codec that decodes a file: of the named model, or else of the known checkpoint that the file's header names.
 
-    Raises CorruptStreamError when the file's header cannot be read, UnsupportedError when no known checkpoint made it.
+    Raises UnsupportedError when no known checkpoint made it.
     """
-    identity = parse_header(arguments.bytes_of_file(data), max_pixels).checkpoint_id
+    identity = header.checkpoint_id
     if model is not None:
         return kept_codec(model, device)
     # the usual case first: a loaded codec knows its identity, a checkpoint's has to be computed

@@ -28,9 +28,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.errors import CorruptStreamError, CutShortError, HpcmError, UnsupportedError, UsageError
+from hpcm_codec.extensions import extras_in
 from hpcm_codec.images import EXIF_PREFIX, picture_from_pil, picture_to_pil
 from hpcm_codec.images.colour import other_space
-from hpcm_codec.images.extras import extras_in, info_of
+from hpcm_codec.images.extras import info_of
 
 FORMAT = "HPCM"
 EXTENSION = ".hpcm"
@@ -86,8 +87,8 @@ class HpcmImageFile(ImageFile.ImageFile):
             self.fp.seek(0)
             data = self.fp.read()
             try:
-                partial = ImageFile.LOAD_TRUNCATED_IMAGES
-                self.im = picture_to_pil(codec_for(data).decode_strips(data, partial=partial)).im
+                stream = container.parse_stream(data, allow_truncated=ImageFile.LOAD_TRUNCATED_IMAGES)
+                self.im = picture_to_pil(codec_for(stream.header).decode_parsed(stream)).im
             except HpcmError as error:
                 raise self._as_pillows(error) from error.__cause__
             self._decoded = True
@@ -135,8 +136,7 @@ def _accept(prefix: bytes) -> bool:
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     from hpcm_codec.api import kept_codec
-    from hpcm_codec.codec import DEFAULT_QUALITY
-    from hpcm_codec.weights.registry import DEFAULT_MODEL
+    from hpcm_codec.constants import DEFAULT_MODEL, DEFAULT_QUALITY
 
     asked = image.encoderinfo
     exif = asked.get("exif")

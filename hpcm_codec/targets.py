@@ -6,18 +6,19 @@ context model, and for a fidelity one synthesis. Eight steps find the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hpcm_codec.bitstream.container import LARGEST_NUMBER, LARGEST_QUALITY_CODE, parse_header
-from hpcm_codec.codec import Codec, Encoded
+from hpcm_codec.bitstream.quality import quality_code, quality_of
+from hpcm_codec.constants import DEFAULT_QUALITY, LARGEST_QUALITY_CODE
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.evaluation.metrics import psnr_of_error
-from hpcm_codec.images import PixelSource
+
+if TYPE_CHECKING:
+    from hpcm_codec.codec import Codec, Encoded
+    from hpcm_codec.images import PixelSource
+
+ALL_CODES = range(LARGEST_QUALITY_CODE + 1)
 
 
 class TargetError(HpcmError):
@@ -26,10 +27,25 @@ class TargetError(HpcmError):
 
 @dataclass(frozen=True)
 class Target:
-    """kind "bytes": a file of at most `value` bytes, as good as possible; "psnr": at least `value` dB, as small as possible."""
+    """What a file is to be. kind "quality": of that quality (0 .. 100); "bytes": the best of at most so many bytes; "bpp": the best of at
+    most so many bits a pixel; "psnr": the smallest of at least so many dB."""
 
-    kind: Literal["bytes", "psnr"]
-    value: float
+    kind: Literal["quality", "bytes", "bpp", "psnr"] = "quality"
+    value: float = DEFAULT_QUALITY
+
+    @property
+    def stored_quality(self) -> float | None:
+        """The quality, in the half steps that files know; None where another quantity is asked for."""
+        return quality_of(quality_code(self.value)) if self.kind == "quality" else None
+
+    @property
+    def kept_latents(self) -> int:
+        """How often the encoder keeps the latents of the whole picture."""
+        return {"quality": 0, "bytes": 1, "bpp": 1, "psnr": 2}[self.kind]
+
+    def most_bytes(self, pixels: int) -> float | None:
+        """The limit of a picture's file in bytes; None without one."""
+        return {"bytes": self.value, "bpp": self.value * pixels / 8}.get(self.kind)
 
 
 @dataclass(frozen=True)
@@ -44,65 +60,44 @@ class Reached:
 def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reached:
     """The best file that meets the target; raises TargetError when none does.
 
-    A size target is met from below (whole file, metadata included), a fidelity target from above. The latents of the whole picture
-    are kept, 5 bytes a pixel; for a fidelity also the decoded ones of one try.
+    A size is met from below (whole file, metadata included), a fidelity from above. The latents of the whole picture are kept, 5 bytes a
+    pixel; for a fidelity also the decoded ones of one try.
     """
+    if (quality := target.stored_quality) is not None:
+        return Reached(codec.encode(picture, quality), quality, None)
     analysed = codec.analyse(picture)
+    limit = target.most_bytes(picture.width * picture.height)
     tried: dict[int, tuple[bytes, float]] = {}
 
     def measure(code: int) -> float:
+        """The file's bytes, or its PSNR."""
         if code not in tried:
-            if target.kind == "bytes":
-                data = codec.bytes_of_analysed(picture, analysed, code / 2)
+            if limit is not None:
+                data = codec.bytes_of_analysed(picture, analysed, quality_of(code))
                 tried[code] = (data, len(data))
             else:
-                encoded = codec.encode_analysed(picture, analysed, code / 2)
+                encoded = codec.encode_analysed(picture, analysed, quality_of(code))
                 tried[code] = (encoded.data, _fidelity(codec, picture, encoded))
         return tried[code][1]
 
-    def result(code: int) -> Reached:
-        data, value = tried[code]
-        return Reached(data, code / 2, value if target.kind == "psnr" else None)
-
-    if target.kind == "bytes":
-        chosen = _last_that(lambda code: measure(code) <= target.value)
-        if chosen is None:
+    if limit is not None:
+        chosen = bisect_right(ALL_CODES, limit, key=measure) - 1
+        if chosen < 0:
             raise TargetError(
-                f"cannot be made as small as {target.value:.0f} bytes: at quality 0 it takes {measure(0):.0f}",
+                f"cannot be made as small as {limit:.0f} bytes: at quality 0 it takes {measure(0):.0f}",
                 advice="ask for more, make the picture smaller, or leave its metadata out with --strip",
             )
-        return result(chosen)
-    below = _last_that(lambda code: measure(code) < target.value)
-    if below == LARGEST_QUALITY_CODE:
+        return Reached(tried[chosen][0], quality_of(chosen), None)
+    chosen = bisect_left(ALL_CODES, target.value, key=measure)
+    if chosen == len(ALL_CODES):
         raise TargetError(
             f"cannot be kept at {target.value:g} dB: quality 100 gives {measure(LARGEST_QUALITY_CODE):.2f} dB",
             advice="ask for less, or use a lossless format",
         )
-    chosen = 0 if below is None else below + 1
-    measure(chosen)
-    return result(chosen)
+    return Reached(tried[chosen][0], quality_of(chosen), tried[chosen][1])
 
 
 def _fidelity(codec: Codec, picture: PixelSource, encoded: Encoded) -> float:
-    header = parse_header(encoded.data, max_pixels=LARGEST_NUMBER**2)
-    return psnr_of_strips(picture, codec.reconstruct_strips(encoded.latents, header))
+    from hpcm_codec.images.fidelity import psnr_of_strips
 
-
-def psnr_of_strips(picture: PixelSource, strips: Iterable[NDArray[np.uint8]]) -> float:
-    """PSNR in dB over all samples, of a decoded picture in strips (uint8 h×W×C) from top to bottom; infinite where nothing differs."""
-    squares, top = 0.0, 0
-    for strip in strips:
-        squares += float(np.square(picture.rows(top, top + len(strip)).astype(np.int32) - strip).sum(dtype=np.float64))
-        top += len(strip)
-    return psnr_of_error(squares / (picture.height * picture.width * (1 if picture.grey else 3)))
-
-
-def _last_that(holds: Callable[[int], bool]) -> int | None:
-    """The largest quality code for which a condition holds, if it holds from 0 up to there; None if not even for 0."""
-    if not holds(0):
-        return None
-    low, high = 0, LARGEST_QUALITY_CODE + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return psnr_of_strips(picture, codec.reconstruct_strips(encoded.latents, encoded.header))

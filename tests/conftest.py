@@ -17,6 +17,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
+    from hpcm_codec.engines.torch_engine import TorchEngine
     from hpcm_codec.training.data import PackedPictures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,3 +162,11 @@ def no_leftovers(tmp_path: Path) -> Iterator[None]:
     """After the test no temporary file of ours is left below tmp_path."""
     yield
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".partial")]
+
+
+def torch_engine(codec: Codec) -> TorchEngine:
+    """What the codec encodes with, which in these tests computes with torch."""
+    from hpcm_codec.engines.torch_engine import TorchEngine
+
+    assert isinstance(codec.engine, TorchEngine)
+    return codec.engine

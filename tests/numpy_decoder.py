@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from hpcm_codec.bitstream.container import SCALES, SYMBOL_CHECK_START, parse_stream, update_symbol_check
+from hpcm_codec.bitstream.container import parse_stream
+from hpcm_codec.constants import SCALES
+from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 
 Ints = NDArray[np.int64]
 Position = tuple[int, int, int]  # channel, row, column
@@ -46,10 +48,10 @@ def round_divide(a: Ints, b: Ints) -> Ints:
     return (2 * a + b) // (2 * b)
 
 
-# ---- the range coder (docs/bitstream.md, section 7.3)
+# ---- the rANS coder (docs/bitstream.md, section 7.3)
 
 
-class RangeDecoder:
+class RansDecoder:
     """Reads symbols of one stream; rows: the cumulative frequencies of every table, offsets: their first symbols."""
 
     def __init__(self, stream: bytes, rows: list[list[int]], offsets: list[int]) -> None:
@@ -105,6 +107,7 @@ def positions(scale: int, step: int, channels: int, height: int, width: int) -> 
     parts, stride = ((2, 2), (4, 2), (8, 4))[scale]
     size = channels // parts
     for part in range(parts):
+        starts: tuple[tuple[int, int], ...]
         if scale == 0:
             starts = DIAGONALS[(part + step) % 2]
         elif scale == 1:
@@ -270,7 +273,7 @@ class Model:
 
 
 def table_index(log_scale: Ints) -> Ints:
-    """The range coder's table of a scale whose logarithm is in units of 2^-10."""
+    """The rANS coder's table of a scale whose logarithm is in units of 2^-10."""
     return np.clip(round_shift((log_scale + 2171) * 642, 16), 0, 63)
 
 
@@ -300,7 +303,7 @@ class TileDecoder:
         cumulative = model.tensors["tables.cumulative"]
         rows = [cumulative[end - size : end].tolist() for end, size in zip(ends, sizes, strict=True)]
         offsets = model.tensors["tables.offsets"].tolist()
-        self._readers = {name: RangeDecoder(stream, rows, offsets) for name, stream in streams.items()}
+        self._readers = {name: RansDecoder(stream, rows, offsets) for name, stream in streams.items()}
         self.symbols: dict[str, list[int]] = {name: [] for name in SCALES}
         # Quantisation steps → units of decoded latents, in units of 2^-14.
         fine = (model.units("latents") + FINE_BITS) << 16

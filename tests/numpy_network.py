@@ -64,8 +64,8 @@ def parameters(model: Model, scale: int, step: int, context: Ints, latents: Ints
     units_in = np.concatenate((model.context_units, model.units("latents")))
     x = model.layer(f"{adaptor}.adapt", units_in, stream)(np.concatenate((context, latents), axis=-1))
     if model.has(f"{adaptor}.phase_bias"):
-        phase = model.real(f"{adaptor}.phase_bias").transpose(1, 2, 0)
-        phase = saturate(np.rint(np.ldexp(phase, stream.astype(np.int32))).astype(np.int64))
+        real = model.real(f"{adaptor}.phase_bias").transpose(1, 2, 0)
+        phase = saturate(np.rint(np.ldexp(real, stream.astype(np.int32))).astype(np.int64))
         rows, columns = (np.arange(side) % len(phase) for side in x.shape[:2])
         x = saturate(x + phase[rows[:, None], columns[None]])
     before, after = model.config["prior_blocks_s3" if scale == 2 else "prior_blocks_s12"]

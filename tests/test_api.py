@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import hpcm_codec.pillow
 from conftest import small_photograph
 from hpcm_codec import Codec, Picture
 from hpcm_codec.bitstream.container import parse_header
+from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, MemoryLimitError, UsageError
-from hpcm_codec.weights.registry import DEFAULT_MODEL, shipped_checkpoints
+from hpcm_codec.weights.registry import shipped_checkpoints
 
 RGB = small_photograph(40, 30)
 ALPHA = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
@@ -35,7 +37,15 @@ def test_the_same_picture_is_the_same_file_however_it_is_given(codec: Codec, cha
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     image = Image.fromarray(array[..., 0] if channels == 1 else array)
     assert image.mode == MODES[channels]
-    given = [array, array / 255, (array / 255).astype(np.float32), tensor, tensor / 255, tensor.double() / 255, image]
+    given: list[Any] = [
+        array,
+        array / 255,
+        (array / 255).astype(np.float32),
+        tensor,
+        tensor / 255,
+        tensor.double() / 255,
+        image,
+    ]
     if channels == 1:
         given += [array[..., 0], array[..., 0] / 255]
     files = [hpcm_codec.encode(one, 30, codec) for one in given]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from conftest import small_photograph
 from hpcm_codec.batch import together
-from hpcm_codec.batch.encoding import Aim, Encoding
+from hpcm_codec.batch.encoding import Encoding
 from hpcm_codec.batch.engines import in_this_process
 from hpcm_codec.batch.jobs import Job, Shard, parse_shard
 from hpcm_codec.batch.machine import Machine
@@ -27,6 +27,7 @@ from hpcm_codec.batch.tasks import Performer, Rules, failed, task_of
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
 from hpcm_codec.errors import FileError, HpcmError, MemoryLimitError, UsageError
+from hpcm_codec.targets import Target
 
 NAMES = ("a.png", "b b.png", "new\nline.png", "sub/c.jpg")
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -372,7 +373,7 @@ def test_pictures_that_are_finished_or_do_not_fit_together_are_not_analysed_toge
     monkeypatch.setattr(Encoding, "lookahead", 32)
     jobs = [Job(str(album / name), str(tmp_path / f"{place}.hpcm")) for place, name in enumerate(NAMES)]
     (tmp_path / "1.hpcm").write_bytes(b"mine")
-    perform = Performer(Encoding(Aim(20), machine=Machine("cpu")), Rules())
+    perform = Performer(Encoding(Target("quality", 20), machine=Machine("cpu")), Rules())
     results = list(in_this_process(perform, map(task_of, jobs)))
     assert sizes == [2], "of three of one size, one has an output already"
     assert [result.error is None for result in results] == [True, False, True, True]

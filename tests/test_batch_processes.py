@@ -74,8 +74,8 @@ def test_two_processes_make_the_same_files_as_one(tmp_path: Path, profile: str) 
         assert done.stderr.splitlines()[-1] == f"hpcm: 1 of 5 failed: {album / 'broken.png'}"
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert sorted(str(row["status"]) for row in rows_of(tmp_path / "m.jsonl")) == ["done"] * 4 + ["failed"]
-    for name, more in (("one", ()), ("two", ("--jobs", "2"))):
-        copies = ["decode", str(tmp_path / name), "-o", str(tmp_path / f"{name}-copies"), "--format", "ppm", *more]
+    for name, options in (("one", []), ("two", ["--jobs", "2"])):
+        copies = ["decode", str(tmp_path / name), "-o", str(tmp_path / f"{name}-copies"), "--format", "ppm", *options]
         assert CliRunner().invoke(main, copies).exit_code == 0
     assert contents(tmp_path / "one-copies") == contents(tmp_path / "two-copies")
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from hpcm_codec.benchmark.stages import STAGES
-from hpcm_codec.cli.bench import command, parse_size
+from hpcm_codec.cli.bench import command, parse_sides
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError, UsageError
 from hpcm_codec.evaluation import machine
 
@@ -26,11 +26,11 @@ def ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sizes_are_width_then_height() -> None:
-    assert parse_size("768x512") == (768, 512)
-    assert parse_size("1×2") == (1, 2)
+    assert parse_sides("768x512") == (768, 512)
+    assert parse_sides("1×2") == (1, 2)
     for bad in ("", "768", "768x", "0x5", "5x-1", "99999x1", "1x1x1"):
         with pytest.raises(UsageError):
-            parse_size(bad)
+            parse_sides(bad)
 
 
 @pytest.mark.usefixtures("ceilings")

@@ -16,9 +16,8 @@ import pytest
 
 from hpcm_codec.benchmark import cells, growth, measure, pictures, process, tables, timing
 from hpcm_codec.benchmark.meter import Meter
-from hpcm_codec.benchmark.stages import STAGES, STEPS, stages_watched
+from hpcm_codec.benchmark.stages import STAGES, STEPS
 from hpcm_codec.benchmark.work import work_by_stage
-from hpcm_codec.bitstream import container
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.images import Picture, write_picture
 from hpcm_codec.model.complexity import complexity_by_part
@@ -63,10 +62,11 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen(
     codec: Codec, ways: dict[timing.Action, tuple[Path, Path]]
 ) -> None:
     seen = set()
-    for action, absent in (("encode", "synthesis"), ("decode", "analysis")):
+    absent_stages: dict[timing.Action, str] = {"encode": "synthesis", "decode": "analysis"}
+    for action, absent in absent_stages.items():
         meter = Meter(time.perf_counter)
         start = time.perf_counter()
-        with stages_watched(codec, meter):
+        with codec.observed(meter):
             timing.go(action, codec, *ways[action], 50, meter, "other")
         whole = time.perf_counter() - start
         # beside the stages there are only the hooks themselves
@@ -77,29 +77,19 @@ def test_stages_add_up_to_the_whole_and_every_stage_is_seen(
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_taking_the_meter_away_leaves_the_codec_as_it_was(codec: Codec) -> None:
-    from hpcm_codec.engines.exact import network
-    from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
-    from hpcm_codec.entropy.range_coder import RangeEncoder
-    from hpcm_codec.entropy.range_decoder import RangeDecoder
-    from hpcm_codec.model import context
-
+def test_without_its_observer_the_codec_reports_nothing(codec: Codec) -> None:
     picture = Picture(pictures.synthetic_photograph(64, 64))
-
-    def watched() -> list[object]:
-        owners: list[Any] = [RangeEncoder, RangeDecoder, EncoderPort, DecoderPort, container, network, context]
-        return [*(dict(vars(owner)) for owner in owners), dict(vars(codec.model))]
-
-    before, expected = watched(), codec.encode(picture, 50)
+    expected = codec.encode(picture, 50)
     meter = Meter(time.perf_counter)
-    with stages_watched(codec, meter), meter.stage("other"):
+    with codec.observed(meter), meter.stage("other"):
         assert codec.encode(picture, 50) == expected
         with pytest.raises(UsageError):
             codec.encode(picture, 1000)
-    assert watched() == before
     charged = dict(meter.charged)
-    codec.encode(picture, 50)
+    assert codec.encode(picture, 50) == expected
+    codec.decode(expected)
     assert meter.charged == charged
+    assert not any(engine.observer.watches for engine in codec.engines.values())
 
 
 def test_the_codec_is_timed_without_its_files_and_with_them(
@@ -142,7 +132,7 @@ def test_integer_operations_are_those_that_decoding_does(codec: Codec, monkeypat
     monkeypatch.setattr(integer, "window_attention", counted(attention, products))
     data = codec.encode(Picture(pictures.synthetic_photograph(WIDTH, HEIGHT)))
     meter = Meter(lambda: done)
-    with stages_watched(codec, meter), meter.stage("other"):
+    with codec.observed(meter), meter.stage("other"):
         codec.decode(data)
     expected = work_by_stage(codec.config, WIDTH, HEIGHT, "exact", 1, 1)
     for stage in ("hyper synthesis", *STEPS):
@@ -166,7 +156,7 @@ def test_least_bytes_are_what_goes_in_weights_and_what_comes_out() -> None:
     # context (scales and means) and latents, in and out, at a sixteenth of the positions; no layer is used
     assert found["s1 step 1"].bytes == 4 * 2 * 3 * latents // 16
     assert found["analysis"].bytes == 4 * (3 * 64 * 64 + latents + complexity_by_part(config)["g_a"].parameters)
-    assert found["range coding"].bytes == 8 * (latents + hyper) + 10
+    assert found["rANS coding"].bytes == 8 * (latents + hyper) + 10
 
 
 # -- fresh processes --------------------------------------------------------------------------------------------------
@@ -188,7 +178,7 @@ def test_peak_memory_of_a_process_counts_what_it_held_and_not_what_its_parent_ho
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "a.hpcm"
     broken.write_bytes(b"nonsense, but long enough to look at")
-    job = process.Job("decode", str(broken), str(tmp_path / "b.png"), 50, "phase1-lite", "cpu", 1)
+    job = process.Run("decode", str(broken), str(tmp_path / "b.png"), 50, "phase1-lite", "cpu", 1)
     with pytest.raises(HpcmError, match=r"measures decode failed.*not a \.hpcm"):
         process.run_fresh(job)
 
@@ -196,7 +186,7 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
 def test_a_fresh_process_tells_time_by_stage_and_memory(tmp_path: Path) -> None:
     original, coded = tmp_path / "a.ppm", tmp_path / "a.hpcm"
     write_picture(Picture(pictures.synthetic_photograph(64, 64)), original)
-    found = process.run_fresh(process.Job("encode", str(original), str(coded), 50, "phase1-lite", "cpu", 1))
+    found = process.run_fresh(process.Run("encode", str(original), str(coded), 50, "phase1-lite", "cpu", 1))
     assert set(found.stages) == set(STAGES) and found.stages["synthesis"] == 0
     assert sum(found.stages.values()) == pytest.approx(found.file_to_file) and 0 < found.seconds < found.file_to_file
     assert found.peak_memory_bytes > 1e8 and found.device_memory_bytes is None
@@ -234,8 +224,10 @@ def test_memory_of_a_cell_on_a_gpu_is_what_its_allocator_held_at_most(monkeypatc
 # -- how many runs, and what is left out ------------------------------------------------------------------------------
 
 
-def outcome(seconds: float) -> process.Outcome:
-    return process.Outcome(seconds, seconds + 0.1, dict.fromkeys(STAGES, seconds / 21), 10**9, None, "exact", "00" * 8)
+def outcome(seconds: float) -> process.RunResult:
+    return process.RunResult(
+        seconds, seconds + 0.1, dict.fromkeys(STAGES, seconds / 21), 10**9, None, "exact", "00" * 8
+    )
 
 
 def test_a_run_that_takes_long_is_the_only_one(codec: Codec, tmp_path: Path) -> None:
@@ -280,7 +272,7 @@ def test_the_exponent_is_that_of_the_power_law() -> None:
 def test_growth_is_measured_by_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[tuple[str, str]] = Counter()
 
-    def run(job: process.Job) -> process.Outcome:
+    def run(job: process.Run) -> process.RunResult:
         seen[job.action, Path(job.source).suffix] += 1
         pixels = Path(job.source).stat().st_size if job.action == "encode" else 64 * 64 * 3
         if job.action == "encode":
@@ -341,7 +333,12 @@ def test_a_share_of_a_ceiling_is_operations_over_time() -> None:
         "decode": way | {"stages": stages | {"analysis": 0.0}, "peak_memory_bytes": 5 * 10**8},
         "work": {"s3 step 1": {"operations": 10**10, "bytes": 10**9}, "analysis": {"operations": 10**10, "bytes": 0}},
     }
-    ceilings = {"integer_operations": 4e11, "float32_operations": 1e11, "triad_bytes": 4e10, "copy_bytes": 4e10}
+    ceilings: dict[str, float | None] = {
+        "integer_operations": 4e11,
+        "float32_operations": 1e11,
+        "triad_bytes": 4e10,
+        "copy_bytes": 4e10,
+    }
     rows = {
         line.split("|")[1].strip(): line.split("|")[2:-1]
         for line in tables.stage_table(measured, ceilings).splitlines()

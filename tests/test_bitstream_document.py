@@ -12,6 +12,7 @@ import pytest
 from hpcm_codec.bitstream import container
 from hpcm_codec.bitstream.byte_reader import varint_bytes
 from hpcm_codec.bitstream.container import Header, HpcmStream, TileStreams, describe_stream, parse_stream, write_stream
+from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START
 from hpcm_codec.tiles.grid import TileGrid
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "bitstream.md").read_text(encoding="utf-8")
@@ -78,7 +79,7 @@ def test_the_ranges_named_beside_the_checks_are_those_they_cover() -> None:
 
 def test_the_check_values_of_the_two_crcs_are_right() -> None:
     assert f"`123456789` is 0x{zlib.crc32(b'123456789'):08X}" in DOCUMENT
-    assert f"`123456789` is 0x{binascii.crc_hqx(b'123456789', container.SYMBOL_CHECK_START):04X}" in DOCUMENT
+    assert f"`123456789` is 0x{binascii.crc_hqx(b'123456789', SYMBOL_CHECK_START):04X}" in DOCUMENT
 
 
 def test_the_table_of_tile_sizes_is_that_of_the_grid() -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.ops import BuildError, biwkv4, build, cache, ensure_built, scan, toolchain_report
 from hpcm_codec.ops.cache import is_sound
-from hpcm_codec.weights.registry import DEFAULT_MODEL, known_checkpoints, models_folder
+from hpcm_codec.weights.registry import known_checkpoints, models_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_compiler = pytest.mark.skipif(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +120,29 @@ def test_memory_is_written_when_asked_for_and_shown_anyway(folder: Path, tmp_pat
 # ------------------------------------------------------------------------------------------------------------ resuming
 
 
+def noting(real: Callable[[campaign.Trial], Row], made: list[campaign.Trial]) -> Callable[[campaign.Trial], Row]:
+    """`real`, which notes what it is given."""
+
+    def perform(trial: campaign.Trial) -> Row:
+        made.append(trial)
+        return real(trial)
+
+    return perform
+
+
 class Stopped(BaseException):
     pass
 
 
 def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--dataset", folder, "--codec", "jpeg", "-q", "10,50", "--json", tmp_path / "o.json")
-    real, made = campaign.perform, []
+    real, made = campaign.perform, list[campaign.Trial]()
 
-    def stops_at_the_fourth(task: campaign.Task) -> Row:
+    def stops_at_the_fourth(trial: campaign.Trial) -> Row:
         if len(made) == 3:
             raise Stopped
-        made.append(task)
-        return real(task)
+        made.append(trial)
+        return real(trial)
 
     monkeypatch.setattr(campaign, "perform", stops_at_the_fourth)
     with pytest.raises(Stopped):
@@ -141,7 +152,7 @@ def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, m
     with open(partial, "a") as file:
         file.write('{"key": {"codec": "jp')  # the power fails in the middle of a line
     made.clear()
-    monkeypatch.setattr(campaign, "perform", lambda task: (made.append(task), real(task))[1])
+    monkeypatch.setattr(campaign, "perform", noting(real, made))
     result = run(*arguments)
     assert result.exception is None, result.exception
     assert len(made) == 3
@@ -172,23 +183,23 @@ def test_a_killed_process_has_left_its_measurements_on_disk(folder: Path, tmp_pa
     log = WorkLog(work)
     assert len(log) >= 5
     before = len(log)
-    made: list[campaign.Task] = []
+    made: list[campaign.Trial] = []
     real = campaign.perform
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(campaign, "perform", lambda task: (made.append(task), real(task))[1])
+        patch.setattr(campaign, "perform", noting(real, made))
         assert run(*arguments).exception is None
     assert len(made) == 303 - before
 
 
 def test_a_changed_picture_or_setting_is_measured_again(folder: Path, tmp_path: Path) -> None:
-    task = campaign.Task(CodecChoice("jpeg"), "v1", folder / "p0.png", "p0.png", "aa", 50.0)
+    trial = campaign.Trial(CodecChoice("jpeg"), "v1", folder / "p0.png", "p0.png", "aa", 50.0)
     log = WorkLog(tmp_path / "w.jsonl")
-    row = campaign.perform(task)
-    log.add(task.key(), row)
+    row = campaign.perform(trial)
+    log.add(trial.key(), row)
     again = WorkLog(tmp_path / "w.jsonl")
-    assert again.find(task.key(), "other name.png") == Row(**{**row.__dict__, "image": "other name.png"})
+    assert again.find(trial.key(), "other name.png") == Row(**{**row.__dict__, "image": "other name.png"})
     for change in ({"about": "v2"}, {"sha256": "bb"}, {"quality": 51.0}, {"size": 100}, {"verify": True}):
-        changed = campaign.Task(**{**task.__dict__, **change})
+        changed = campaign.Trial(**{**trial.__dict__, **change})
         assert again.find(changed.key(), "p0.png") is None
 
 

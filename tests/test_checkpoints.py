@@ -15,16 +15,17 @@ from click.testing import CliRunner
 import hpcm_codec
 from conftest import small_photograph
 from hpcm_codec.cli.checkpoints import command
+from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.weights.checkpoints import (
-    export_checkpoint,
     identity_of,
     load_checkpoint,
     save_checkpoint,
     verify_checkpoint,
 )
-from hpcm_codec.weights.registry import find_checkpoint, identity_of_file
+from hpcm_codec.weights.identity import identity_of_file
+from hpcm_codec.weights.registry import find_checkpoint
 from test_hpcm_phase1 import SMALL
 
 
@@ -74,7 +75,8 @@ def test_the_identity_of_a_file_is_that_of_its_tensors(saved: Path, tmp_path: Pa
 def test_a_shipped_checkpoint_is_named_without_torch() -> None:
     code = (
         "import sys, hpcm_codec.weights.registry as s;"
-        "print(s.known_name(s.identity_of_file(s.find_checkpoint('phase1-lite'))), 'torch' in sys.modules)"
+        "from hpcm_codec.weights.identity import identity_of_file as i;"
+        "print(s.known_name(i(s.find_checkpoint('phase1-lite'))), 'torch' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["phase1-lite", "False"]

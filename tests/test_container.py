@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from hpcm_codec.bitstream.container import (
     ALPHA,
-    DEFAULT_MAX_PIXELS,
     EXIF,
     ICC,
-    SYMBOL_CHECK_START,
     XMP,
     Header,
     HpcmStream,
@@ -25,9 +23,10 @@ from hpcm_codec.bitstream.container import (
     describe_stream,
     parse_header,
     parse_stream,
-    update_symbol_check,
     write_stream,
 )
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
+from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
 from hpcm_codec.errors import CorruptStreamError, HpcmError, UnsupportedError
 from hpcm_codec.tiles.grid import TileGrid
 

@@ -7,15 +7,19 @@ they are an improvement to be written down, or a count that has stopped counting
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpcm_codec.benchmark import callgrind, guards
-from hpcm_codec.benchmark.counting import allocations_of
+from conftest import ROOT
+from hpcm_codec.benchmark.allocations import allocations_of
 from hpcm_codec.model.config import PRESETS
 from hpcm_codec.ops import build
+
+sys.path.append(str(ROOT / "tools"))
+from costs import callgrind, guards
 
 COSTS: dict[str, Any] = json.loads((Path(__file__).parent / "costs.json").read_text())
 WORK = 0.01  # relative: shapes decide alone

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from hpcm_codec.entropy.distributions import (
-    LARGEST_SCALE,
-    SCALE_LEVELS,
+    LARGEST_SIGMA,
+    SIGMA_COUNT,
     SMALLEST_LIKELIHOOD,
-    SMALLEST_SCALE,
+    SMALLEST_SIGMA,
     bounded,
     build_tables,
-    level_scale,
     likelihood,
     lower_bounded_likelihood,
-    scale_index,
+    sigma_index,
+    sigma_of,
 )
 
 
@@ -64,22 +64,22 @@ def test_bounds_block_only_gradients_that_lead_further_out(x: float, gradient: f
 
 
 def test_scale_levels_are_their_own_nearest() -> None:
-    levels = torch.arange(SCALE_LEVELS)
-    assert level_scale(levels)[0] == pytest.approx(SMALLEST_SCALE)
-    assert level_scale(levels)[-1] == pytest.approx(LARGEST_SCALE)
-    assert torch.equal(scale_index(level_scale(levels)), levels.int())
-    assert scale_index(torch.tensor([1e-9, 1e9])).tolist() == [0, SCALE_LEVELS - 1]
+    levels = torch.arange(SIGMA_COUNT)
+    assert sigma_of(levels)[0] == pytest.approx(SMALLEST_SIGMA)
+    assert sigma_of(levels)[-1] == pytest.approx(LARGEST_SIGMA)
+    assert torch.equal(sigma_index(sigma_of(levels)), levels.int())
+    assert sigma_index(torch.tensor([1e-9, 1e9])).tolist() == [0, SIGMA_COUNT - 1]
 
 
 def test_tables_are_whole_and_close_to_the_distribution() -> None:
     tables = build_tables()
-    for level in range(SCALE_LEVELS):
+    for level in range(SIGMA_COUNT):
         row = tables.cumulative[level, : tables.sizes[level]].long()
         assert row[0] == 0 and row[-1] == 2**16
         frequencies = row.diff()
         assert frequencies.min() >= 1
         symbols = torch.arange(len(frequencies) - 1, dtype=torch.float64) + tables.offsets[level]
-        exact = likelihood(symbols, level_scale(torch.tensor([level])).expand_as(symbols))
+        exact = likelihood(symbols, sigma_of(torch.tensor([level])).expand_as(symbols))
         coded = frequencies[:-1] / 2**16
         overhead = float((exact * (exact / coded).log2()).sum())
         assert overhead < 0.01, f"level {level} costs {overhead} bits a symbol too much"

@@ -62,6 +62,7 @@ class PlainCodec:
 @dataclass
 class Encoded:
     data: bytes
+    header: Any
     latents: Any
 
 
@@ -100,7 +101,7 @@ def test_verify_finds_a_decoder_that_differs_from_the_encoder_in_one_sample(fold
 
             header = container.Header(picture.width, picture.height, 100, bytes(8), grey=False, float_profile=True)
             streams = container.TileStreams(b"", b"", b"", b"", symbol_check=0)
-            return Encoded(container.write_stream(container.HpcmStream(header, (streams,), {})), picture.pixels)
+            return Encoded(container.write_stream(container.HpcmStream(header, (streams,), {})), header, picture.pixels)
 
         def decode(self, data: bytes) -> Picture:
             return read_picture(folder / "p0.png")

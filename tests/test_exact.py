@@ -25,18 +25,20 @@ from hpcm_codec.engines.exact.layers import (
     integer_norm,
     interpolated,
     level_position,
-    times_power_of_two,
 )
-from hpcm_codec.engines.exact.network import level_of
-from hpcm_codec.engines.exact.tables import build_tables, power_of_two
+from hpcm_codec.engines.exact.network import index_of
+from hpcm_codec.engines.exporting import export_checkpoint
+from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
-from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture, read_picture
+from hpcm_codec.images.fidelity import psnr
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import LIMIT
-from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, export_checkpoint, load_checkpoint, save_checkpoint
+from hpcm_codec.ops.integer_tables import build_tables, power_of_two
+from hpcm_codec.ops.powers import times_power_of_two
+from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
 from test_hpcm_phase1 import SMALL
 
 TABLES = build_tables()
@@ -136,11 +138,11 @@ def test_levels_are_interpolated_in_integers() -> None:
 
 
 def test_the_table_index_is_the_nearest_level() -> None:
-    from hpcm_codec.entropy.distributions import level_scale
+    from hpcm_codec.entropy.distributions import sigma_of
 
-    logarithms = (level_scale(torch.arange(64)).log() * 1024).round().long()
-    assert level_of(logarithms).tolist() == list(range(64))
-    assert level_of(torch.tensor([-(10**6), 10**6])).tolist() == [0, 63]
+    logarithms = (sigma_of(torch.arange(64)).log() * 1024).round().long()
+    assert index_of(logarithms).tolist() == list(range(64))
+    assert index_of(torch.tensor([-(10**6), 10**6])).tolist() == [0, 63]
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -263,7 +265,7 @@ def test_models_of_another_kind_are_refused_before_any_calibration() -> None:
 
 
 def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
-    network = shipped.build_exact(shipped.build_model())
+    network = exact_network(shipped, shipped.build_model())
     assert network is not None
     moved = network.to(torch.device("meta"))
     cell = moved.cells[2]

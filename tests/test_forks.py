@@ -13,7 +13,7 @@ import pytest
 
 from conftest import ROOT, small_photograph
 from hpcm_codec import Codec, HpcmError, Picture, decode, encode
-from hpcm_codec.engines.coding import CONTEXT_THREADS
+from hpcm_codec.engines.torch_engine import CONTEXT_THREADS
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
 SECONDS = 60  # of a child that works; one that hangs never ends

@@ -15,8 +15,10 @@ from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, up2
 from hpcm_codec.model.config import preset
-from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimatorPort, Noise
+from hpcm_codec.model.context import ContextModel
+from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimator, Noise
 from hpcm_codec.model.rwkv import OmniShift, RWKVBlock
+from hpcm_codec.model.schedule import Lattice
 from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut, _patches_in
 from hpcm_codec.ops import build, fused, fused_mixing, training
 from hpcm_codec.training.conditioning import condition
@@ -169,11 +171,11 @@ def test_rates(size: tuple[int, int], number: int) -> None:
     results = []
     for fuse in (False, True):
         given = [x.clone().requires_grad_() for x in (latents, params, log_gain)]
-        port = FusedEstimatorPort(given[0], noise, given[2]) if fuse else EstimatorPort(given[0], noise)
-        port.begin(scale)
+        port = FusedEstimator(given[0], noise, given[2]) if fuse else EstimatorPort(given[0], noise)
         decoded = torch.zeros(batch, channels, height, width)
-        for step in scale.steps:
-            decoded = context._code_step(step, given[1], decoded, port, given[2])
+        for number, step in enumerate(scale.steps, start=1):
+            port.begin(scale, number)
+            decoded = coded_step(context, step, given[1], decoded, port, given[2])
         bits = _bits(port)
         (bits + (decoded.float() * weights).sum()).backward()
         results.append([decoded.detach(), bits.detach().reshape(1), *(x.grad for x in given)])
@@ -182,8 +184,21 @@ def test_rates(size: tuple[int, int], number: int) -> None:
         assert relative(quick, plain) < HALF
 
 
-def _bits(port: EstimatorPort | FusedEstimatorPort) -> Tensor:
-    if isinstance(port, FusedEstimatorPort):
+def coded_step(
+    context: ContextModel,
+    step: Lattice,
+    params: Tensor,
+    latents: Tensor,
+    port: EstimatorPort | FusedEstimator,
+    log_gain: Tensor,
+) -> Tensor:
+    if isinstance(port, FusedEstimator):
+        return port.code(step, params, latents)
+    return context.code_step(step, params, latents, port, log_gain)
+
+
+def _bits(port: EstimatorPort | FusedEstimator) -> Tensor:
+    if isinstance(port, FusedEstimator):
         coded = [likelihood for steps in port._likelihoods.values() for _, likelihood in steps]
     else:
         coded = [likelihood for _, _, likelihood in port._likelihoods]
@@ -194,15 +209,15 @@ def test_likelihoods_have_their_places() -> None:
     torch.manual_seed(10)
     latents, noise = torch.randn(1, 40, 8, 8) * 2, torch.rand(1, 40, 8, 8) - 0.5
     log_gain, params = torch.zeros(1, 40, 1, 1), bfloat16(1, 80, 8, 8) * 0.5
-    ports = EstimatorPort(latents, noise), FusedEstimatorPort(latents, noise, log_gain)
+    ports = EstimatorPort(latents, noise), FusedEstimator(latents, noise, log_gain)
     model = HPCM(preset("phase1-lite")).context
     for port in ports:
         for scale in schedule.scales(40):
             size = 8 // {"s1": 4, "s2": 2, "s3": 1}[scale.name]
-            port.begin(scale)
             decoded = torch.zeros(1, 40, size, size)
-            for step in scale.steps:
-                decoded = model._code_step(step, params[:, :, :size, :size].contiguous(), decoded, port, log_gain)
+            for number, step in enumerate(scale.steps, start=1):
+                port.begin(scale, number)
+                decoded = coded_step(model, step, params[:, :, :size, :size].contiguous(), decoded, port, log_gain)
     plain, quick = (port.likelihoods() for port in ports)
     assert torch.allclose(plain, quick, rtol=1e-3, atol=1e-5)
 
@@ -226,7 +241,12 @@ def test_a_whole_step_agrees_with_a_plain_one(model: HPCM, monkeypatch: pytest.M
     losses, gradients = [], []
     called: list[str] = []
     call = training._function
-    monkeypatch.setattr(training, "_function", lambda name, count: called.append(name) or call(name, count))
+
+    def noting(name: str, count: int) -> object:
+        called.append(name)
+        return call(name, count)
+
+    monkeypatch.setattr(training, "_function", noting)
     for ops in ("torch", "auto"):
         monkeypatch.setenv("HPCM_OPS", ops)
         model.zero_grad()
@@ -288,9 +308,9 @@ def test_what_does_not_fit_is_refused_or_plain() -> None:
 def test_what_is_no_number_stays_none() -> None:
     """A loss that hides it would let broken weights pass."""
     params, latents = torch.full((1, 16, 2, 2), torch.nan), torch.zeros(1, 8, 2, 2)
-    port = FusedEstimatorPort(torch.rand(1, 8, 8, 8), torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 1, 1))
+    port = FusedEstimator(torch.rand(1, 8, 8, 8), torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 1, 1))
     scale = schedule.scales(8)[0]
-    port.begin(scale)
+    port.begin(scale, 1)
     port.code(scale.steps[0], params, latents)
     assert _bits(port).isnan()
     assert fused_mixing.squared_relu(torch.full((1, 2, 16), torch.nan)).isnan().all()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import torch_engine
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.errors import FileError
 from hpcm_codec.selftest import GOLDEN_FOLDER, INDEX_NAME, golden_files, run_selftest
@@ -52,7 +53,7 @@ def test_symbols_do_not_depend_on_onednn(codec: Codec, enabled: bool, monkeypatc
 
 def test_symbols_do_not_depend_on_the_models_memory_format() -> None:
     plain = load_codec(device="cpu")
-    plain.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    torch_engine(plain).model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for golden in [file for file in golden_files() if file.name.startswith(("chelsea", "stripes"))]:
         assert plain.symbol_digest(golden.data) == golden.symbols
 

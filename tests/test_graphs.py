@@ -19,15 +19,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import ROOT, small_photograph
+from conftest import ROOT, small_photograph, torch_engine
 from hpcm_codec.codec import Codec
-from hpcm_codec.engines.exact import layers
+from hpcm_codec.engines import ports
 from hpcm_codec.engines.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
-from hpcm_codec.entropy import handover, ports
-from hpcm_codec.entropy.ports import DecoderPort, EncoderPort
+from hpcm_codec.engines.loading import exact_network
+from hpcm_codec.engines.ports import DecoderPort, EncoderPort
+from hpcm_codec.entropy import handover
 from hpcm_codec.errors import CorruptStreamError, UsageError
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.ops import powers
 from hpcm_codec.weights.checkpoints import load_checkpoint
 
 sys.path.append(str(ROOT / "fuzz"))
@@ -79,7 +81,7 @@ class Exchanges:
         self.queued = self.waited = 0
         monkeypatch.setattr(handover, "HostCopy", self._queue)
         monkeypatch.setattr(ports, "to_host", self._wait)
-        monkeypatch.setattr(EncoderPort, "_range_code", lambda *_: None)
+        monkeypatch.setattr(EncoderPort, "_code_symbols", lambda *_: None)
         monkeypatch.setattr(DecoderPort, "_open", lambda *_: None)
         monkeypatch.setattr(DecoderPort, "_read", lambda _, levels: self._read(levels))
 
@@ -92,7 +94,7 @@ class Exchanges:
         self.waited += 1
 
     def _read(self, levels: Tensor) -> Tensor:
-        ports.to_host(levels)
+        self._wait(levels)
         return torch.zeros(levels.shape, dtype=torch.int32, device=ELSEWHERE)
 
 
@@ -102,10 +104,10 @@ def test_a_step_waits_for_nothing_but_its_hand_over(
     small: str, profile: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_checkpoint(small)
-    network = loaded.build_exact(loaded.build_model())
+    network = exact_network(loaded, loaded.build_model())
     assert network is not None
     exchanges = Exchanges(monkeypatch)
-    layers._powers_on(ELSEWHERE)  # copied there once in a process
+    powers._powers_on(ELSEWHERE)  # copied there once in a process
     config = loaded.config
     with torch.device(ELSEWHERE):
         model = HPCM(config).eval()
@@ -204,8 +206,14 @@ class Recorders:
 
 def with_graphs(small: str, backend: Any, profile: str = "exact") -> Codec:
     codec = Codec(load_checkpoint(small), "cpu", profile)
-    codec.coder.graphs = WalkGraphs(backend)
+    torch_engine(codec).graphs = WalkGraphs(backend)
     return codec
+
+
+def is_enabled(codec: Codec) -> bool:
+    graphs = torch_engine(codec).graphs
+    assert graphs is not None
+    return graphs.enabled
 
 
 def picture(seed: int, width: int = 70, height: int = 60) -> Picture:
@@ -226,7 +234,7 @@ def test_replayed_walks_give_the_same_files_and_pictures_at_every_quality(small:
         assert not believed or after == [count + 1 for count in before]
         if believed:
             assert np.array_equal(replaying.decode(data).pixels, plain.decode(data).pixels)
-    assert replaying.coder.graphs is not None and replaying.coder.graphs.enabled
+    assert is_enabled(replaying)
 
 
 def test_a_damaged_file_is_refused_by_replays_too(small: str) -> None:
@@ -262,7 +270,7 @@ def test_graphs_that_lie_or_fail_are_switched_off_with_one_warning(small: str, f
             assert codec.encode(picture(use), 10 * use) == plain.encode(picture(use), 10 * use)
     about_graphs = [str(one.message) for one in warned if SETTING in str(one.message)]
     assert len(about_graphs) == 1 and reason in about_graphs[0]
-    assert codec.coder.graphs is not None and not codec.coder.graphs.enabled
+    assert not is_enabled(codec)
 
 
 def test_what_is_only_right_for_the_tile_it_was_captured_with_is_found_out(small: str) -> None:
@@ -275,7 +283,7 @@ def test_what_is_only_right_for_the_tile_it_was_captured_with_is_found_out(small
         segments[0].work[:] = [one for one, left_out in zip(segments[0].work, of_levels, strict=True) if not left_out]
 
     codec, plain = with_graphs(small, Recorders(constant)), Codec(load_checkpoint(small), "cpu")
-    walks = codec.coder.graphs
+    walks = torch_engine(codec).graphs
     assert walks is not None
     for _ in range(PLAIN_USES + 1):
         codec.encode(picture(0), 30)
@@ -305,14 +313,15 @@ def test_a_walk_in_use_is_left_alone() -> None:
     """Its memory is one caller's: another one, in a thread or inside the first, gets plain code."""
     walks = WalkGraphs(Recorders())
     inside: list[Tensor] = []
+    nobody: Any = None
 
     def walk(port: Any, x: Tensor) -> Tensor:
         if port is not None:
-            inside.append(walks.run("key", walk, None, x + 10))
+            inside.append(walks.run("key", walk, nobody, x + 10))
         return x + 1
 
     for _ in range(UNTIL_BELIEVED):
-        walks.run("key", walk, None, torch.zeros(2))
+        walks.run("key", walk, nobody, torch.zeros(2))
     assert torch.equal(walks.run("other", walk, "port", torch.zeros(2)), torch.ones(2))  # type: ignore[arg-type]
     assert torch.equal(inside[0], torch.full((2,), 11.0))
 
@@ -340,7 +349,6 @@ def test_cuda_graphs_replay_the_default_model(codec: Codec, profile: str, monkey
             if profile == "exact":
                 assert on_gpu.symbol_digest(data) == codec.symbol_digest(data)
                 assert np.abs(decoded.astype(int) - codec.decode(data).pixels).max() <= 1
-    assert on_gpu.coder.graphs is not None and on_gpu.coder.graphs.enabled
-    assert any(
-        size.captured is not None and not size.captured.checks_left for size in on_gpu.coder.graphs._sizes.values()
-    )
+    graphs = torch_engine(on_gpu).graphs
+    assert graphs is not None and graphs.enabled
+    assert any(size.captured is not None and not size.captured.checks_left for size in graphs._sizes.values())

@@ -1,4 +1,4 @@
-"""From the device to the range coder and back: few bytes, nothing lost, and the same files whether a thread codes or not."""
+"""From the device to the rANS coder and back: few bytes, nothing lost, and the same files whether a thread codes or not."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from conftest import small_photograph
 from hpcm_codec.codec import Codec
-from hpcm_codec.entropy import ports
+from hpcm_codec.engines import ports
+from hpcm_codec.engines.ports import EncoderPort
 from hpcm_codec.entropy.distributions import build_tables
 from hpcm_codec.entropy.handover import BEYOND, SHORT_LIMIT, CodedStep, to_device, to_host
-from hpcm_codec.entropy.ports import EncoderPort
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables
-from hpcm_codec.entropy.range_decoder import RangeDecoder
+from hpcm_codec.entropy.rans_decoder import RansDecoder
+from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, CoderTables
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.images import Picture
 from hpcm_codec.model import schedule
@@ -56,10 +56,10 @@ def encoded_in(
     monkeypatch.setattr(ports, "in_background", lambda device: background)
     port = EncoderPort(latents, TABLES)
     for scale in schedule.scales(16):
-        port.begin(scale)
         for number, step in enumerate(scale.steps):
+            port.begin(scale, number + 1)
             size = step.take(schedule.split(latents)[scale.name]).shape
-            port.exchange_levels(step, torch.full(size, 6 * number + 3, dtype=torch.int32), torch.zeros(size))
+            port.exchange(step, torch.full(size, 6 * number + 3, dtype=torch.int32), torch.zeros(size))
     return port.streams(), port.symbol_check
 
 
@@ -68,7 +68,7 @@ def test_a_thread_codes_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     latents[0, 3, 2, 1], latents[0, 9, 5, 6] = 40_000, -12_345_678
     at_once = encoded_in(monkeypatch, False, latents)
     assert encoded_in(monkeypatch, True, latents) == at_once
-    decoder = RangeDecoder(TABLES, at_once[0]["s1"])
+    decoder = RansDecoder(TABLES, at_once[0]["s1"])
     step = schedule.scales(16)[0].steps[0]
     coded = step.take(schedule.split(latents)["s1"]).flatten().round().int()
     assert decoder.decode(np.full(len(coded), 3, np.uint8)).tolist() == coded.tolist()
@@ -82,7 +82,7 @@ def test_errors_of_the_thread_are_the_encoders(monkeypatch: pytest.MonkeyPatch) 
             encoded_in(monkeypatch, background, latents)
 
 
-def test_the_encoder_does_not_wait_for_its_range_coder(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_does_not_wait_for_its_rans_coder(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = Picture(small_photograph())
     expected = codec.encode(picture, 60)
     monkeypatch.setattr(ports, "in_background", lambda device: True)

@@ -91,9 +91,9 @@ class RecordingPort(EstimatorPort):
         self.records: list[tuple] = []
 
     def exchange(self, step, scale, mean):
-        decoded = super().exchange(step, scale, mean)
-        self.records.append((self._scale_name, step, decoded - mean, scale))
-        return decoded
+        symbols = super().exchange(step, scale, mean)
+        self.records.append((self._scale_name, step, symbols, scale))
+        return symbols
 
     def plane(self, column: int, like: torch.Tensor) -> torch.Tensor:
         """Column 2 (integers) or 3 (scales) of the records, on the full plane."""

@@ -298,7 +298,7 @@ def test_narrower_machines_give_the_same(
         build.FLAGS, "integer", tuple(flags[0] if f == "-march=native" else f for f in build.FLAGS["integer"])
     )
     assert ensure_built("integer"), build.last_error("integer")
-    assert isinstance(build.function("integer", "hpcm_integer_linear", torch.device("cpu")), ctypes._CFuncPtr)
+    assert isinstance(build.function("integer", "hpcm_integer_linear", torch.device("cpu")), ctypes._CFuncPtr)  # type: ignore[attr-defined]
     weights = linear_weights(35, 50, random, full=True)
     same("linear", whole((3, 5, 35), LIMIT, random), weights, leaky=True, factor=whole((50,), 9000, random))
     bias, shift = whole((20,), 1 << 24, random, torch.int32), torch.arange(20, dtype=torch.int32)
@@ -353,7 +353,7 @@ def test_attention_is_rounded_softmax_attention(random: torch.Generator) -> None
     def windows(x: Tensor) -> Tensor:
         return x.double().reshape(8, 2, 8, 2, 24).permute(1, 3, 0, 2, 4).reshape(2, 2, 64, 24)
 
-    exact = functional.scaled_dot_product_attention(*(windows(x) for x in (q, k, v)), scale=2**-12 / 256)
+    exact = functional.scaled_dot_product_attention(windows(q), windows(k), windows(v), scale=2**-12 / 256)
     assert (windows(got) - exact).abs().max() <= 40  # distances are rounded to 1/256 and weights to 2^-12
 
 

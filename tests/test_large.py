@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_rows_are_those_that_reading_the_whole_picture_gives(name: str) -> None:
         for top, bottom in ((0, middle), (middle // 2, whole.height), (middle, middle + 1)):
             assert np.array_equal(picture.rows(top, bottom), whole.pixels[top:bottom])
         assert (picture.alpha is None) == (whole.alpha is None)
-        assert picture.alpha is None or np.array_equal(picture.alpha, whole.alpha)
+        assert picture.alpha is None or whole.alpha is None or np.array_equal(picture.alpha, whole.alpha)
         assert (picture.icc, picture.exif, picture.xmp) == (whole.icc, whole.exif, whole.xmp)
         assert sorted(picture.notices) == sorted(whole.notices)
 
@@ -306,7 +307,7 @@ def test_a_codecs_tile_workers_count_towards_the_memory_it_takes(
 ) -> None:
     Image.new("RGB", (3000, 2000)).save(tmp_path / "large.ppm")
     data = file_of_empty_tiles(3000, 2000, codec)
-    for method in ("encode", "decode_strips"):
+    for method in ("encode", "decode_parsed"):
         monkeypatch.setattr(codec, method, lambda *rest: (_ for _ in ()).throw(HpcmError("work!")))
     for workers, error, words in ((1, HpcmError, "work!"), (2, MemoryLimitError, "above the limit")):
         monkeypatch.setattr(codec, "tile_workers", workers)
@@ -351,7 +352,8 @@ def test_no_seam_16_pixels_around_tile_borders_are_as_good_as_without_the_border
     flat = [pixels[160:352] for pixels in (read_picture(name).pixels for name in names) if pixels.shape[1] == 768]
     starts, width = (64, 320), 1088
     first_tile = TileGrid(width, 192)[0].pixels.width
-    with_border, without = [], []
+    with_border: list[Any] = []
+    without: list[Any] = []
     for mosaic in (np.concatenate(pair, axis=1) for pair in zip(flat[::2], flat[1::2], strict=True)):
         parts = [mosaic[:, start : start + width] for start in starts]
         errors = [squared_errors(codec, part, quality, upright) for part in parts]

@@ -13,11 +13,13 @@ import torch
 import numpy_decoder
 import numpy_network
 from conftest import small_photograph
-from hpcm_codec.bitstream.container import SCALES, parse_stream
+from hpcm_codec.bitstream.container import parse_stream
 from hpcm_codec.codec import Codec, load_codec
+from hpcm_codec.constants import SCALES
+from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.weights.checkpoints import export_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import save_checkpoint
 from hpcm_codec.weights.registry import shipped_checkpoints
 from test_hpcm_phase1 import SMALL
 
@@ -41,9 +43,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def symbols_of(codec: Codec, data: bytes) -> list[list[int]]:
     """What our own decoder reads from each tile, in coding order."""
     stream, found = parse_stream(data), []
-    for tile, streams in zip(stream.header.grid, stream.tiles, strict=True):
+    for tile in stream.header.grid:
         read: list[int] = []
-        codec._decode_tile(tile, streams, stream.header, lambda symbols, to=read: to.extend(symbols.tolist()))
+        codec._decode_tile(tile, stream, lambda symbols: read.extend(symbols.tolist()))  # noqa: B023 - called at once
         found.append(read)
     return found
 

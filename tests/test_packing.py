@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.errors import FileError
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.weights.checkpoints import export_checkpoint, load_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint, save_checkpoint
 from hpcm_codec.weights.packing import PLANES, SMALLEST_EXPONENT, largest_integer, pack, packable, unpack
 from test_hpcm_phase1 import SMALL
 

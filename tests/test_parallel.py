@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_files_and_pixels_do_not_depend_on_the_tiles_coded_at_a_time(
 def test_a_damaged_tile_is_named_whoever_decodes_it(three_workers: Codec) -> None:
     stream = container.parse_stream(three_workers.encode(Picture(small_photograph(WIDTH, HEIGHT)), 5))
     tiles = list(stream.tiles)
-    tiles[2] = container.TileStreams(*tiles[2].payloads, symbol_check=tiles[2].symbol_check ^ 1)
+    tiles[2] = replace(tiles[2], symbol_check=tiles[2].symbol_check ^ 1)
     data = container.write_stream(container.HpcmStream(stream.header, tuple(tiles), {}))
     with pytest.raises(CorruptStreamError, match="tile 2 does not decode"):
         three_workers.decode(data)

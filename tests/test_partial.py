@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from conftest import small_photograph
 from hpcm_codec.bitstream import container
 from hpcm_codec.cli.main import main
 from hpcm_codec.codec import Codec
-from hpcm_codec.evaluation.metrics import psnr
+from hpcm_codec.constants import SCALES
 from hpcm_codec.images import Picture
+from hpcm_codec.images.fidelity import psnr
 
 PICTURE = Picture(small_photograph(192, 128))
 
@@ -29,12 +31,12 @@ def symbols_of(codec: Codec, data: bytes) -> np.ndarray:
     """All symbols that are read of the first tile of a file, cut or not."""
     stream = container.parse_stream(data, allow_truncated=True)
     read: list[np.ndarray] = []
-    codec._decode_tile(stream.header.grid[0], stream.tiles[0], stream.header, read.append)
+    codec._decode_tile(stream.header.grid[0], stream, read.append)
     return np.concatenate(read)
 
 
 @pytest.mark.parametrize("profile", ["exact", "float"])
-@pytest.mark.parametrize("scale", container.SCALES[1:])
+@pytest.mark.parametrize("scale", SCALES[1:])
 def test_a_chunk_in_which_the_file_ends_is_read_as_far_as_it_goes(codec: Codec, profile: str, scale: str) -> None:
     codec.profile, before = profile, codec.profile
     try:
@@ -42,7 +44,7 @@ def test_a_chunk_in_which_the_file_ends_is_read_as_far_as_it_goes(codec: Codec, 
     finally:
         codec.profile = before
     whole = symbols_of(codec, data)
-    chunk = container.describe_stream(data)[1 + container.SCALES.index(scale)]
+    chunk = container.describe_stream(data)[1 + SCALES.index(scale)]
     known = []
     for size in range(0, chunk.size, max(1, chunk.size // 7)):
         found = symbols_of(codec, data[: chunk.offset + size])
@@ -62,7 +64,7 @@ def test_every_byte_helps(codec: Codec, data: bytes) -> None:
 
 
 def test_a_cut_at_the_border_of_chunks_shows_the_scale_before_it(codec: Codec, data: bytes) -> None:
-    for number, scale in enumerate(container.SCALES[:-1]):
+    for number, scale in enumerate(SCALES[:-1]):
         end = container.describe_stream(data)[2 + number].offset
         shown = codec.decode(data[:end], partial=True).pixels
         assert np.array_equal(shown, codec.decode(data, scale=scale).pixels)
@@ -76,7 +78,7 @@ def test_the_container_tells_what_a_file_ends_in() -> None:
     begun = chunks["s1 of tile 1"]
     for arrived, expected in ((0, None), (1, b"s"), (4, b"s1s1"), (7, b"s1s1")):
         cut = container.parse_stream(data[: begun.offset + arrived], allow_truncated=True)
-        missing = {"s1": None, "s2": None, "s3": None}
+        missing: dict[str, Any] = {"s1": None, "s2": None, "s3": None}
         assert cut.tiles[0] == replace(tiles[0], **{**missing, "s1": b"s1s1"})
         assert cut.tiles[1] == replace(tiles[1], **missing, begun=expected)
     # damage is no beginning

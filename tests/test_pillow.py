@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +132,11 @@ def test_pictures_are_saved_upright_however_their_exif_is_given(orientation: int
     exif[0x010F], exif[0x0112] = "maker", orientation
     buffer = io.BytesIO()
     Image.fromarray(small_photograph(64, 40)).save(buffer, "PNG", exif=exif)
-    settings = {"as bytes": {"exif": exif.tobytes()}, "as an object": {"exif": exif}, "left out": {"exif": b""}}
+    settings: dict[str, dict[str, Any]] = {
+        "as bytes": {"exif": exif.tobytes()},
+        "as an object": {"exif": exif},
+        "left out": {"exif": b""},
+    }
     with Image.open(buffer) as image:
         expected = np.asarray(ImageOps.exif_transpose(image)).astype(float)
         saved = io.BytesIO()

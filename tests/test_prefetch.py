@@ -15,7 +15,7 @@ import torch
 from hpcm_codec.errors import FileError
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.loop import Trainer
-from hpcm_codec.training.prefetch import Prefetcher
+from hpcm_codec.training.prefetch import OnDevice, Prefetcher
 from hpcm_codec.training.samples import Batch, draw_batch
 from hpcm_codec.training.settings import CropPhase
 from hpcm_codec.weights.checkpoints import load_checkpoint
@@ -24,12 +24,11 @@ from test_training import QUICK
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PHASE = CropPhase(0, 64, 2)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def same(one: Batch, other: Batch) -> bool:
-    pairs = [(one.pixels, other.pixels), (one.position, other.position)]
-    pairs += [(one.noise.latents, other.noise.latents), (one.noise.hyper, other.noise.hyper)]
-    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(one.tensors(), other.tensors(), strict=True))
 
 
 def test_batches_are_those_of_their_steps_also_after_jumps_changes_and_a_death(pictures: PackedPictures) -> None:
@@ -49,6 +48,20 @@ def test_batches_are_those_of_their_steps_also_after_jumps_changes_and_a_death(p
     ahead.close()
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_batches_that_a_thread_copies_to_the_device_are_those_of_their_steps(
+    pictures: PackedPictures, device: str
+) -> None:
+    draw = partial(draw_batch, pictures, SMALL, QUICK)
+    samples = OnDevice(Prefetcher(draw, 1), torch.device(device), ahead=True)
+    larger = CropPhase(0.5, 128, 1)
+    for phase, step in ((PHASE, 3), (PHASE, 4), (larger, 5), (larger, 6), (larger, 2)):
+        batch = samples.take(phase, step)
+        assert batch.pixels.device.type == device
+        assert same(batch.to(torch.device("cpu")), draw(phase, step)), (phase, step)
+    samples.close()
+
+
 def test_pictures_travel_to_another_process_by_name(pictures: PackedPictures) -> None:
     data = pickle.dumps(pictures)
     assert len(data) < 500 and len(pickle.loads(data)) == len(pictures)
@@ -60,6 +73,6 @@ def test_a_run_with_loaders_that_is_cut_ends_as_one_without(pictures: PackedPict
         for steps in cuts:
             trainer = Trainer(SMALL, pictures, tmp_path / folder, dataclasses.replace(settings, loaders=loaders))
             trainer.run(asked_to_stop=lambda trainer=trainer, steps=steps: trainer.step == steps)  # type: ignore[misc]
-            assert trainer.samples._pool is None
+            assert trainer.samples._samples._pool is None
     plain, ahead = (load_checkpoint(str(tmp_path / name / "weights.safetensors")) for name in ("plain", "ahead"))
     assert plain.identity == ahead.identity

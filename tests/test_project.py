@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 import hpcm_codec
+from hpcm_codec import constants
 from hpcm_codec.cli.main import COMMANDS
+from hpcm_codec.images import FORMATS
+from hpcm_codec.model.config import PRESETS
 
 
 def pins(root: Path) -> dict[str, str]:
@@ -63,8 +66,10 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
         "from hpcm_codec.weights.registry import shipped_checkpoints as s; from hpcm_codec.ops.build import source_directory as d;"
         "print(s()['phase1-lite']); print(d())"
     )
-    settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **settings).stdout
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    ).stdout
     assert [Path(line).is_relative_to(tmp_path / "installed") for line in told.splitlines()] == [True, True]
 
 
@@ -75,7 +80,7 @@ def test_every_command_has_a_module_and_every_module_a_command(root: Path) -> No
 
 def test_the_sample_photographs_have_their_credits(root: Path) -> None:
     credits = (root / "examples" / "CREDITS.md").read_text()
-    pictures = [path.name for path in (root / "examples").iterdir() if path.suffix != ".md"]
+    pictures = [path.name for path in (root / "examples").iterdir() if path.suffix == ".png"]
     assert pictures and all(f"`{name}`" in credits for name in pictures)
 
 
@@ -94,3 +99,9 @@ def test_the_demo_says_what_it_did(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "chelsea.hpcm").is_file() and (tmp_path / "chelsea.png").is_file()
     for name in ("chelsea.hpcm", "chelsea.png"):
         assert str(tmp_path / name) in told
+
+
+def test_the_constants_that_help_texts_use_are_those_of_the_modules_they_stand_for() -> None:
+    assert tuple(name.lower() for name in FORMATS) == constants.OUTPUT_FORMATS
+    assert constants.HIGHEST_QUALITY * constants.QUALITY_STEPS == constants.LARGEST_QUALITY_CODE
+    assert constants.DEFAULT_MODEL in PRESETS and constants.FINEST_SCALE == "s3"

@@ -14,8 +14,9 @@ from PIL import ExifTags, Image
 
 from conftest import small_photograph
 from hpcm_codec import Codec, Picture
-from hpcm_codec.bitstream.container import SCALES, parse_header
+from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.cli.main import main
+from hpcm_codec.constants import SCALES
 from hpcm_codec.errors import UsageError
 from hpcm_codec.images import Extras, StripPicture, read_picture
 from hpcm_codec.images.resizing import Resizing, fitted, parse_resizing, resized, scale_for, thumbnail

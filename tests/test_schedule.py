@@ -85,3 +85,35 @@ def test_a_step_shares_memory_with_the_plane_and_needs_no_index() -> None:
     plane = torch.zeros(8, 8, 8)
     for piece in schedule.scales(8)[2].steps[0].pieces:
         assert piece.view(plane).untyped_storage().data_ptr() == plane.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, CHANNELS, 8, 12), (1, CHANNELS, 4, 4), (3, 2, CHANNELS, 4, 8), (2, CHANNELS, 4, 4)]
+)
+@pytest.mark.parametrize("order", ["rows", "channels", "gaps"])
+def test_moving_by_index_as_on_a_gpu_moves_the_same(
+    shape: tuple[int, ...], order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plane() -> torch.Tensor:
+        x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+        if order == "channels":
+            x = x.movedim(-3, -1).contiguous().movedim(-1, -3)
+        return torch.cat((x, x), dim=1)[:, : shape[1]] if order == "gaps" else x
+
+    results = []
+    for by_index in (False, True):
+        monkeypatch.setattr(schedule, "_by_index", lambda x, by_index=by_index: by_index and x.ndim > 3)
+        found: list[torch.Tensor] = []
+        for scale in schedule.scales(CHANNELS):
+            lattices = scale.steps if len(shape) == 4 else ()
+            for lattice in (*lattices, *((scale.inside,) if scale.inside else ())):
+                base = plane().requires_grad_()
+                packed = lattice.take(base)
+                placed = lattice.place(packed.double() * 2, base)
+                (gradient,) = torch.autograd.grad(
+                    (placed * plane() * torch.arange(placed.numel()).view(placed.shape)).sum(), base
+                )
+                found += [packed, placed, gradient]
+        results.append(found)
+    assert len(results[0]) > 5
+    assert all(torch.equal(plain, indexed) for plain, indexed in zip(*results, strict=True))

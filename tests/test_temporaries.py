@@ -65,7 +65,7 @@ def test_a_writer_whose_new_file_was_taken_for_nobodys_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = temporaries._lock
-    swept = []
+    swept: list[object] = []
 
     def swept_just_before(file: object, wait: bool) -> bool:
         if wait and not swept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def blow_up(trainer: Trainer, steps: set[int]) -> None:
         told = train_step(*arguments)
         if trainer.step in steps:
             with torch.no_grad():
-                trainer.model.g_s[-1].weight.mul_(1e3)
+                cast(torch.nn.Conv2d, trainer.model.g_s[-1]).weight.mul_(1e3)
         return told
 
     trainer._train_step = then_broken  # type: ignore[method-assign]
@@ -155,7 +156,7 @@ def test_a_run_goes_back_to_what_it_was_when_the_state_was_saved(pictures: Packe
     averages, updates = {name: value.clone() for name, value in trainer.average.values.items()}, trainer.average.updates
     for parameter in trainer.model.parameters():
         parameter.data.mul_(2)
-    trainer.average.update(trainer.model)
+    trainer.average.update(list(trainer.model.parameters()))
     trainer._go_back("for a test")
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     assert all(torch.equal(value, averages[name]) for name, value in trainer.average.values.items())
@@ -309,7 +310,12 @@ def test_processes_share_the_pictures_of_a_score(world: int, monkeypatch: pytest
     for rank in range(world):
         process = Processes(torch.device("cpu"))
         process.rank, process.world = rank, world
-        monkeypatch.setattr(process, "mean", lambda values: told.append(values) or values)
+
+        def noted(values: torch.Tensor) -> torch.Tensor:
+            told.append(values)
+            return values
+
+        monkeypatch.setattr(process, "mean", noted)
         shared_score(SMALL, model.state_dict(), held_out, process)
     assert float(sum(told)) / len(held_out) == pytest.approx(score(model, held_out).value, rel=1e-5)
 

@@ -189,7 +189,12 @@ def test_only_a_run_that_wants_it_is_compiled_and_told_when_that_fails(
             raise Unsupported("no compiler")
 
     compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or Uncompilable())
+
+    def compile_never(model: torch.nn.Module) -> torch.nn.Module:
+        compiled.append(model)
+        return Uncompilable()
+
+    monkeypatch.setattr(torch, "compile", compile_never)
     Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=1)).run()
     assert not compiled
     trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, compile=True))
@@ -209,7 +214,18 @@ def test_light_weights_start_a_run_whose_score_is_told(tmp_path: Path) -> None:
     written = hpcm("train", "light", "phase1-lite", "-o", light, "--pieces", 9)
     assert written.exit_code == 0 and "light.safetensors.1of" in written.stdout, written.output
     assert hpcm("train", "light", "phase1-lite", "-o", light).exit_code == 5, "pieces are overwritten without -f"
-    settings = ("--warmup-steps", 3, "--decay-start", 0.75, "--ema", 0.5, "--clip-norm", 2.5, "--smallest-scale", 0.25)
+    settings: tuple[object, ...] = (
+        "--warmup-steps",
+        3,
+        "--decay-start",
+        0.75,
+        "--ema",
+        0.5,
+        "--clip-norm",
+        2.5,
+        "--smallest-scale",
+        0.25,
+    )
     settings += (
         "--decay-rate-factor",
         0.5,
@@ -219,14 +235,32 @@ def test_light_weights_start_a_run_whose_score_is_told(tmp_path: Path) -> None:
         "--learning-rate",
         1e-4,
     )
-    arguments = ("--data", folder, "--out", run, "--steps", 1, "--crops", "0:64x1", "--from", light, *settings)
+    arguments: tuple[object, ...] = (
+        "--data",
+        folder,
+        "--out",
+        run,
+        "--steps",
+        1,
+        "--crops",
+        "0:64x1",
+        "--from",
+        light,
+        *settings,
+    )
     arguments += ("--validation", folder)
     done = hpcm("train", "run", *arguments)
     assert done.exit_code == 0, done.output
     assert "1 steps" in done.stderr and "% of the time waiting for data" in done.stderr
     record = load_checkpoint(str(run / "weights.safetensors")).training
     told = record["settings"]
-    expected = {"warmup_steps": 3, "decay_start": 0.75, "ema": 0.5, "clip_norm": 2.5, "smallest_scale": 0.25}
+    expected: dict[str, object] = {
+        "warmup_steps": 3,
+        "decay_start": 0.75,
+        "ema": 0.5,
+        "clip_norm": 2.5,
+        "smallest_scale": 0.25,
+    }
     expected |= {"decay_rate_factor": 0.5, "activation_checkpointing": True, "optimiser": "muon", "compile": False}
     assert {key: told[key] for key in expected} == expected
     scores = hpcm("train", "score", run, light, "--data", folder, "--json")

@@ -140,7 +140,7 @@ def test_without_shared_memory_gradients_are_sent_and_a_line_says_so(monkeypatch
     def refuse(name: str) -> int:
         raise OSError("not here")
 
-    monkeypatch.setattr(shared.os, "memfd_create", refuse, raising=False)
+    monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     model = HPCM(SMALL)
     with pytest.warns(RuntimeWarning, match="not here"):

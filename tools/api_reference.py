@@ -41,7 +41,7 @@ def page() -> str:
     parts += ["## Errors", prose(without_first_line(errors))]
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.HpcmError)]
     for kind in sorted(kinds, key=lambda kind: (len(kind.__mro__), kind.exit_status, kind.__name__)):
-        base = "" if kind is errors.HpcmError else f", a `{kind.__base__.__name__}`"
+        base = "" if kind is errors.HpcmError else f", a `{kind.__bases__[0].__name__}`"
         parts += [f"### `{kind.__name__}`{base}; exit status {kind.exit_status}", prose(inspect.getdoc(kind) or "")]
     return "\n\n".join(part for part in parts if part) + "\n"
 

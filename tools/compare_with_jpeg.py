@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.codecs import PillowCodec
-from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture, Samples, read_picture
+from hpcm_codec.images.fidelity import psnr
 from hpcm_codec.system.files import write_atomically
 
 GAP = 8  # pixels between and around the crops

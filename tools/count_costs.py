@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from hpcm_codec.benchmark.guards import all_counts
+from costs.guards import all_counts
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.system.files import write_atomically
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import read_picture
+from hpcm_codec.images.fidelity import psnr
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--optimisers", type=lambda text: tuple(text.split(",")), help="to try, the usual one first: adamw,muon"
     )
-    prepare.add_argument("--learning-rate", type=float, help="the peak (default: by the batch)")
+    prepare.add_argument("--learning-rate", type=float, help="the peak")
     prepare.add_argument("--smallest-scale", type=float, help="random shrinking of the pictures, down to this")
     prepare.add_argument("--loaders", type=int, help="processes that draw crops")
     stage = commands.add_parser("stage", help="one part of the pictures to the machine's disk")

@@ -16,9 +16,9 @@ import torch
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec
 from hpcm_codec.engines.exact import export, layers
-from hpcm_codec.engines.exact.tables import build_tables
-from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import read_picture
+from hpcm_codec.images.fidelity import psnr
+from hpcm_codec.ops.integer_tables import build_tables
 from hpcm_codec.training.data import PackedPictures, image_files
 from hpcm_codec.weights.checkpoints import ExactData, load_checkpoint
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcm_codec.codec import load_codec
+from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.images import Picture, read_picture
 from hpcm_codec.selftest import GOLDEN_FOLDER, INDEX_NAME
-from hpcm_codec.weights.registry import DEFAULT_MODEL
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 QUALITIES = (5, 47.5, 95)

@@ -11,8 +11,8 @@ import sys
 
 from compare_with_jpeg import Panel, parse_crop, parser_of, write_sheet
 from hpcm_codec.errors import HpcmError, UsageError
-from hpcm_codec.evaluation.metrics import psnr
 from hpcm_codec.images import Picture, read_picture
+from hpcm_codec.images.fidelity import psnr
 
 
 def make_panels(picture: Picture, quality: float, model: str, shares: list[float]) -> list[Panel]:

@@ -11,6 +11,7 @@ from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, write_output
 from hpcm_codec.batch.tasks import Outcome
+from hpcm_codec.constants import FINEST_SCALE
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Decoding:
     """How every file of a batch is decoded (a `tasks.Work`).
 
     format:     a key of images.FORMATS in any case; None goes by the output's extension, PNG on stdout.
-    region:     x, y, width, height in pixels, or None. scale: one of container.SCALES.
+    region:     x, y, width, height in pixels, or None. scale: one of constants.SCALES.
     partial:    show what there is of a damaged file.
     max_edge:   the most pixels of the longer side; larger pictures are shrunk, decoded no finer than that needs. None: no limit.
     model:      a checkpoint's name or path; None takes the one that the file names.
@@ -34,7 +35,7 @@ class Decoding:
 
     format: str | None = None
     region: tuple[int, int, int, int] | None = None
-    scale: str = "s3"
+    scale: str = FINEST_SCALE
     partial: bool = False
     max_edge: int | None = None
     model: str | None = None
@@ -61,19 +62,17 @@ class Decoding:
         data = read_input(job.source, begins=refuse_other_kinds)
         # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
         stream = self._parsed(data)
-        scale = self._scale_for(stream.header)
         self._check_memory(stream, len(data), job)
-        pixels = stream.header.width * stream.header.height
-        del stream  # the codec reads the file again
-        named = self.model is not None
-        codec = self.machine.codec(self.model) if named else self.machine.codec_for(data, pixel_limit(self.max_pixels))
-        picture = codec.decode_strips(data, pixel_limit(self.max_pixels), self.partial, scale, self.region)
+        header = stream.header
+        codec = self.machine.codec_for(header) if self.model is None else self.machine.codec(self.model)
+        picture = codec.decode_parsed(stream, self.region)
         shown: Picture | StripPicture = picture
         if self.max_edge is not None:
             from hpcm_codec.images.resizing import thumbnail
 
             shown = thumbnail(picture, self.max_edge)
         notices = self._write(shown, job, overwrite)
+        pixels = header.width * header.height
         return _outcome(shown.width, shown.height, len(data), pixels, (*picture.notices, *notices))
 
     def inspect(self, job: Job) -> Outcome:
@@ -118,7 +117,7 @@ class Decoding:
         """The finest scale to decode: the one that was asked for, or a coarser one where a thumbnail does not need it."""
         if self.max_edge is None:
             return self.scale
-        from hpcm_codec.bitstream.container import SCALES
+        from hpcm_codec.constants import SCALES
         from hpcm_codec.images.resizing import scale_for
 
         shown = (header.width, header.height) if self.region is None else self.region[2:]

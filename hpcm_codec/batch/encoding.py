@@ -14,6 +14,7 @@ from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
 from hpcm_codec.batch.tasks import Outcome
 from hpcm_codec.errors import HpcmError, UsageError, printable
+from hpcm_codec.targets import Target, encode_to_target
 
 if TYPE_CHECKING:
     from hpcm_codec.batch.together import Analysed
@@ -22,39 +23,9 @@ if TYPE_CHECKING:
     from hpcm_codec.images import PixelSource
     from hpcm_codec.images.resizing import Resizing
 
-DEFAULT_QUALITY = 50.0  # codec.DEFAULT_QUALITY, which cannot be had without torch
 MEMORY_ADVICE = "raise it with --memory, or give the picture as PPM or uncompressed TIFF, which are read in strips"
 PSNR_DIGITS = 3
 RESIZING = 8  # bytes a pixel, of Pillow's image and of the samples
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a file is to be: of a quality (0 .. 100), or the best of at most `size` bytes or `bpp` bits a pixel, or the smallest of at
-    least `psnr` dB. One is given, or none for the default quality."""
-
-    quality: float | None = None
-    size: int | None = None
-    bpp: float | None = None
-    psnr: float | None = None
-
-    @property
-    def by_quality(self) -> bool:
-        return self.size is None and self.bpp is None and self.psnr is None
-
-    @property
-    def stored_quality(self) -> float:
-        """The quality aimed at, in the half steps that files know."""
-        return round(2 * (DEFAULT_QUALITY if self.quality is None else self.quality)) / 2
-
-    @property
-    def kept_latents(self) -> int:
-        """How often the encoder keeps the latents of the whole picture."""
-        return 2 if self.psnr is not None else 0 if self.by_quality else 1
-
-    def most_bytes(self, pixels: int) -> float | None:
-        """The file's limit in bytes; None without one."""
-        return self.bpp * pixels / 8 if self.bpp is not None else self.size
 
 
 @dataclass(frozen=True)
@@ -68,7 +39,7 @@ class Encoding:
     keep_smaller: where the file would have more bytes than the input, copy that instead.
     """
 
-    aim: Aim = Aim()
+    target: Target = field(default_factory=Target)
     model: str | None = None
     profile: str = "auto"
     strip: bool = False
@@ -87,15 +58,15 @@ class Encoding:
     def lookahead(self) -> int:
         from hpcm_codec.batch.together import LOOKAHEAD
 
-        return LOOKAHEAD if self.aim.by_quality and self.machine.on_gpu else 1
+        return LOOKAHEAD if self.target.kind == "quality" and self.machine.on_gpu else 1
 
     def settings(self) -> dict[str, Any]:
         codec = self._codec()
-        limits = {"size": self.aim.size, "bpp": self.aim.bpp, "psnr": self.aim.psnr}
+        limit = {"bytes": "target_size", "bpp": "target_bpp", "psnr": "target_psnr"}.get(self.target.kind)
         return {
             "command": "encode",
-            "quality": self.aim.stored_quality if self.aim.by_quality else None,
-            **{f"target_{name}": value for name, value in limits.items() if value is not None},
+            "quality": self.target.stored_quality,
+            **({} if limit is None else {limit: self.target.value}),
             "strip": self.strip,
             "model": codec.identity.hex(),
             "profile": codec.profile,
@@ -115,18 +86,20 @@ class Encoding:
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
         if (analysed := self._analysed.pop(job.source, None)) is not None:
             codec = self._codec()
-            data = codec.bytes_of_analysed(analysed.picture, analysed.latents, self.aim.stored_quality)
+            quality = self.target.stored_quality
+            assert quality is not None  # see `lookahead`
+            data = codec.bytes_of_analysed(analysed.picture, analysed.latents, quality)
             if self._is_better_kept(analysed.input_bytes, data):
                 return self._copied(job, analysed.picture, analysed.input_bytes, data, overwrite)
             write_output(job.target, data, overwrite)
-            return self._outcome(codec, analysed.picture, analysed.input_bytes, data, self.aim.stored_quality)
+            return self._outcome(codec, analysed.picture, analysed.input_bytes, data, quality)
         with self.opened(job.source) as (picture, input_bytes):
             codec = self._codec()
-            data, quality, reached = self._encoded(codec, picture)
-            if self._is_better_kept(input_bytes, data):
-                return self._copied(job, picture, input_bytes, data, overwrite)
-            write_output(job.target, data, overwrite)
-            return self._outcome(codec, picture, input_bytes, data, quality, reached)
+            reached = encode_to_target(codec, picture, self.target)
+            if self._is_better_kept(input_bytes, reached.data):
+                return self._copied(job, picture, input_bytes, reached.data, overwrite)
+            write_output(job.target, reached.data, overwrite)
+            return self._outcome(codec, picture, input_bytes, reached.data, reached.quality, reached.psnr)
 
     def _is_better_kept(self, input_bytes: int, data: bytes) -> bool:
         return self.keep_smaller and len(data) > input_bytes
@@ -149,16 +122,16 @@ class Encoding:
 
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.bitstream.container import parse_stream
-        from hpcm_codec.images.extras import payloads_of
+        from hpcm_codec.extensions import payloads_of
 
         codec = self._codec()
         data = read_input(job.target)
         stream = parse_stream(data, max_pixels=pixel_limit(self.max_pixels))
-        header = stream.header
+        header, wanted = stream.header, self.target.stored_quality
         with self.opened(job.source) as (picture, input_bytes):
             for differs, reason in (
                 (header.checkpoint_id != codec.identity, f"it is of another model, {header.checkpoint_id.hex()}"),
-                (header.float_profile != (codec.profile == "float"), "it is of the other profile"),
+                (header.profile != codec.profile, "it is of the other profile"),
                 (
                     (header.width, header.height) != (picture.width, picture.height),
                     f"it is of a picture of {header.width}×{header.height} pixels",
@@ -168,20 +141,20 @@ class Encoding:
                     "it has other metadata",
                 ),
                 (
-                    self.aim.by_quality and header.quality != self.aim.stored_quality,
-                    f"it is of quality {header.quality:g}, not {self.aim.stored_quality:g}",
+                    wanted is not None and header.quality != wanted,
+                    f"it is of quality {header.quality:g}, not {wanted}",
                 ),
                 (
-                    len(data) > (self.aim.most_bytes(picture.width * picture.height) or len(data)),
+                    len(data) > (self.target.most_bytes(picture.width * picture.height) or len(data)),
                     "it is larger than asked for",
                 ),
             ):
                 if differs:
                     raise HpcmError(reason)
             reached = None
-            if self.aim.psnr is not None and (reached := self._psnr(codec, picture, data)) < self.aim.psnr:
+            if self.target.kind == "psnr" and (reached := _psnr_of(codec, picture, stream)) < self.target.value:
                 raise HpcmError(f"it has {reached:.2f} dB, fewer than asked for")
-            return self._outcome(codec, picture, input_bytes, data, header.quality, reached)
+            return self._outcome(codec, picture, input_bytes, data, header.quality, reached, stream)
 
     @contextmanager
     def opened(self, source: str) -> Iterator[tuple[PixelSource, int]]:
@@ -193,7 +166,7 @@ class Encoding:
         data = None if source != STDIO and os.path.isfile(source) else read_input(source)
 
         def afford(width: int, height: int, held: int) -> None:
-            kept, tiles = self.aim.kept_latents, self.machine.tile_jobs
+            kept, tiles = self.target.kept_latents, self.machine.tile_jobs
             if self.resizing is not None:  # one picture is held beside the other
                 width, height, held = *self.resizing.size(width, height), held + RESIZING * width * height
                 held += RESIZING * width * height
@@ -220,24 +193,6 @@ class Encoding:
     def _codec(self) -> Codec:
         return self.machine.codec(self.model, self.profile)
 
-    def _encoded(self, codec: Codec, picture: PixelSource) -> tuple[bytes, float, float | None]:
-        """The file's bytes, the quality it has, and its PSNR in dB where that was aimed at."""
-        if self.aim.by_quality:
-            return codec.encode(picture, self.aim.stored_quality), self.aim.stored_quality, None
-        from hpcm_codec.targets import Target, encode_to_target
-
-        if self.aim.psnr is not None:
-            target = Target("psnr", self.aim.psnr)
-        else:
-            target = Target("bytes", self.aim.most_bytes(picture.width * picture.height) or 0)
-        reached = encode_to_target(codec, picture, target)
-        return reached.data, reached.quality, reached.psnr
-
-    def _psnr(self, codec: Codec, picture: PixelSource, data: bytes) -> float:
-        from hpcm_codec.targets import psnr_of_strips
-
-        return psnr_of_strips(picture, codec.decode_strips(data, pixel_limit(self.max_pixels)).strips)
-
     def _outcome(
         self,
         codec: Codec,
@@ -246,12 +201,16 @@ class Encoding:
         data: bytes,
         quality: float,
         psnr: float | None = None,
+        stream: HpcmStream | None = None,
     ) -> Outcome:
+        """stream: the file's, where it has been parsed."""
+        from hpcm_codec.bitstream.container import parse_stream
+
         if psnr is None and self.measure_psnr:
-            psnr = self._psnr(codec, picture, data)
+            psnr = _psnr_of(codec, picture, stream or parse_stream(data, max_pixels=pixel_limit(self.max_pixels)))
         rate, ratio = 8 * len(data) / (picture.width * picture.height), len(data) / input_bytes
         found = {} if psnr is None else {"psnr": round(psnr, PSNR_DIGITS)}
-        told = found if self.aim.by_quality else {"quality": quality, **found}
+        told = found if self.target.kind == "quality" else {"quality": quality, **found}
         return Outcome(
             f"{picture.width}×{picture.height}, {len(data)} bytes, {rate:.3f} bpp, {100 * ratio:.1f}% of the input"
             + "".join(f", {key} {value:g}" for key, value in told.items()),
@@ -269,6 +228,12 @@ class Encoding:
             },
             picture.notices,
         )
+
+
+def _psnr_of(codec: Codec, picture: PixelSource, stream: HpcmStream) -> float:
+    from hpcm_codec.images.fidelity import psnr_of_strips
+
+    return psnr_of_strips(picture, codec.decode_parsed(stream).strips)
 
 
 def _metadata_of(stream: HpcmStream) -> tuple[bytes | None, bytes | None, dict[int, bytes]]:

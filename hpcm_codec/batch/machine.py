@@ -7,17 +7,19 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hpcm_codec.batch.tasks import for_all_jobs
+from hpcm_codec.batch.stopping import for_all_jobs
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, DEFAULT_MODEL
 from hpcm_codec.system.threads import set_threads
 
 if TYPE_CHECKING:
+    from hpcm_codec.bitstream.container import Header
     from hpcm_codec.codec import Codec
 
 
 @dataclass(frozen=True)
 class Machine:
     """device: "auto", "cpu", "cuda", "cuda:N"; threads: of torch, None leaves them alone; memory: bytes a process may take, None is the
-    default limit (`memory.default_limit`); tile_jobs: tiles of a picture that are coded at a time."""
+    default limit (`tiles.memory.default_limit`); tile_jobs: tiles of a picture that are coded at a time."""
 
     device: str = "auto"
     threads: int | None = None
@@ -38,19 +40,18 @@ class Machine:
         """The codec of a model (None: the default one), loaded once. Raises BatchStopped."""
         _import_torch()
         from hpcm_codec.api import kept_codec
-        from hpcm_codec.weights.registry import DEFAULT_MODEL
 
         set_threads(self.threads)
         with for_all_jobs():
             return self._set_up(kept_codec(model or DEFAULT_MODEL, self.device, profile))
 
-    def codec_for(self, data: bytes, max_pixels: int) -> Codec:
-        """The codec that a file asks for, loaded once. Raises HpcmError where there is none."""
+    def codec_for(self, header: Header) -> Codec:
+        """The codec that a file's header names, loaded once. Raises HpcmError where there is none."""
         _import_torch()
         from hpcm_codec.api import codec_for
 
         set_threads(self.threads)
-        return self._set_up(codec_for(data, None, self.device, max_pixels))
+        return self._set_up(codec_for(header, None, self.device))
 
     def _set_up(self, codec: Codec) -> Codec:
         codec.tile_workers = self.tile_jobs
@@ -73,6 +74,4 @@ def _import_torch() -> None:
 
 def pixel_limit(max_pixels: int | None) -> int:
     """The number of pixels above which pictures are refused; None is the default limit."""
-    from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
-
     return DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels

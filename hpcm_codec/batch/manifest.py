@@ -1,8 +1,8 @@
 """The record of a batch: a JSON object per line and input, on disk as soon as the input is done.
 
-A line is written in one piece and forced to the disk, so a crash loses at most the lines of what was under way, and leaves at most one
-line cut short, which is ignored. A batch that is taken up again writes a new line for what it does again: the last line of an input
-counts, and at the end the file is written anew with one line per input. One process writes a manifest at a time, which a lock sees to.
+A crash loses at most the lines of what was under way, and leaves at most one line cut short, which is ignored (`system.lines`). A batch
+that is resumed writes a new line for what it does again: the last line of an input counts, and at the end the file is written anew with
+one line per input. A lock lets one process at a time write a manifest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from hpcm_codec.batch.tasks import Result
 from hpcm_codec.errors import FileError
 from hpcm_codec.system.files import file_error, write_atomically
+from hpcm_codec.system.lines import append_line, read_lines
 
 Row = Mapping[str, Any]
 
@@ -70,16 +71,7 @@ class Manifest:
         if result.row is None:
             return
         # 7-bit text: any name can be written, and read by anything
-        line = json.dumps(result.row, allow_nan=False) + "\n"
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                _write_whole(descriptor, line.encode("ascii"))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise file_error(self.path, error) from error
+        append_line(self.path, json.dumps(result.row, allow_nan=False), durable=True)
         if self._resume:
             key = result.job.source, result.job.target
             self._superseded |= key in self._rows
@@ -95,16 +87,10 @@ class Manifest:
             write_atomically(self.path, b"", overwrite=True)
 
     def _read(self) -> None:
-        try:
-            with open(self.path, "rb") as file:
-                text = file.read()
-        except FileNotFoundError:
+        if not os.path.lexists(self.path):
             write_atomically(self.path, b"")
             return
-        except OSError as error:
-            raise file_error(self.path, error) from error
-        lines = text.split(b"\n")
-        cut = lines.pop()
+        lines, cut = read_lines(self.path)
         for number, line in enumerate(lines, start=1):
             self._keep(number, line)
         if cut:
@@ -138,8 +124,3 @@ class Manifest:
             # while it is still ours: who has opened it meanwhile finds that it has no name any more
             os.unlink(self._lock.lock_file)
         self._lock.release()
-
-
-def _write_whole(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

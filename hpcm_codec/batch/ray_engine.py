@@ -20,7 +20,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from hpcm_codec.batch.jobs import Job
-from hpcm_codec.batch.tasks import BatchStopped, Performer, Result, Task
+from hpcm_codec.batch.stopping import BatchStopped
+from hpcm_codec.batch.tasks import Performer, Result, Task
 from hpcm_codec.errors import HpcmError, UnsupportedError
 from hpcm_codec.system.workers import divided_threads
 

@@ -19,12 +19,13 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from hpcm_codec.batch.jobs import Job
+from hpcm_codec.batch.machine import Machine
+from hpcm_codec.batch.stopping import BatchStopped
 from hpcm_codec.batch.streams import STDIO, shown
 from hpcm_codec.errors import FileError, HpcmError, bug, debugging
 from hpcm_codec.system.files import as_hpcm_error, file_error
@@ -32,9 +33,6 @@ from hpcm_codec.system.files import as_hpcm_error, file_error
 DONE, KEPT, FAILED, COPIED = "done", "kept", "failed", "copied"
 OVERWRITE_ADVICE = "overwrite it with -f, or choose another name"
 _READ_BYTES = 1 << 20
-
-if TYPE_CHECKING:
-    from hpcm_codec.batch.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -108,23 +106,6 @@ class Result:
     error: HpcmError | None = None
     kept: bool = False
     row: dict[str, Any] | None = None
-
-
-class BatchStopped(Exception):
-    """An error that is not one job's but everybody's."""
-
-    def __init__(self, error: HpcmError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-@contextmanager
-def for_all_jobs() -> Iterator[None]:
-    """What fails in here (loading the model) would fail for every job: it ends the batch."""
-    try:
-        yield
-    except HpcmError as error:
-        raise BatchStopped(error) from error
 
 
 def task_of(job: Job, row: Mapping[str, Any] | None = None) -> Task:

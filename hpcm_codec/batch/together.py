@@ -1,6 +1,6 @@
 """Pictures of equal size analysed at once, which a GPU does in less time than one by one.
 
-Only the analysis is done for several pictures in one call; the context model and the range coder then go through each by itself, so
+Only the analysis is done for several pictures in one call; the context model and the rANS coder then go through each by itself, so
 what decides whether a file decodes is the same as ever (see `Codec.analyse_together` for the last bits of the analysis).
 """
 

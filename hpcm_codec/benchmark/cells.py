@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from hpcm_codec.benchmark.counting import allocations_of
+from hpcm_codec.benchmark.allocations import allocations_of
 from hpcm_codec.benchmark.timing import clock, waiter
 from hpcm_codec.model.cells import ContextCell
+from hpcm_codec.model.complexity import operations_of
 from hpcm_codec.model.config import CellConfig, preset
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.tiles.grid import PIXELS_PER_LATENT
@@ -110,7 +109,7 @@ def compare_cells(
 class _Work:
     """A module with arguments of the size that is measured."""
 
-    def __init__(self, module: nn.Module, channels: tuple[int, int], rows: int, columns: int, device: str) -> None:
+    def __init__(self, module: nn.Module, channels: tuple[int, ...], rows: int, columns: int, device: str) -> None:
         self.module = module.eval().requires_grad_(False)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shapes = [(1, count, rows, columns) for count in channels]
@@ -126,13 +125,7 @@ class _Work:
         """Parameters, operations, and bytes of memory."""
         weights = sum(parameter.numel() for parameter in self.module.parameters())
         given = 4 * (weights + sum(argument.numel() for argument in self.arguments))
-        return {"parameters": weights, "operations": self._operations(), "memory_bytes": given + self._peak()}
-
-    def _operations(self) -> int:
-        # attention as plain matrix products: the counter does not know every fused kernel
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.run()
-        return int(counter.get_total_flops())
+        return {"parameters": weights, "operations": operations_of(self.run), "memory_bytes": given + self._peak()}
 
     def _peak(self) -> int:
         if not self.device.startswith("cuda"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcm_codec.benchmark.measure import Settings
 from hpcm_codec.benchmark.pictures import picture_of_size
-from hpcm_codec.benchmark.process import Job, Outcome, run_fresh
+from hpcm_codec.benchmark.process import Run, RunResult, run_fresh
 from hpcm_codec.benchmark.timing import ACTIONS, Action
 from hpcm_codec.images import write_picture
 
@@ -56,7 +56,7 @@ def growth(model: str, sizes: Sequence[tuple[int, int]] = SIZES, settings: Setti
     return about | {"points": points, "exponents": exponents}
 
 
-def _middle_of_runs(job: Job) -> Outcome:
+def _middle_of_runs(job: Run) -> RunResult:
     """The run of median time; more than one where it is short."""
     runs = [run_fresh(job)]
     if runs[0].seconds < REPEATS_BELOW:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcm_codec.benchmark.pictures import picture_of_size
-from hpcm_codec.benchmark.process import Job, Outcome, run_fresh, seconds_from_the_shell
+from hpcm_codec.benchmark.process import Run, RunResult, run_fresh, seconds_from_the_shell
 from hpcm_codec.benchmark.timing import ACTIONS, Action, Timing, go, time_way
 from hpcm_codec.benchmark.weights import is_untrained, random_checkpoint
 from hpcm_codec.benchmark.work import work_by_stage
@@ -43,10 +43,10 @@ class Settings:
     runs: int = 5
     longest: float = float("inf")
 
-    def job(self, action: Action, source: Path, target: Path, model: str) -> Job:
+    def job(self, action: Action, source: Path, target: Path, model: str) -> Run:
         """What a fresh process has to do for one way of a picture."""
         files = (str(source), str(target))
-        return Job(action, *files, self.quality, model, self.device, self.threads, self.profile)
+        return Run(action, *files, self.quality, model, self.device, self.threads, self.profile)
 
 
 def measure_models(
@@ -100,7 +100,7 @@ def _measure(codec: Codec, model: str, width: int, height: int, folder: Path, se
     return about | figures | {"work": {stage: asdict(amount) for stage, amount in work.items()}}
 
 
-def _timed(codec: Codec, action: Action, source: Path, target: Path, settings: Settings, first: Outcome) -> Timing:
+def _timed(codec: Codec, action: Action, source: Path, target: Path, settings: Settings, first: RunResult) -> Timing:
     if first.seconds > LONG_ENOUGH:
         return Timing(first.seconds, first.file_to_file, (first.seconds,), first.stages)
     # a warm-up, and as many runs for the stages as for the total
@@ -110,7 +110,7 @@ def _timed(codec: Codec, action: Action, source: Path, target: Path, settings: S
 
 
 def _shell_seconds(
-    action: Action, source: Path, target: Path, model: str, settings: Settings, first: Outcome
+    action: Action, source: Path, target: Path, model: str, settings: Settings, first: RunResult
 ) -> list[float] | None:
     """Sorted; None where the start is a small part, and for what the command line would do otherwise."""
     if first.seconds > WORTH_STARTING or settings.threads is not None or settings.profile == "float":

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Meter:
-    """Charges every rise of a quantity to one stage: the innermost one that is open.
+    """An `observing.Observer` that charges every rise of a quantity to one stage: the innermost one that is open.
 
     read: the quantity's present value, such as `time.perf_counter`.
 
@@ -22,6 +22,8 @@ class Meter:
     >>> meter.charged
     {'outer': 2, 'inner': 10}
     """
+
+    watches = True
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.charged: dict[str, float] = {}

@@ -20,7 +20,7 @@ SMALL = 64  # pixels, edge of the picture that a process warms up with
 
 
 @dataclass(frozen=True)
-class Job:
+class Run:
     """What a fresh process does: load the model, warm up on a tiny picture, and bring one file through the codec.
 
     source, target: a picture file and a .hpcm file, or the other way round; the rest as `load_codec` and `Codec.encode` take it.
@@ -37,7 +37,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """seconds: of the codec alone; file_to_file: with reading and writing; stages: seconds of each of STAGES, of the same run.
 
     peak_memory_bytes: at most resident in the process; device_memory_bytes: at most allocated on a GPU, None without one.
@@ -52,11 +52,11 @@ class Outcome:
     identity: str
 
 
-def run_fresh(job: Job) -> Outcome:
+def run_fresh(job: Run) -> RunResult:
     """Do a job in a fresh process; raises HpcmError when that fails."""
     what = f"the process that measures {job.action}"
     child = _run([sys.executable, "-m", "hpcm_codec.benchmark.process", json.dumps(asdict(job))], what)
-    return Outcome(**json.loads(child.splitlines()[-1]))
+    return RunResult(**json.loads(child.splitlines()[-1]))
 
 
 def seconds_from_the_shell(action: Action, source: Path, target: Path, model: str | None, device: str) -> float:
@@ -92,13 +92,13 @@ def _run(command: list[str], what: str) -> str:
     return child.stdout
 
 
-def _work(job: Job) -> Outcome:
+def _work(job: Run) -> RunResult:
     """What the fresh process does."""
     import numpy as np
     import torch
 
     from hpcm_codec.benchmark.meter import Meter
-    from hpcm_codec.benchmark.stages import STAGES, stages_watched
+    from hpcm_codec.benchmark.stages import STAGES
     from hpcm_codec.benchmark.timing import clock, go, waiter
     from hpcm_codec.codec import load_codec
     from hpcm_codec.evaluation.machine import peak_memory_of_this_process
@@ -110,14 +110,14 @@ def _work(job: Job) -> Outcome:
     tiny = codec.encode(Picture(np.zeros((SMALL, SMALL, 3), np.uint8)))
     if job.action == "decode":
         codec.decode(tiny)
-    on_gpu = codec.device.type == "cuda"
+    on_gpu = codec.device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(codec.device)
-    meter = Meter(clock(waiter(str(codec.device))))
-    with stages_watched(codec, meter):
+    meter = Meter(clock(waiter(codec.device)))
+    with codec.observed(meter):
         go(job.action, codec, Path(job.source), Path(job.target), job.quality, meter, "other")
     whole = sum(meter.charged.values())
-    return Outcome(
+    return RunResult(
         seconds=whole - meter.charged["read"] - meter.charged["write"],
         file_to_file=whole,
         stages={stage: meter.charged.get(stage, 0.0) for stage in STAGES},
@@ -130,7 +130,7 @@ def _work(job: Job) -> Outcome:
 
 def _main(text: str) -> None:
     try:
-        outcome: dict[str, Any] = asdict(_work(Job(**json.loads(text))))
+        outcome: dict[str, Any] = asdict(_work(Run(**json.loads(text))))
     except HpcmError as error:
         sys.exit(str(error))
     print(json.dumps(outcome))

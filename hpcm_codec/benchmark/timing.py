@@ -1,8 +1,7 @@
 """The time of one picture's way, file to file: the whole, and taken apart by stage.
 
-Totals are medians over runs that nothing disturbs. The stages come from further runs in which the calls that make up
-a stage are wrapped by a clock (and the device is waited for at each end): a stage's time is its own, without that of
-the stages inside it.
+Totals are medians over runs that nothing disturbs. The stages come from further runs with a clock as the codec's observer (the device is
+waited for at each end of a stage): a stage's time is its own, without that of the stages inside it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hpcm_codec.benchmark.meter import Meter
-from hpcm_codec.benchmark.stages import STAGES, stages_watched
+from hpcm_codec.benchmark.stages import STAGES
 from hpcm_codec.images import open_picture, write_picture
 from hpcm_codec.system.files import write_atomically
 
@@ -102,15 +101,15 @@ def time_undisturbed(way: Callable[[Meter, str], None], wait: Callable[[], None]
 def time_stages(codec: Codec, way: Callable[[Meter, str], None], wait: Callable[[], None]) -> dict[str, float]:
     """Seconds of every stage, of one run; 0 for those that this way does not have."""
     meter = Meter(clock(wait))
-    with stages_watched(codec, meter):
+    with codec.observed(meter):
         way(meter, "other")
     return {stage: meter.charged.get(stage, 0.0) for stage in STAGES}
 
 
 def time_way(codec: Codec, way: Callable[[Meter, str], None], runs: int) -> Timing:
     """Time a way: to warm up once, or until graphs are replayed; `runs` times for the totals, and as often again for the stages."""
-    wait = waiter(str(codec.device))
-    for _ in range(codec.coder.warm_up_uses):
+    wait = waiter(codec.device)
+    for _ in range(codec.engine.warm_up_uses):
         time_undisturbed(way, wait)
     alone, whole = zip(*(time_undisturbed(way, wait) for _ in range(runs)), strict=True)
     samples = [time_stages(codec, way, wait) for _ in range(runs)]

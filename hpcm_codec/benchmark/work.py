@@ -17,12 +17,10 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hpcm_codec.benchmark.meter import Meter
-from hpcm_codec.benchmark.stages import SCALES, STEPS, steps_watched
-from hpcm_codec.model.complexity import MeanPort
+from hpcm_codec.benchmark.stages import SCALES, STEPS, ObservedMeanPort
+from hpcm_codec.model.complexity import operations_counted
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.hpcm import HPCM
@@ -60,7 +58,7 @@ def work_by_stage(
         own, seen = (tile.latents.height, tile.latents.width), (window.height, window.width)
         total.update(_operations(config, own, seen))
         least.update(_bytes(config, own, seen, profile))
-    least["range coding"] += coded_bytes
+    least["rANS coding"] += coded_bytes
     least["container"] = 2 * coded_bytes
     least["read"] = least["write"] = picture_bytes + 3 * width * height
     return {stage: Work(total[stage], least[stage]) for stage in least}
@@ -81,20 +79,18 @@ def _operations(config: ModelConfig, own: Sides, seen: Sides) -> dict[str, int]:
         image = torch.empty(1, 3, *(side * PIXELS_PER_LATENT for side in seen))
         latents, around = (torch.empty(1, config.latent_channels, *sides) for sides in (own, seen))
         hyper = torch.empty(1, config.hyper_channels, *(side // LATENTS_PER_UNIT for side in own))
-    # attention as plain matrix products: the counter does not know every fused kernel
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with operations_counted() as counter, torch.inference_mode():
         meter = Meter(counter.get_total_flops)
         meter.wrap(model.analyse, "analysis")(image)
         meter.wrap(model.hyper_latents, "hyper analysis")(latents, rate)
-        with steps_watched(meter):
-            meter.wrap(model.code_latents, "hyper synthesis")(hyper, rate, MeanPort())
+        meter.wrap(model.code_latents, "hyper synthesis")(hyper, rate, ObservedMeanPort(meter))
         meter.wrap(model.synthesise, "synthesis")(around, rate)
     return {stage: int(count) for stage, count in meter.charged.items()}
 
 
 @cache
 def _bytes(config: ModelConfig, own: Sides, seen: Sides, profile: str) -> dict[str, int]:
-    """The least bytes of each stage for such a tile; of "range coding" without the coded bytes."""
+    """The least bytes of each stage for such a tile; of "rANS coding" without the coded bytes."""
     model = _meta_model(config)
     area, around = own[0] * own[1], seen[0] * seen[1]
     latents, pixels = config.latent_channels, 3 * PIXELS_PER_LATENT**2
@@ -107,7 +103,7 @@ def _bytes(config: ModelConfig, own: Sides, seen: Sides, profile: str) -> dict[s
         "hyper synthesis": number * (hyper + 2 * latents * area + _parameters([model.h_s])),
         "synthesis": FLOAT * ((latents + pixels) * around + _parameters([model.g_s])),
         "symbols": (FLOAT + 2 * INT) * symbols,  # latents and table indexes to symbols
-        "range coding": 2 * INT * symbols,
+        "rANS coding": 2 * INT * symbols,
     }
     for scale, name in enumerate(SCALES):
         plane = area // 4 ** (len(SCALES) - 1 - scale)  # each scale has a quarter of the next one's positions

@@ -18,26 +18,22 @@ b'333'
 
 from __future__ import annotations
 
-import binascii
 import zlib
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from hpcm_codec.bitstream.byte_reader import DAMAGED, LARGEST_NUMBER, ByteReader, counted, varint_bytes
-from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError
-from hpcm_codec.tiles.grid import TileGrid
+from hpcm_codec.bitstream.quality import quality_of
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, LARGEST_QUALITY_CODE, SCALES
+from hpcm_codec.errors import CorruptStreamError, CutShortError, UnsupportedError, UsageError
+from hpcm_codec.tiles.grid import PIXELS_PER_UNIT, TileGrid
 
 MAGIC = b"HPC"
 FORMAT_VERSION = 1
 FLAG_GREY, FLAG_EXTENSIONS, FLAG_FLOAT_PROFILE, FLAG_RESERVED = 0x10, 0x20, 0x40, 0x80
-LARGEST_QUALITY_CODE = 200  # quality 100 in half steps
 CHECKPOINT_ID_BYTES = 8
 CRC_BYTES = 4
 SMALLEST_TILE_ENTRY = 6  # four one-byte lengths and the symbol check
-DEFAULT_MAX_PIXELS = 2**28
 
 ALPHA, ICC, EXIF, XMP, IPTC, RESOLUTION, TEXTS = 1, 128, 129, 130, 131, 132, 133
 FIRST_SKIPPABLE = 128
@@ -50,9 +46,7 @@ EXTENSION_NAMES = {
     RESOLUTION: "resolution",
     TEXTS: "texts",
 }
-SCALES = ("hyper", "s1", "s2", "s3")
 
-SYMBOL_CHECK_START = 0xFFFF
 CUT_ADVICE = "get the rest of the file, or decode what arrived with --partial"
 
 Bytes = bytes | bytearray | memoryview
@@ -79,7 +73,12 @@ class Header:
     @property
     def quality(self) -> float:
         """0 .. 100 in half steps."""
-        return self.quality_code / 2
+        return quality_of(self.quality_code)
+
+    @property
+    def profile(self) -> str:
+        """In which arithmetic probabilities are computed: "exact" or "float"."""
+        return "float" if self.float_profile else "exact"
 
     @property
     def grid(self) -> TileGrid:
@@ -129,16 +128,6 @@ class ChunkInfo(NamedTuple):
     offset: int
     size: int
     crc_ok: bool
-
-
-def update_symbol_check(check: int, symbols: NDArray[np.signedinteger[Any]]) -> int:
-    """Continue a tile's symbol check (first call: SYMBOL_CHECK_START) over integer symbols of any shape, in C order.
-
-    Returns 0 .. 65535. Raises ValueError when a symbol does not fit int32.
-    """
-    if symbols.size and not -(2**31) <= int(symbols.min()) <= int(symbols.max()) < 2**31:
-        raise ValueError("a symbol does not fit 32 bits")
-    return binascii.crc_hqx(np.ascontiguousarray(symbols, dtype="<i4").tobytes(), check)
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing
@@ -208,18 +197,17 @@ def parse_stream(
                      `problems` names them. At least one chunk must be sound.
     scale:           the finest one (of SCALES) that is wanted; chunks of finer ones need not be there, are not looked at, and are None.
     Raises CorruptStreamError (damaged, cut short, followed by other bytes, too large, not a .hpcm file) or UnsupportedError (newer
-    format version, reserved flag, unknown critical extension), with the reason.
+    format version, reserved flag, unknown critical extension), with the reason; UsageError for a scale that there is not.
     """
+    if scale not in SCALES:
+        raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(SCALES)}")
     contents = _examine(memoryview(data), max_pixels, scales=SCALES.index(scale) + 1)
+    _refuse_extended_size(contents.head.header, max_pixels)
     problems = contents.problems()
     if problems and not (allow_truncated and contents.confirmed):
         raise problems[0]
     contents.refuse_unknown()
-    count = len(contents.head.symbol_checks)
-    # those that were not looked for; all of them where broken extensions hide where the picture data starts
-    absent: list[bytes | None] = [None] * (len(SCALES) * count - len(contents.payloads))
-    payloads = contents.payloads + absent
-    by_scale = (payloads[scale * count : (scale + 1) * count] for scale in range(len(SCALES)))
+    by_scale = zip(*contents.payloads_of_tiles(), strict=True)
     tiles = list(map(TileStreams, *by_scale, contents.head.symbol_checks))
     if contents.begun is not None:
         scale_number, tile, payload = contents.begun
@@ -228,6 +216,16 @@ def parse_stream(
     return HpcmStream(
         contents.head.header, tuple(tiles), contents.sound_extensions, tuple(problem.reason for problem in problems)
     )
+
+
+def _refuse_extended_size(header: Header, max_pixels: int) -> None:
+    """A narrow picture is extended to 64 pixels: its latents may take far more memory than its pixels."""
+    extended = header.grid.pixels.height * header.grid.pixels.width
+    if extended > max(max_pixels, PIXELS_PER_UNIT**2):
+        raise CorruptStreamError(
+            f"a picture of {header.width}×{header.height} pixels is coded as {extended} pixels, above the limit of {max_pixels}",
+            advice="if it is sound, raise the limit",
+        )
 
 
 def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
@@ -253,13 +251,41 @@ def parse_opening(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[He
     return contents.head.header, contents.sound_extensions
 
 
-def describe_stream(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[ChunkInfo]:
-    """What a file is made of, in file order, damaged or not; the sizes of a sound file add up to its length.
+@dataclass(frozen=True)
+class Description:
+    """What a file is made of, damaged or not.
 
-    Raises as `parse_header` when the header itself cannot be read.
+    chunks:  in file order; the sizes of a sound file add up to its length.
+    problem: what is wrong first of all, None for a sound file.
+    usable:  of each of SCALES, how many tiles can be decoded up to it.
     """
+
+    header: Header
+    chunks: list[ChunkInfo]
+    problem: CorruptStreamError | UnsupportedError | None
+    usable: dict[str, int]
+
+
+def describe(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Description:
+    """Look a file through once; raises as `parse_header` when the header itself cannot be read."""
     contents = _examine(memoryview(data), max_pixels)
-    return [ChunkInfo("header", 0, contents.head.size, contents.confirmed), *contents.chunks]
+    chunks = [ChunkInfo("header", 0, contents.head.size, contents.confirmed), *contents.chunks]
+    problem: CorruptStreamError | UnsupportedError | None = next(iter(contents.problems()), None)
+    decodable = contents.confirmed or problem is None
+    try:
+        contents.refuse_unknown()
+    except UnsupportedError as error:
+        problem, decodable = problem or error, False
+    usable = dict.fromkeys(SCALES, 0)
+    if decodable:
+        tiles = contents.payloads_of_tiles()
+        usable = {scale: sum(None not in tile[: n + 1] for tile in tiles) for n, scale in enumerate(SCALES)}
+    return Description(contents.head.header, chunks, problem, usable)
+
+
+def describe_stream(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> list[ChunkInfo]:
+    """The chunks of `describe`."""
+    return describe(data, max_pixels).chunks
 
 
 @dataclass(frozen=True)
@@ -300,6 +326,14 @@ class _Contents:
     @property
     def sound_extensions(self) -> dict[int, bytes]:
         return {kind: payload for kind, payload in self.extensions.items() if payload is not None}
+
+    def payloads_of_tiles(self) -> list[tuple[bytes | None, ...]]:
+        """Of each tile, the payloads of SCALES; None where they are damaged, have not arrived or were not looked for."""
+        count = len(self.head.symbol_checks)
+        # all of them where broken extensions hide where the picture data starts
+        absent: list[bytes | None] = [None] * (len(SCALES) * count - len(self.payloads))
+        payloads = self.payloads + absent
+        return list(zip(*(payloads[scale * count : (scale + 1) * count] for scale in range(len(SCALES))), strict=True))
 
     def refuse_unknown(self) -> None:
         """Raise UnsupportedError for a sound extension that must not be ignored, and that we do not know."""

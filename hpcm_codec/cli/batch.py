@@ -105,7 +105,8 @@ class Batch:
 def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> int:
     """Do this machine's share of the jobs, going on after failures; returns the exit status, that of the first input that failed."""
     from hpcm_codec.batch.manifest import Manifest
-    from hpcm_codec.batch.tasks import BatchStopped, Performer, Rules, task_of
+    from hpcm_codec.batch.stopping import BatchStopped
+    from hpcm_codec.batch.tasks import Performer, Rules, task_of
 
     if any(job.target == STDIO for job in jobs):
         refuse_closed("stdout")

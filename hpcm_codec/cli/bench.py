@@ -27,10 +27,10 @@ NOT_OF_TRAINING = ("sizes", "quality", "profile", "longest")
 Size = tuple[int, int]
 
 
-def parse_size(text: str) -> Size:
+def parse_sides(text: str) -> Size:
     """(width, height) of "768x512"; raises UsageError.
 
-    >>> parse_size("768x512")
+    >>> parse_sides("768x512")
     (768, 512)
     """
     match = re.fullmatch(r"([0-9]+)[x×]([0-9]+)", text.strip().lower())
@@ -119,7 +119,7 @@ def command(
 
     --training measures `hpcm train run` on the processor, in one process and in two; LD_PRELOAD and the like hold for it too.
     """
-    chosen = [parse_size(size) for size in sizes]
+    chosen = [parse_sides(size) for size in sizes]
     options.check_device(device)
     if kind == "growth" and (len(models) > 1 or 0 < len(chosen) < 3):
         raise UsageError("--growth takes one model, and three sizes or more (or none for its own)")
@@ -159,8 +159,8 @@ def _refuse_options_of_another_kind(context: click.Context, training: bool) -> N
 
 def _training(models: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     from hpcm_codec.benchmark.training import TrainingSettings, measure_training
+    from hpcm_codec.constants import DEFAULT_MODEL
     from hpcm_codec.evaluation.machine import describe_machine, load_average
-    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     load_before = round(load_average(), 2)
     settings = TrainingSettings(models[0] if models else DEFAULT_MODEL, **given)
@@ -184,8 +184,8 @@ def _results(
     import torch
 
     from hpcm_codec.benchmark.measure import Settings
+    from hpcm_codec.constants import DEFAULT_MODEL
     from hpcm_codec.evaluation.machine import describe_machine, load_average
-    from hpcm_codec.weights.registry import DEFAULT_MODEL
 
     load_before = round(load_average(), 2)  # our own runs must not count
     set_threads(threads)
@@ -204,7 +204,7 @@ def _stages(models: tuple[str, ...], sizes: list[Size], settings: Settings) -> d
     from hpcm_codec.benchmark.measure import measure_models
 
     before = measure_ceilings(settings.device)
-    measurements = list(measure_models(models, sizes or [parse_size(DEFAULT_SIZE)], settings))
+    measurements = list(measure_models(models, sizes or [parse_sides(DEFAULT_SIZE)], settings))
     ceilings = before.highest(measure_ceilings(settings.device))
     return {"ceilings": ceilings.to_json(), "measurements": measurements}
 

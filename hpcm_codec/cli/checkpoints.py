@@ -29,7 +29,8 @@ def command() -> None:
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
     """The checkpoints that came with the program, then those in your own folder (HPCM_MODELS), with the identities that files name."""
-    from hpcm_codec.weights.registry import kept_identity, known_checkpoints
+    from hpcm_codec.weights.identity import kept_identity
+    from hpcm_codec.weights.registry import known_checkpoints
 
     def identity(path: Path) -> str:
         try:
@@ -104,7 +105,7 @@ def export_command(
     """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity."""
     import torch
 
-    from hpcm_codec.weights.checkpoints import export_checkpoint
+    from hpcm_codec.engines.exporting import export_checkpoint
 
     if exact != (calibrate is not None):
         raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")

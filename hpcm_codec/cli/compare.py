@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hpcm_codec.cli import options
-from hpcm_codec.cli.encode import DEFAULT_QUALITY
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.system.threads import set_threads
-from hpcm_codec.tiles.memory import parse_size
-
-if TYPE_CHECKING:
-    from hpcm_codec.evaluation.versions import Aim
-    from hpcm_codec.images import Picture
 
 DEFAULT_CODECS = "hpcm,jpeg,webp,avif,jpeg2000,jxl"
 
@@ -60,14 +54,13 @@ def command(
 
     The page is one file that needs no network. A codec that is not installed is named and left out.
     """
-    from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
     from hpcm_codec.evaluation.report import compare_page
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.versions import versions_of
     from hpcm_codec.images import read_picture
     from hpcm_codec.system.files import write_atomically
 
-    options.check_aims(quality, size, bpp, psnr)
+    target = options.target_of(quality, size, bpp, psnr)
     wanted = parse_kinds(kinds)
     options.refuse_existing(output, force)
     options.check_device(device)
@@ -76,7 +69,7 @@ def command(
     subjects = find_subjects(wanted, model, device, profile, lambda line: click.echo(line, err=True))
     sliders = []
     for image, picture in zip(images, pictures, strict=True):
-        slider = versions_of(Path(image).name, picture, subjects, _aim(quality, size, bpp, psnr, picture))
+        slider = versions_of(Path(image).name, picture, subjects, target)
         click.echo(f"{slider.name}")
         for version in slider.versions[1:]:
             click.echo(f"  {version.name}: {version.in_words()}")
@@ -84,16 +77,3 @@ def command(
     descriptions = [f"{subject.name}: {subject.description}" for subject in subjects]
     write_atomically(output, compare_page(sliders, descriptions).encode(), overwrite=force)
     click.echo(f"open {output} in a browser")
-
-
-def _aim(quality: float | None, size: str | None, bpp: float | None, psnr: float | None, picture: Picture) -> Aim:
-    """What was asked for, as it applies to this picture; a rate is the size it means."""
-    from hpcm_codec.evaluation.versions import Aim
-
-    if size is not None:
-        return Aim("bytes", parse_size(size))
-    if bpp is not None:
-        return Aim("bytes", bpp * picture.width * picture.height / 8)
-    if psnr is not None:
-        return Aim("psnr", psnr)
-    return Aim("quality", DEFAULT_QUALITY if quality is None else quality)

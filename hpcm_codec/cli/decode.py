@@ -12,19 +12,8 @@ from hpcm_codec.batch.machine import Machine
 from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.cli import options
 from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
+from hpcm_codec.constants import FINEST_SCALE, OUTPUT_FORMATS, SCALES
 from hpcm_codec.errors import UsageError
-
-SCALES = ("hyper", "s1", "s2", "s3")  # container.SCALES, likewise
-FORMATS = (
-    "png",
-    "jpeg",
-    "webp",
-    "tiff",
-    "ppm",
-    "bmp",
-    "jxl",
-    "heif",
-)  # images.FORMATS, which a help text cannot wait for
 
 
 @click.command("decode")
@@ -33,14 +22,14 @@ FORMATS = (
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(FORMATS, case_sensitive=False),
+    type=click.Choice(OUTPUT_FORMATS, case_sensitive=False),
     help="Of the pictures.  [default: by OUT's extension; png for stdout and directories]",
 )
 @click.option("--region", metavar="X,Y,W,H", help="Only this part: its left, top, width and height in pixels.")
 @click.option(
     "--scale",
     type=click.Choice(SCALES),
-    default=SCALES[-1],
+    default=FINEST_SCALE,
     show_default=True,
     help="The finest scale to decode; finer ones need not have arrived.",
 )
@@ -87,14 +76,13 @@ def command(
     IN is a .hpcm file, a directory (all .hpcm files below it), or - for stdin. With several inputs, or a directory, OUT is a directory,
     which gets the same tree. All formats but JPEG keep the decoded pixels exactly.
     """
-    from hpcm_codec.images import FORMATS as RULES
-    from hpcm_codec.images import format_for
+    from hpcm_codec.images import FORMATS, format_for
 
     options.check_json(json, output)
     options.check_device(device)
     area = None if region is None else parse_region(region)
     memory_limit = options.parse_memory(memory)
-    extension = RULES[(format_name or "png").upper()].extensions[0]
+    extension = FORMATS[(format_name or "png").upper()].extensions[0]
     found = plan(inputs, output, extension, _is_ours, ".hpcm files", follow_links, options.notices(quiet))
     options.check_json(json, found[0].target)
     if format_name is None and len(found) == 1 and found[0].target != STDIO and output is not None:

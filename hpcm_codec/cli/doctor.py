@@ -44,7 +44,7 @@ def examine(build: bool = False) -> dict[str, Any]:
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         "packages": {name: _version(name, problems) for name in PACKAGES},
         "devices": _devices(problems),
-        "range coder": _range_coder(problems),
+        "rANS coder": _rans_coder(problems),
         "operator": operator,
         "checkpoints": _checkpoints(problems),
         "training": _training(operator),
@@ -75,25 +75,25 @@ def _devices(problems: list[str]) -> dict[str, str]:
     return devices
 
 
-def _range_coder(problems: list[str]) -> str:
+def _rans_coder(problems: list[str]) -> str:
     """Code a few symbols and read them back: that the module is there does not mean that it loads."""
     try:
         import torch
 
         from hpcm_codec.entropy.distributions import SymbolTables
-        from hpcm_codec.entropy.range_coder import CoderTables, RangeEncoder
-        from hpcm_codec.entropy.range_decoder import RangeDecoder
+        from hpcm_codec.entropy.rans_decoder import RansDecoder
+        from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder
 
         one_table = torch.tensor([[0, 2**14, 3 * 2**14, 2**16 - 1, 2**16]], dtype=torch.int32)
         tables = CoderTables(SymbolTables(one_table, torch.tensor([5]), torch.tensor([-1])))
         symbols = torch.tensor([0, 1, -1, 0, 5, 0, 0, 1], dtype=torch.int32).numpy()
-        encoder = RangeEncoder(tables)
+        encoder = RansEncoder(tables)
         encoder.encode(symbols, 0 * symbols)
-        decoded = RangeDecoder(tables, encoder.finish()).decode(0 * symbols)
+        decoded = RansDecoder(tables, encoder.finish()).decode(0 * symbols)
         if decoded.tolist() != symbols.tolist():
             raise HpcmError("it does not give back what it was given")
     except (HpcmError, ImportError, OSError) as error:
-        problems.append(f"compressai's range coder does not work ({error}): pip install --force-reinstall compressai")
+        problems.append(f"compressai's rANS coder does not work ({error}): pip install --force-reinstall compressai")
         return "does not work"
     return "works"
 
@@ -133,8 +133,9 @@ def _training(operator: dict[str, str]) -> dict[str, str]:
 
 def _checkpoints(problems: list[str]) -> dict[str, str]:
     try:
+        from hpcm_codec.constants import DEFAULT_MODEL
         from hpcm_codec.weights.checkpoints import load_checkpoint
-        from hpcm_codec.weights.registry import DEFAULT_MODEL, shipped_checkpoints
+        from hpcm_codec.weights.registry import shipped_checkpoints
     except (ImportError, OSError):
         return {}  # torch's absence has been told
     found: dict[str, str] = {}

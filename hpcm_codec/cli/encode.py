@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpcm_codec.batch.encoding import DEFAULT_QUALITY, Aim, Encoding
+from hpcm_codec.batch.encoding import Encoding
 from hpcm_codec.batch.jobs import plan
 from hpcm_codec.batch.machine import Machine
 from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.cli import options
 from hpcm_codec.cli.batch import Batch, Reporting, many_files, run
+from hpcm_codec.constants import DEFAULT_QUALITY
 from hpcm_codec.errors import UsageError, printable
-from hpcm_codec.tiles.memory import parse_size
 
 if TYPE_CHECKING:
     from hpcm_codec.images.resizing import Resizing
@@ -131,7 +131,7 @@ def command(
     IN is a picture of any format, a directory (all pictures below it), or - for stdin. With several inputs, or a directory, OUT is a
     directory, which gets the same tree.
     """
-    options.check_aims(quality, size, bpp, psnr)
+    target = options.target_of(quality, size, bpp, psnr)
     options.check_json(json, output)
     options.check_device(device)
     memory_limit = options.parse_memory(memory)
@@ -150,7 +150,7 @@ def command(
     asked = Batch(jobs, resume, shard, manifest, force, threads, engine, keep_time=keep_time)
     share = asked.share_of(found)
     work = Encoding(
-        aim=Aim(quality, None if size is None else parse_size(size), bpp, psnr),
+        target=target,
         model=model,
         profile=profile,
         strip=strip,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcm_codec.bitstream.quality import quality_code
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
 from hpcm_codec.system.threads import set_threads
@@ -211,7 +212,7 @@ def _slider_names(pictures: DataSet, report: str | None, named: str | None, qual
             raise UsageError("--report-images and --report-quality are for --report")
         return ()
     if quality is not None:
-        options.check_quality(quality)
+        quality_code(quality)
     if named is None:
         return pictures.names[:REPORT_IMAGES]
     names = []
@@ -308,13 +309,14 @@ def _draw(
         write_atomically(plot, draw_curves(curves, Path(plot).suffix, metric, results["dataset"]), overwrite=force)
     if report is not None:
         from hpcm_codec.evaluation.report import report_page
-        from hpcm_codec.evaluation.versions import Aim, versions_of
+        from hpcm_codec.evaluation.versions import versions_of
         from hpcm_codec.images import Picture, read_picture
+        from hpcm_codec.targets import Target
 
         qualities = results["qualities"]
-        aim = Aim("quality", qualities[len(qualities) // 2] if report_quality is None else report_quality)
+        target = Target("quality", qualities[len(qualities) // 2] if report_quality is None else report_quality)
         sliders = []
         for name in slider_names:
             picture = Picture(read_picture(pictures.path(name)).pixels)
-            sliders.append(versions_of(name, picture, subjects, aim))
+            sliders.append(versions_of(name, picture, subjects, target))
         write_atomically(report, report_page(results, curves, sliders).encode(), overwrite=force)

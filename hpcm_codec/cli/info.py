@@ -55,17 +55,12 @@ def _show_file(path: str, json: bool) -> None:
 def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
     from hpcm_codec.bitstream import container
+    from hpcm_codec.bitstream.byte_reader import LARGEST_NUMBER
     from hpcm_codec.weights.registry import known_name
 
-    largest = container.LARGEST_NUMBER**2  # nothing is allocated for the pixels here
-    chunks = container.describe_stream(data, max_pixels=largest)
-    problem = None
-    try:
-        header = container.parse_header(data, max_pixels=largest)
-        container.parse_stream(data, max_pixels=largest)
-    except HpcmError as error:
-        problem = error
-        header = container.parse_header(data[: chunks[0].size], max_pixels=largest)
+    largest = LARGEST_NUMBER**2  # nothing is allocated for the pixels here
+    found = container.describe(data, max_pixels=largest)
+    header = found.header
     grid = header.grid
     described = {
         "format_version": container.FORMAT_VERSION,
@@ -73,7 +68,7 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "height": header.height,
         "components": 1 if header.grey else 3,
         "quality": header.quality,
-        "profile": "float" if header.float_profile else "exact",
+        "profile": header.profile,
         "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known_name(header.checkpoint_id)},
         "tiles": {
             "count": len(grid),
@@ -82,28 +77,14 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         },
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height), 5),
-        "sound": problem is None,
-        "scales": scales_there(data),
+        "sound": found.problem is None,
+        "scales": found.usable,
         "chunks": [
-            {"name": chunk.name, "offset": chunk.offset, "size": chunk.size, "crc_ok": chunk.crc_ok} for chunk in chunks
+            {"name": chunk.name, "offset": chunk.offset, "size": chunk.size, "crc_ok": chunk.crc_ok}
+            for chunk in found.chunks
         ],
     }
-    return described, problem
-
-
-def scales_there(data: bytes) -> dict[str, int]:
-    """How many tiles can be shown at each scale: those whose chunks up to it are there and sound."""
-    from hpcm_codec.bitstream import container
-
-    try:
-        stream = container.parse_stream(data, max_pixels=container.LARGEST_NUMBER**2, allow_truncated=True)
-    except HpcmError:
-        return dict.fromkeys(container.SCALES, 0)
-    usable = [tile.payloads for tile in stream.tiles]
-    return {
-        scale: sum(None not in payloads[: number + 1] for payloads in usable)
-        for number, scale in enumerate(container.SCALES)
-    }
+    return described, found.problem
 
 
 def _scales_in_words(there: dict[str, int], tiles: int) -> str:

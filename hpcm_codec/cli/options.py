@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 from hpcm_codec.batch.streams import STDIO
+from hpcm_codec.bitstream.quality import quality_code
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, UsageError, printable
+from hpcm_codec.targets import Target
 from hpcm_codec.tiles.memory import parse_size
 
 Command = Callable[..., Any]
@@ -22,7 +25,10 @@ def model(help_text: str) -> Callable[[Command], Command]:
 
 
 max_pixels = click.option(
-    "--max-pixels", type=click.IntRange(min=1), metavar="N", help="Refuse larger pictures.  [default: 268435456]"
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Refuse larger pictures.  [default: {DEFAULT_MAX_PIXELS}]",
 )
 
 
@@ -70,12 +76,6 @@ def refuse_existing(output: str | os.PathLike[str] | None, force: bool) -> None:
         raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
 
 
-def check_quality(quality: float) -> None:
-    """Raise UsageError for a quality outside 0 .. 100."""
-    if not 0 <= quality <= 100:
-        raise UsageError(f"quality {quality:g} is not between 0 and 100")
-
-
 profile = click.option(
     "--profile",
     type=click.Choice(("auto", "exact", "float")),
@@ -91,16 +91,25 @@ def refuse_missing(path: Path) -> None:
         raise FileError("no such file or directory", file=path, advice="check the path")
 
 
-def check_aims(quality: float | None, size: str | None, bpp: float | None, psnr: float | None) -> None:
-    """Raise UsageError for more than one of -q, --size, --bpp and --psnr, or for one that makes no sense."""
-    if sum(aim is not None for aim in (quality, size, bpp, psnr)) > 1:
-        raise UsageError("-q, --size, --bpp and --psnr are different aims", advice="use one of them")
+def target_of(quality: float | None, size: str | None, bpp: float | None, psnr: float | None) -> Target:
+    """What -q, --size, --bpp and --psnr ask for; the default quality where none is given.
+
+    Raises UsageError for more than one of them, or for one that makes no sense.
+    """
+    if sum(given is not None for given in (quality, size, bpp, psnr)) > 1:
+        raise UsageError("-q, --size, --bpp and --psnr exclude each other", advice="use one of them")
     if any(value is not None and not value > 0 for value in (bpp, psnr)):
         raise UsageError("--bpp and --psnr take numbers above 0")
-    if quality is not None:
-        check_quality(quality)
     if size is not None:
-        parse_size(size)
+        return Target("bytes", parse_size(size))
+    if bpp is not None:
+        return Target("bpp", bpp)
+    if psnr is not None:
+        return Target("psnr", psnr)
+    if quality is not None:
+        quality_code(quality)  # raises for what is out of range
+        return Target("quality", quality)
+    return Target()
 
 
 def check_json(json: bool, output: str | None) -> None:

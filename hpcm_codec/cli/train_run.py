@@ -88,7 +88,12 @@ SHARE = click.FloatRange(0, 1)
     help="Processes that draw crops ahead.  [default: 0, the trainer draws them]",
 )
 @click.option("--activation-checkpointing", is_flag=True, help="Less memory, more time.")
-@click.option("--compile", is_flag=True, help="Use torch.compile; minutes for each size of crops, then faster steps.")
+@click.option(
+    "--compile",
+    is_flag=True,
+    help="Compile the blocks with torch.compile: a minute for each size of crops, then faster steps.",
+)
+@click.option("--cuda-graph", is_flag=True, help="Replay a step's passes as a CUDA graph: faster with small batches.")
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads.  [default: torch's choice]")
 def run(

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hpcm_codec.entropy.ports import CodingPort
+from hpcm_codec.entropy.distributions import table_index
 from hpcm_codec.errors import UsageError
+from hpcm_codec.model.context import SymbolPort
 from hpcm_codec.model.schedule import Lattice, Scale
 
 SETTING = "HPCM_CUDA_GRAPHS"
@@ -71,7 +72,7 @@ class _CudaSegment:
 
 
 class CudaGraphs:
-    """torch.cuda.CUDAGraph as a backend. Not yet run on a GPU."""
+    """torch.cuda.CUDAGraph as a backend."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -89,21 +90,21 @@ class CudaGraphs:
 class _Cut:
     """A hand-over: what the port is asked, in tensors that every replay fills anew, and where its answer goes."""
 
-    scale: Scale
+    began: tuple[tuple[Scale, int], ...]  # what the port is told of steps before it
     step: Lattice
-    levels: Tensor
+    indexes: Tensor
     mean: Tensor
     answer: Tensor
 
 
-class _CuttingPort(CodingPort):
+class _CuttingPort:
     """Ends a segment and begins the next at every exchange; answers with a tensor whose contents come later."""
 
     def __init__(self, new_segment: Callable[[], Segment]) -> None:
         self.segments: list[Segment] = []
         self.cuts: list[_Cut] = []
         self._new_segment = new_segment
-        self._scale: Scale | None = None
+        self._began: list[tuple[Scale, int]] = []
 
     def start(self) -> None:
         self.segments.append(self._new_segment())
@@ -112,14 +113,15 @@ class _CuttingPort(CodingPort):
     def finish(self) -> None:
         self.segments[-1].end()
 
-    def begin(self, scale: Scale) -> None:
-        self._scale = scale
+    def begin(self, scale: Scale, number: int) -> None:
+        self._began.append((scale, number))
 
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
         self.finish()
-        assert self._scale is not None
-        answer = torch.zeros_like(levels)
-        self.cuts.append(_Cut(self._scale, step, levels, mean, answer))
+        answer = torch.zeros_like(indexes)
+        self.cuts.append(_Cut(tuple(self._began), step, indexes, mean, answer))
+        self._began.clear()
         self.start()
         return answer
 
@@ -145,50 +147,49 @@ class CapturedWalk:
             port.finish()
         self._segments, self._cuts = port.segments, port.cuts
 
-    def replay(self, port: CodingPort, inputs: Sequence[Tensor]) -> Tensor:
+    def replay(self, port: SymbolPort, inputs: Sequence[Tensor]) -> Tensor:
         """As the walk itself. Nothing in here waits for the device but what the port does."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
-        scale = None
         for segment, cut in zip(self._segments, self._cuts, strict=False):
             segment.replay()
-            if cut.scale is not scale:
-                scale = cut.scale
-                port.begin(scale)
-            cut.answer.copy_(port.exchange_levels(cut.step, cut.levels, cut.mean))
+            for scale, number in cut.began:
+                port.begin(scale, number)
+            cut.answer.copy_(port.exchange(cut.step, cut.indexes, cut.mean))
         self._segments[-1].replay()
         return self._decoded.clone()
 
 
-class _RecordingPort(CodingPort):
+class _RecordingPort:
     """Hands on to another port and remembers all that was asked and answered."""
 
-    def __init__(self, port: CodingPort) -> None:
+    def __init__(self, port: SymbolPort) -> None:
         self.exchanges: list[tuple[Tensor, Tensor, Tensor]] = []
         self._port = port
 
-    def begin(self, scale: Scale) -> None:
-        self._port.begin(scale)
+    def begin(self, scale: Scale, number: int) -> None:
+        self._port.begin(scale, number)
 
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
-        answer = self._port.exchange_levels(step, levels, mean)
-        self.exchanges.append((levels, mean, answer))
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
+        answer = self._port.exchange(step, indexes, mean)
+        self.exchanges.append((indexes, mean, answer))
         return answer
 
 
-class _ComparingPort(CodingPort):
+class _ComparingPort:
     """Gives the answers that another walk was given; `equal` says whether it was asked the same."""
 
     def __init__(self, exchanges: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.equal = True
         self._exchanges = iter(exchanges)
 
-    def begin(self, scale: Scale) -> None:
+    def begin(self, scale: Scale, number: int) -> None:
         pass
 
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
-        expected_levels, expected_mean, answer = next(self._exchanges)
-        self.equal = self.equal and torch.equal(levels, expected_levels) and torch.equal(mean, expected_mean)
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        expected_indexes, expected_mean, answer = next(self._exchanges)
+        self.equal = self.equal and torch.equal(sigma, expected_indexes) and torch.equal(mean, expected_mean)
         return answer
 
 
@@ -207,7 +208,7 @@ class WalkGraphs:
         self._sizes: OrderedDict[Hashable, _Size] = OrderedDict()
         self._lock = threading.Lock()
 
-    def run(self, key: Hashable, walk: Walk, port: CodingPort, *inputs: Tensor) -> Tensor:
+    def run(self, key: Hashable, walk: Walk, port: SymbolPort, *inputs: Tensor) -> Tensor:
         """walk(port, *inputs), from graphs where those can be believed. key: what `walk` and its launches depend on."""
         # a walk's memory serves one caller at a time
         if not self.enabled or not self._lock.acquire(blocking=False):

@@ -1,8 +1,8 @@
 """The generalised Gaussian with shape 1.5: likelihoods for training, integer tables for coding.
 
 cdf(v) = (1 + sign(v)·P(1/β, |v|^β))/2 with β = 1.5 and P the regularised lower incomplete gamma function. The
-probability of the integer v at scale s is cdf((v+½)/s) − cdf((v−½)/s). Scales for coding are quantised to 64
-log-spaced levels in [0.12, 64]; each has one table of 16-bit cumulative frequencies. Tables are made once, in float64,
+probability of the integer v at width σ (the field's scale parameter) is cdf((v+½)/σ) − cdf((v−½)/σ). For coding, σ is quantised to 64
+log-spaced widths in [0.12, 64]; each has one table of 16-bit cumulative frequencies. Tables are made once, in float64,
 and travel with the checkpoint: two machines never compute their own.
 """
 
@@ -18,12 +18,12 @@ from torch import Tensor
 from hpcm_codec.ops import fused_rate
 
 SHAPE = 1.5
-SCALE_LEVELS = 64
-SMALLEST_SCALE = 0.12
-LARGEST_SCALE = 64.0
-LOG_SCALE_STEP = math.log(LARGEST_SCALE / SMALLEST_SCALE) / (SCALE_LEVELS - 1)
+SIGMA_COUNT = 64
+SMALLEST_SIGMA = 0.12
+LARGEST_SIGMA = 64.0
+LOG_SIGMA_STEP = math.log(LARGEST_SIGMA / SMALLEST_SIGMA) / (SIGMA_COUNT - 1)
 SMALLEST_LIKELIHOOD = 1e-9
-PRECISION_BITS = 16  # cumulative frequencies of the range coder add up to 2^16
+PRECISION_BITS = 16  # cumulative frequencies of the rANS coder add up to 2^16
 _TAIL_MASS = 2.0**-PRECISION_BITS  # what a table leaves out on both sides together, at most
 _DENSITY_AT_ZERO = SHAPE / (2 * math.gamma(1 / SHAPE))
 
@@ -32,37 +32,37 @@ class _Survival(torch.autograd.Function):
     """1 − cdf, with the density as its derivative."""
 
     @staticmethod
-    def forward(ctx, v: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, v: Tensor) -> Tensor:
         power = v.abs().pow(SHAPE)
         ctx.save_for_backward(power)
-        tail = 0.5 * torch.special.gammaincc(power.new_tensor(1 / SHAPE), power)
+        tail = 0.5 * torch.special.gammaincc(power.new_full((), 1 / SHAPE), power)
         return torch.where(v < 0, 1 - tail, tail)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> Tensor:
         (power,) = ctx.saved_tensors
         return gradient * -_DENSITY_AT_ZERO * torch.exp(-power)
 
 
-def likelihood(v: Tensor, scale: Tensor) -> Tensor:
-    """Probability mass of the unit interval around v (float, any shape) at that scale; differentiable in both.
+def likelihood(v: Tensor, sigma: Tensor) -> Tensor:
+    """Probability mass of the unit interval around v (float, any shape) at that σ; differentiable in both.
 
     Not bounded from below: take `lower_bounded_likelihood` where a logarithm follows.
     """
     # Both ends on the upper tail, where the difference keeps its digits.
     magnitude = v.abs()
-    return _Survival.apply((magnitude - 0.5) / scale) - _Survival.apply((magnitude + 0.5) / scale)
+    return _Survival.apply((magnitude - 0.5) / sigma) - _Survival.apply((magnitude + 0.5) / sigma)
 
 
 class _Bound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, lowest: float, highest: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, lowest: float, highest: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bounds = (lowest, highest)
         return x.clamp(lowest, highest)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         lowest, highest = ctx.bounds
         blocked = ((x < lowest) & (gradient > 0)) | ((x > highest) & (gradient < 0))
@@ -74,36 +74,41 @@ def bounded(x: Tensor, lowest: float, highest: float = math.inf) -> Tensor:
     return _Bound.apply(x, lowest, highest)
 
 
-def lower_bounded_likelihood(v: Tensor, scale: Tensor) -> Tensor:
+def lower_bounded_likelihood(v: Tensor, sigma: Tensor) -> Tensor:
     """`likelihood`, at least 1e-9; gradients that would raise it pass the bound."""
-    return bounded(likelihood(v, scale), SMALLEST_LIKELIHOOD)
+    return bounded(likelihood(v, sigma), SMALLEST_LIKELIHOOD)
 
 
 @cache
 def fused_distribution() -> fused_rate.Distribution:
     """This distribution as the fused training step wants it."""
-    return fused_rate.distribution(SHAPE, (SMALLEST_SCALE, LARGEST_SCALE), SMALLEST_LIKELIHOOD)
+    return fused_rate.distribution(SHAPE, (SMALLEST_SIGMA, LARGEST_SIGMA), SMALLEST_LIKELIHOOD)
 
 
-def scale_index(scale: Tensor) -> Tensor:
-    """The nearest of the 64 log-spaced levels (int32) for each scale."""
-    level = (scale.log() - math.log(SMALLEST_SCALE)) / LOG_SCALE_STEP
-    return level.round().clamp(0, SCALE_LEVELS - 1).to(torch.int32)
+def sigma_index(sigma: Tensor) -> Tensor:
+    """The index (int32) of the nearest of the 64 widths, for each σ."""
+    index = (sigma.log() - math.log(SMALLEST_SIGMA)) / LOG_SIGMA_STEP
+    return index.round().clamp(0, SIGMA_COUNT - 1).to(torch.int32)
 
 
-def level_scale(index: Tensor) -> Tensor:
-    """The scale (float64) of each level index: the inverse of `scale_index`."""
-    return SMALLEST_SCALE * torch.exp(LOG_SCALE_STEP * index.double())
+def table_index(sigma: Tensor) -> Tensor:
+    """Table indexes (int32) of what a symbol port is given: σ, or indexes already, which the walk in integers finds itself."""
+    return sigma_index(sigma) if sigma.is_floating_point() else sigma
+
+
+def sigma_of(index: Tensor) -> Tensor:
+    """σ (float64) of each index: the inverse of `sigma_index`."""
+    return SMALLEST_SIGMA * torch.exp(LOG_SIGMA_STEP * index.double())
 
 
 @dataclass(frozen=True)
 class SymbolTables:
-    """Integer tables for the range coder, one row per scale level.
+    """Integer tables for the rANS coder, one row for each of the 64 widths.
 
-    cumulative: int32, levels × longest; row i starts with 0, ends with 2^16 at sizes[i]-1, padded with zeros.
+    cumulative: int32, 64 × longest; row i starts with 0, ends with 2^16 at sizes[i]-1, padded with zeros.
                 The last interval of a row is the escape: symbols outside the table, coded in full after it.
-    sizes:      int32, levels: entries used in each row.
-    offsets:    int32, levels: the symbol of a row's first interval.
+    sizes:      int32, 64: entries used in each row.
+    offsets:    int32, 64: the symbol of a row's first interval.
     """
 
     cumulative: Tensor
@@ -116,7 +121,7 @@ class SymbolTables:
 
     @classmethod
     def from_packed(cls, cumulative: Tensor, sizes: Tensor, offsets: Tensor) -> SymbolTables:
-        """The tables of a checkpoint; raises ValueError when the sizes do not add up. Padded rows (levels × longest) pass as they are."""
+        """The tables of a checkpoint; raises ValueError when the sizes do not add up. Padded rows (64 × longest) pass as they are."""
         if cumulative.ndim == 1:
             rows = torch.split(cumulative, sizes.tolist())
             cumulative = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
@@ -124,15 +129,15 @@ class SymbolTables:
 
 
 def build_tables() -> SymbolTables:
-    """The tables of all 64 levels, in float64 on the CPU. Only ever called when a checkpoint is made."""
-    scales = level_scale(torch.arange(SCALE_LEVELS))
+    """The tables of all 64 widths, in float64 on the CPU. Only ever called when a checkpoint is made."""
+    sigmas = sigma_of(torch.arange(SIGMA_COUNT))
     rows, offsets = [], []
-    for scale in scales.tolist():
+    for sigma in sigmas.tolist():
         reach = 1
-        while 2 * _survival_at((reach + 0.5) / scale) > _TAIL_MASS:
+        while 2 * _survival_at((reach + 0.5) / sigma) > _TAIL_MASS:
             reach += 1
         symbols = torch.arange(-reach, reach + 1, dtype=torch.float64)
-        masses = likelihood(symbols, torch.full_like(symbols, scale))
+        masses = likelihood(symbols, torch.full_like(symbols, sigma))
         escape = max(0.0, 1.0 - float(masses.sum()))
         rows.append(_cumulative_frequencies([*masses.tolist(), escape]))
         offsets.append(-reach)
@@ -150,8 +155,8 @@ def _cumulative_frequencies(masses: list[float]) -> list[int]:
     """Integer cumulative frequencies from 0 to 2^16 in which every interval, however unlikely, has at least one."""
     total = 1 << PRECISION_BITS
     spare = total - len(masses)
-    scale = spare / sum(masses)
-    frequencies = [1 + int(mass * scale) for mass in masses]
+    factor = spare / sum(masses)
+    frequencies = [1 + int(mass * factor) for mass in masses]
     # What rounding down has left goes to the likeliest symbol, where it distorts least.
     frequencies[max(range(len(masses)), key=masses.__getitem__)] += total - sum(frequencies)
     cumulative = [0]

@@ -1,4 +1,4 @@
-"""Symbols and table indexes on their way between a device and the range coder, in few bytes and, from the device, without waiting.
+"""Symbols and table indexes on their way between a device and the rANS coder, in few bytes and, from the device, without waiting.
 
 A coding step hands over three bytes a latent: the residual in 16 bits and the table index in 8. From a GPU they are copied into pinned
 memory while it goes on; on the CPU nothing is copied.
@@ -6,12 +6,14 @@ memory while it goes on; on the CPU nothing is copied.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, largest_magnitude
+from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, largest_magnitude
 
 SHORT_LIMIT = 2**15 - 1  # magnitudes from here on do not travel in 16 bits
 BEYOND = 2 * LARGEST_SYMBOL  # stands for whatever cannot be coded, not-a-number too
@@ -40,29 +42,29 @@ class HostCopy:
 class CodedStep:
     """An encoder's symbols of one step: on the device at once, on the host when they have arrived.
 
-    residual: float, any shape, in quantisation steps; levels: integer table indexes below 256, as many.
+    residual: float, any shape, in quantisation steps; indexes: integer table indexes below 256, as many.
     """
 
-    def __init__(self, residual: Tensor, levels: Tensor) -> None:
+    def __init__(self, residual: Tensor, indexes: Tensor) -> None:
         # in place: on the CPU fresh memory costs more than what is done in it
         whole = residual.round().nan_to_num_(nan=BEYOND).clamp_(-BEYOND, BEYOND)
         self.symbols = whole.to(torch.int32)  # int32, of the residual's shape
         short = whole.clamp_(-SHORT_LIMIT, SHORT_LIMIT).to(torch.int16).flatten()
         self._count = short.numel()
-        self._packed = HostCopy(torch.cat((short.view(torch.uint8), levels.flatten().to(torch.uint8))))
+        self._packed = HostCopy(torch.cat((short.view(torch.uint8), indexes.flatten().to(torch.uint8))))
 
-    def wait(self) -> tuple[NDArray[np.signedinteger], NDArray[np.uint8]]:
+    def wait(self) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.uint8]]:
         """Symbols (int16, or int32 where one does not fit that) and table indexes, both 1-D. A symbol that cannot be coded is BEYOND."""
         packed = self._packed.wait()
-        short, levels = packed[: 2 * self._count].view(np.int16), packed[2 * self._count :].view(np.uint8)
+        short, indexes = packed[: 2 * self._count].view(np.int16), packed[2 * self._count :].view(np.uint8)
         if largest_magnitude(short) >= SHORT_LIMIT:
-            return self.symbols.flatten().cpu().numpy(), levels  # rare, so it may wait
-        return short, levels
+            return self.symbols.flatten().cpu().numpy(), indexes  # rare, so it may wait
+        return short, indexes
 
 
-def to_host(levels: Tensor) -> NDArray[np.uint8]:
+def to_host(indexes: Tensor) -> NDArray[np.uint8]:
     """Table indexes below 256 (any shape and integer type) as 1-D uint8: the one wait of a decoder's step."""
-    return HostCopy(levels.flatten().to(torch.uint8)).wait().view(np.uint8)
+    return HostCopy(indexes.flatten().to(torch.uint8)).wait().view(np.uint8)
 
 
 def to_device(symbols: NDArray[np.int32], device: torch.device) -> Tensor:

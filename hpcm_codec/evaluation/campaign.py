@@ -1,6 +1,6 @@
 """Which measurements to make, and making them: in this process or in several, resuming what was begun.
 
-A `Task` is one picture at one quality with one codec. Its row does not depend on the process it is measured in, nor on
+A `Trial` is one picture at one quality with one codec. Its row does not depend on the process it is measured in, nor on
 what was measured before, so any number of processes gives the same figures; only times feel the company.
 """
 
@@ -23,7 +23,7 @@ OnRow = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """One measurement.
 
     codec:   what to measure; about: its settings, versions and weights in words, part of the measurement's identity.
@@ -63,10 +63,10 @@ class Crew:
     def __init__(self, jobs: int = 1, threads: int | None = None) -> None:
         self.jobs = jobs
         self._threads = threads
-        self._workers: Workers[Task, Row] | None = None
+        self._workers: Workers[Trial, Row] | None = None
 
-    def measure(self, tasks: Sequence[Task], log: WorkLog, on_row: OnRow | None = None) -> list[Row]:
-        """The tasks' rows, in their order; those in the log are taken from there, the others added to it.
+    def measure(self, trials: Sequence[Trial], log: WorkLog, on_row: OnRow | None = None) -> list[Row]:
+        """The trials' rows, in their order; those in the log are taken from there, the others added to it.
 
         on_row: called with each row as it comes, in any order.
         Raises what the first failing measurement raises, WorkerDiedError where processes die of one; rows made until then are in the log.
@@ -75,18 +75,18 @@ class Crew:
 
         def keep(number: int, row: Row, known: bool = False) -> None:
             if not known:
-                log.add(tasks[number].key(), row)
+                log.add(trials[number].key(), row)
             rows[number] = row
             if on_row is not None:
                 on_row(row)
 
-        for number, task in enumerate(tasks):
-            if (row := log.find(task.key(), task.name)) is not None:
+        for number, trial in enumerate(trials):
+            if (row := log.find(trial.key(), trial.name)) is not None:
                 keep(number, row, known=True)
-        missing = [number for number in range(len(tasks)) if number not in rows]
-        for number, row in self._made(tasks, missing):
+        missing = [number for number in range(len(trials)) if number not in rows]
+        for number, row in self._made(trials, missing):
             keep(number, row)
-        return [rows[number] for number in range(len(tasks))]
+        return [rows[number] for number in range(len(trials))]
 
     def close(self) -> None:
         """End the other processes at once."""
@@ -94,14 +94,14 @@ class Crew:
             self._workers.close()
             self._workers = None
 
-    def _made(self, tasks: Sequence[Task], missing: Sequence[int]) -> Iterator[tuple[int, Row]]:
+    def _made(self, trials: Sequence[Trial], missing: Sequence[int]) -> Iterator[tuple[int, Row]]:
         if self.jobs == 1 or len(missing) < 2:
             for number in missing:
-                yield number, perform(tasks[number])
+                yield number, perform(trials[number])
             return
         if self._workers is None:
             self._workers = Workers(perform, self.jobs, self._threads)
-        for place, future in self._workers.results(tasks[number] for number in missing):
+        for place, future in self._workers.results(trials[number] for number in missing):
             yield missing[place], future.result()
 
 
@@ -115,21 +115,21 @@ def crew(jobs: int = 1, threads: int | None = None) -> Iterator[Crew]:
         team.close()
 
 
-def perform(task: Task) -> Row:
+def perform(trial: Trial) -> Row:
     """Make one measurement, in this process. Raises FileError for a picture that cannot be read; see `measure`."""
-    picture = _picture(task.path)
+    picture = _picture(trial.path)
     try:
-        codec = _codec(task.codec)
-        _warm_up(codec, task.codec, picture, task.quality if task.size is None else task.codec.qualities[0])
-        if task.size is None:
-            return measure(codec, picture, task.quality, task.name, task.verify)
-        setting = encode_to_size(codec, picture, task.size, task.codec.qualities).quality
-        row = measure(codec, picture, setting, task.name, task.verify)
-        return replace(row, quality=task.quality, setting=setting)
+        codec = _codec(trial.codec)
+        _warm_up(codec, trial.codec, picture, trial.quality if trial.size is None else trial.codec.qualities[0])
+        if trial.size is None:
+            return measure(codec, picture, trial.quality, trial.name, trial.verify)
+        setting = encode_to_size(codec, picture, trial.size, trial.codec.qualities).quality
+        row = measure(codec, picture, setting, trial.name, trial.verify)
+        return replace(row, quality=trial.quality, setting=setting)
     except MismatchError:
         raise
     except HpcmError as error:
-        raise error.in_file(task.path) from error.__cause__
+        raise error.in_file(trial.path) from error.__cause__
 
 
 @lru_cache(maxsize=1)

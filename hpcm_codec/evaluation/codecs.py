@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from PIL import __version__ as pillow_version
 
+from hpcm_codec.constants import HIGHEST_QUALITY
 from hpcm_codec.errors import FileError, UsageError
 from hpcm_codec.images import Picture, picture_from_pil, picture_to_pil
 
 HPCM = "hpcm"
-LARGEST_QUALITY = 100
 
 
 class PictureCodec(Protocol):
@@ -37,6 +39,9 @@ class PictureCodec(Protocol):
 class _Encoded(Protocol):
     @property
     def data(self) -> bytes: ...
+
+    @property
+    def header(self) -> Any: ...
 
     @property
     def latents(self) -> Any: ...
@@ -176,7 +181,7 @@ class PillowCodec:
 
     def check_quality(self, quality: float) -> None:
         """Raises UsageError for a quality that is no whole number from 0 to 100."""
-        if quality != int(quality) or not 0 <= quality <= LARGEST_QUALITY:
+        if quality != int(quality) or not 0 <= quality <= HIGHEST_QUALITY:
             raise UsageError(f"{self.format.title} takes whole qualities from 0 to 100, not {quality:g}")
 
     def encode(self, picture: Picture, quality: float) -> bytes:
@@ -229,7 +234,7 @@ class CodecChoice:
     def qualities(self) -> list[float]:
         """Every quality the codec knows, rising."""
         step = 0.5 if self.kind == HPCM else 1.0
-        return [step * number for number in range(round(LARGEST_QUALITY / step) + 1)]
+        return [step * number for number in range(round(HIGHEST_QUALITY / step) + 1)]
 
 
 @dataclass(frozen=True)
@@ -246,16 +251,12 @@ def encode_to_size(codec: PictureCodec, picture: Picture, size: int, qualities: 
 
     qualities: those to choose from, rising; files are taken to grow with them.
     """
-    tried: dict[int, bytes] = {}
 
-    def encoded(place: int) -> bytes:
-        if place not in tried:
-            tried[place] = codec.encode(picture, qualities[place])
-        return tried[place]
+    @cache
+    def encoded(quality: float) -> bytes:
+        return codec.encode(picture, quality)
 
-    low, high = -1, len(qualities) - 1  # `high` is large enough, if anything is; `low` is not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(encoded(middle)) >= size else (middle, high)
-    data = encoded(high)
-    return Matched(qualities[high], data, len(data) < size)
+    # the last one is taken where no other is large enough
+    chosen = qualities[bisect_left(qualities, size, hi=len(qualities) - 1, key=lambda quality: len(encoded(quality)))]
+    data = encoded(chosen)
+    return Matched(chosen, data, len(data) < size)

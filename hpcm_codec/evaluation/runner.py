@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.codecs import PictureCodec, VerifiableCodec
 from hpcm_codec.evaluation.machine import PeakMemory
-from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db, psnr
+from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db
 from hpcm_codec.images import Picture
+from hpcm_codec.images.fidelity import psnr
 
 # Digits after the point that are kept: far below what any measurement here can tell apart.
 DIGITS = 6
@@ -65,14 +65,14 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
     Raises MismatchError when it did not, UsageError when the codec cannot tell; and whatever the codec raises.
     """
     picture = Picture(picture.pixels)
-    latents = None
+    encoded = None
     memory = PeakMemory()
     start = time.perf_counter()
     if not verify:
         data = codec.encode(picture, quality)
     elif isinstance(codec, VerifiableCodec):
         encoded = codec.encode_with_latents(picture, quality)
-        data, latents = encoded.data, encoded.latents
+        data = encoded.data
     else:
         raise UsageError("this codec's encoder cannot tell what a decoder must arrive at", advice="leave out --verify")
     encoding_time = time.perf_counter() - start
@@ -81,8 +81,8 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
     decoded = codec.decode(data)
     decoding_time = time.perf_counter() - start
     decoding_memory = memory.taken()
-    if isinstance(codec, VerifiableCodec) and latents is not None:
-        promised = codec.reconstruct(latents, parse_header(data))
+    if isinstance(codec, VerifiableCodec) and encoded is not None:
+        promised = codec.reconstruct(encoded.latents, encoded.header)
         if not np.array_equal(promised, decoded.pixels):
             raise MismatchError(f"{name} at quality {quality:g} does not decode to what its encoder reconstructed")
     similarity = ms_ssim(picture.pixels, decoded.pixels)

@@ -90,19 +90,19 @@ def _ordinary(kind: str) -> Subject:
 
 def _hpcm(model: str | None, device: str, profile: str) -> Subject:
     from hpcm_codec.codec import load_codec
-    from hpcm_codec.weights.registry import DEFAULT_MODEL
+    from hpcm_codec.constants import DEFAULT_MODEL
 
     model = model or DEFAULT_MODEL
     codec = load_codec(model, device, profile)
     name = Path(model).stem if model.endswith(".safetensors") else model
     identity = codec.identity.hex()
     return Subject(
-        CodecChoice(HPCM, model, str(codec.device), profile),
+        CodecChoice(HPCM, model, codec.device, profile),
         f"hpcm {name}",
         f"hpcm-codec, model {name}, checkpoint {identity}, {codec.profile} profile",
         codec,
         {
-            "machine": describe_machine(str(codec.device)),
+            "machine": describe_machine(codec.device),
             "checkpoint": {"model": name, "identity": identity, "profile": codec.profile},
         },
     )

@@ -9,7 +9,7 @@ from typing import Any
 from hpcm_codec.errors import UsageError
 from hpcm_codec.evaluation import bjontegaard
 from hpcm_codec.evaluation.bjontegaard import Comparison, Curve
-from hpcm_codec.evaluation.campaign import Crew, OnRow, Task
+from hpcm_codec.evaluation.campaign import Crew, OnRow, Trial
 from hpcm_codec.evaluation.codecs import HPCM
 from hpcm_codec.evaluation.datasets import DataSet
 from hpcm_codec.evaluation.runner import Row, summarise
@@ -41,12 +41,12 @@ class Survey:
 
     def measure(self, crew: Crew, log: WorkLog, on_row: OnRow | None = None) -> list[list[Row]]:
         """The rows of every subject, by picture and quality. Raises what `Crew.measure` raises."""
-        first = crew.measure(self._tasks(0, {}), log, on_row)
+        first = crew.measure(self._trials(0, {}), log, on_row)
         sizes = {(row.image, row.quality): row.bytes for row in first} if self.matched else {}
         # the others together, so that the crew is busy until the end
-        tasks = [self._tasks(place, sizes) for place in range(1, len(self.subjects))]
-        rows = iter(crew.measure([task for part in tasks for task in part], log, on_row))
-        return [first, *([next(rows) for _ in part] for part in tasks)]
+        trials = [self._trials(place, sizes) for place in range(1, len(self.subjects))]
+        rows = iter(crew.measure([trial for part in trials for trial in part], log, on_row))
+        return [first, *([next(rows) for _ in part] for part in trials)]
 
     def results(self, all_rows: Sequence[Sequence[Row]], memory: bool, jobs: int) -> dict[str, Any]:
         """The first subject's results object, with those of the others as its "other_codecs"."""
@@ -70,10 +70,10 @@ class Survey:
     def _qualities_of(self, place: int) -> Sequence[float]:
         return self.qualities[0 if self.matched else place]
 
-    def _tasks(self, place: int, sizes: dict[tuple[str, float], int]) -> list[Task]:
+    def _trials(self, place: int, sizes: dict[tuple[str, float], int]) -> list[Trial]:
         subject = self.subjects[place]
         return [
-            Task(
+            Trial(
                 codec=subject.choice,
                 about=subject.about,
                 path=self.pictures.path(name),

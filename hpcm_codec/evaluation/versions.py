@@ -6,24 +6,18 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from hpcm_codec.errors import UsageError
 from hpcm_codec.evaluation.codecs import HPCM, encode_to_size
-from hpcm_codec.evaluation.metrics import ms_ssim, psnr
+from hpcm_codec.evaluation.metrics import ms_ssim
 from hpcm_codec.evaluation.subjects import Subject
 from hpcm_codec.images import Picture, Samples, picture_to_pil
+from hpcm_codec.images.fidelity import psnr
+from hpcm_codec.targets import Target, encode_to_target
 
 ORIGINAL = "Original"
 WEBP_LARGEST_SIDE = 16383  # pixels
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What the first codec is asked for: a quality of its own, a size in bytes (at most), or a PSNR in dB (at least)."""
-
-    kind: Literal["quality", "bytes", "psnr"]
-    value: float
 
 
 @dataclass(frozen=True)
@@ -76,18 +70,18 @@ class Slider:
         }
 
 
-def versions_of(name: str, picture: Picture, subjects: Sequence[Subject], aim: Aim) -> Slider:
-    """Encode and decode the picture: the first codec meets the aim, the others the first one's file size.
+def versions_of(name: str, picture: Picture, subjects: Sequence[Subject], target: Target) -> Slider:
+    """Encode and decode the picture: the first codec meets the target, the others the first one's file size.
 
     A codec that cannot make a file of that size is shown with its nearest. Metadata and alpha take no part.
-    Raises UsageError for an aim that the first codec cannot be given, TargetError for one out of its reach.
+    Raises UsageError for a target that the first codec cannot be given, TargetError for one out of its reach.
     """
     picture = Picture(picture.pixels)
     versions = [Version(ORIGINAL, picture.pixels)]
     size = None
     for subject in subjects:
         if size is None:
-            quality, data, short = _meeting(subject, picture, aim)
+            quality, data, short = _meeting(subject, picture, target)
             size = len(data)
         else:
             match = encode_to_size(subject.codec, picture, size, subject.choice.qualities)
@@ -98,21 +92,21 @@ def versions_of(name: str, picture: Picture, subjects: Sequence[Subject], aim: A
     return Slider(name, tuple(versions))
 
 
-def _meeting(subject: Subject, picture: Picture, aim: Aim) -> tuple[float, bytes, bool]:
+def _meeting(subject: Subject, picture: Picture, target: Target) -> tuple[float, bytes, bool]:
     """(quality, file, whether it stays below the size asked for)."""
-    if aim.kind == "quality":
-        return aim.value, subject.codec.encode(picture, aim.value), False
+    if target.kind == "quality":
+        return target.value, subject.codec.encode(picture, target.value), False
     if subject.choice.kind == HPCM:
         from hpcm_codec.codec import Codec
-        from hpcm_codec.targets import Target, encode_to_target
 
         assert isinstance(subject.codec, Codec)
-        reached = encode_to_target(subject.codec, picture, Target(aim.kind, aim.value))
+        reached = encode_to_target(subject.codec, picture, target)
         return reached.quality, reached.data, False
-    if aim.kind == "bytes":
-        match = encode_to_size(subject.codec, picture, int(aim.value), subject.choice.qualities)
-        return match.quality, match.data, match.short
-    raise UsageError(f"a PSNR can be asked of hpcm, not of {subject.name}", advice="name hpcm first in --codec")
+    limit = target.most_bytes(picture.width * picture.height)
+    if limit is None:
+        raise UsageError(f"a PSNR can be asked of hpcm, not of {subject.name}", advice="name hpcm first in --codec")
+    match = encode_to_size(subject.codec, picture, int(limit), subject.choice.qualities)
+    return match.quality, match.data, match.short
 
 
 def data_address(pixels: Samples) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hpcm_codec.errors import FileError
 from hpcm_codec.evaluation.runner import Row
-from hpcm_codec.system.files import file_error
+from hpcm_codec.system.lines import append_line, read_lines
 
 Key = Mapping[str, str | float | bool | None]
 
@@ -31,7 +31,7 @@ class WorkLog:
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
         self._rows: dict[str, Row] = {}
-        self._ends_cut = False
+        self._torn = False
         if self.path is not None:
             self._read(self.path)
 
@@ -49,15 +49,9 @@ class WorkLog:
         if self.path is None:
             return
         figures = {name: None if value is None else _writable(value) for name, value in asdict(row).items()}
-        line = json.dumps({"key": dict(key), "row": figures}, ensure_ascii=False, sort_keys=True) + "\n"
-        try:
-            with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.write("\n" + line if self._ends_cut else line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise file_error(self.path, error) from error
-        self._ends_cut = False
+        line = json.dumps({"key": dict(key), "row": figures}, ensure_ascii=False, sort_keys=True)
+        append_line(self.path, "\n" + line if self._torn else line, durable=True)
+        self._torn = False
 
     def remove(self) -> None:
         """Delete the file, if there is one."""
@@ -65,15 +59,10 @@ class WorkLog:
             self.path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise file_error(path, error) from error
-        lines = text.split("\n")
-        self._ends_cut = lines[-1] != ""
-        for number, line in enumerate(lines, start=1):
+        lines, torn = read_lines(path)
+        self._torn = bool(torn)
+        for number, content in enumerate([*lines, torn], start=1):
+            line = content.decode("utf-8", errors="replace")
             if not line.strip():
                 continue
             try:

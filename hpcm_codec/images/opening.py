@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import MemoryLimitError
 from hpcm_codec.images import libvips
 from hpcm_codec.images.colour import icc_of

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hpcm_codec.bitstream.container import DEFAULT_MAX_PIXELS
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, HpcmError
 from hpcm_codec.images import plugins
 from hpcm_codec.images.colour import CodePoints, code_points_of, icc_of

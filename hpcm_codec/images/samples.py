@@ -64,7 +64,7 @@ def lower_bytes_of(image: Image.Image, raw_mode: str) -> Samples | None:
     position = file.tell()
     file.seek(0)
     with Image.open(file, formats=["PNG"]) as other:
-        other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]  # type: ignore[attr-defined]
+        other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]
         samples = _array(other)
     file.seek(position)
     return samples

@@ -34,6 +34,7 @@ class WithoutInitialValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class RateFactor(nn.Module):
     """A per-channel factor for each rate level, interpolated linearly between levels.
 
@@ -97,7 +98,9 @@ class ResidualBlock(nn.Module):
                 x, spatial.weight, spatial.bias, expand.weight, expand.bias, project.weight, project.bias, levels, rate
             )
         # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
-        in_place = torch.is_inference_mode_enabled()
+        in_place = (
+            not torch.is_grad_enabled() and torch.is_inference_mode_enabled()
+        )  # torch.compile cannot ask the latter
         branch = self.project(functional.leaky_relu(self.expand(self.spatial(x)), LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:
             factor = self.factor(rate)
@@ -108,7 +111,7 @@ class ResidualBlock(nn.Module):
 class RateSequential(nn.Sequential):
     """A sequence of layers that hands the rate's level weights to the residual blocks in it."""
 
-    def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
         for layer in self:
             x = layer(x, rate) if isinstance(layer, ResidualBlock) else layer(x)
         return x

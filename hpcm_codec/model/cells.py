@@ -16,6 +16,7 @@ from hpcm_codec.model.config import CellConfig
 from hpcm_codec.model.rwkv import RWKVBlock
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class CrossAttentionCell(nn.Module):
     """attention(q(params), k(context), v(context)) + conv1×1(params), inside non-overlapping windows.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +29,13 @@ class PartComplexity:
 
 
 class MeanPort:
-    """A symbol port that decodes every latent to its mean, at no cost."""
+    """A symbol port whose symbols are all zero: every latent becomes its mean."""
 
-    def begin(self, scale: Scale) -> None:
+    def begin(self, scale: Scale, number: int) -> None:
         pass
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        return mean
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        return torch.zeros_like(mean)
 
 
 def complexity_by_part(
@@ -70,7 +71,7 @@ def complexity_by_part(
         "context": code_latents,
     }
     sizes = parameters_by_part(model)
-    return {part: PartComplexity(sizes[part], _multiply_adds(work[part]) / edge**2 / 1000) for part in PARTS}
+    return {part: PartComplexity(sizes[part], operations_of(work[part]) / 2 / edge**2 / 1000) for part in PARTS}
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
@@ -89,8 +90,17 @@ def total(parts: dict[str, PartComplexity]) -> PartComplexity:
     )
 
 
-def _multiply_adds(work: Callable[[], object]) -> int:
+@contextmanager
+def operations_counted() -> Iterator[FlopCounterMode]:
+    """While it lasts, convolutions, matrix products and attention are counted, two operations for each multiply-add, in
+    `get_total_flops()`."""
     # attention as plain matrix products: the counter does not know every fused kernel
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def operations_of(work: Callable[[], object]) -> int:
+    """Operations of some work (see `operations_counted`)."""
+    with operations_counted() as counter:
         work()
-    return int(counter.get_total_flops()) // 2  # it counts a multiply-add as two
+    return int(counter.get_total_flops())

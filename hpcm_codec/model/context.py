@@ -1,8 +1,8 @@
 """The walk over the coding steps: the one place where probabilities are decided, for encoder, decoder and estimator.
 
 `walk` goes through the 11 steps once, in whatever arithmetic it is given. At each step it knows the scales and means of the step's
-latents and asks a *symbol port* to exchange them for decoded latents: the encoder's port quantises the true latents
-and codes them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
+latents and asks a *symbol port* to exchange them for symbols: the encoder's port quantises the true latents and codes
+them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
 Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`.
 """
 
@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.entropy.distributions import LARGEST_SCALE, SMALLEST_SCALE, bounded
+from hpcm_codec.entropy.distributions import LARGEST_SIGMA, SMALLEST_SIGMA, bounded
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.model.cells import ContextCell
@@ -25,34 +25,27 @@ from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
 
 Planes = tuple[Tensor, Tensor, Tensor]
+CodeStep = Callable[[Lattice, Tensor, Tensor], Tensor]  # (step, params, latents) → latents, as `Arithmetic.code`
 
 
 class SymbolPort(Protocol):
-    """One end of the entropy coder, as the walk sees it."""
+    """One end of the entropy coder, as the walk sees it: the encoder's, the decoder's or the estimator's."""
 
-    def begin(self, scale: Scale) -> None:
-        """Called before the first step of each scale, coarse to fine."""
+    def begin(self, scale: Scale, number: int) -> None:
+        """Called before each step, coarse to fine; number counts a scale's steps from 1."""
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
-        """Code a step's latents and return them dequantised, B×n, packed as `step` packs them.
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        """Code a step's latents; returns their symbols, B×n: the rounded differences of latents and means, packed as `step` packs them.
 
-        scale, mean: B×n, of the latents in units of the quantisation step; scale within [0.12, 64].
+        sigma: B×n, of the distributions: from the walk in floating point their widths σ within [0.12, 64], from the walk in integers
+               the indexes of their tables (int32).
+        mean:  B×n, floating point, in quantisation steps. A decoder does not need it.
+        The symbols are whole numbers, int32 or of the means' type.
         """
 
 
-@runtime_checkable
-class WholeStepPort(Protocol):
-    """A port that does all of a step, from the network's parameters to decoded latents: the estimator's in training."""
-
-    def begin(self, scale: Scale) -> None:
-        """As `SymbolPort.begin`."""
-
-    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
-        """The latents B×M×h×w with those of the step decoded; params: B×2M×h×w, scales and means before any gain."""
-
-
 class Arithmetic(Protocol):
-    """What the walk computes with: the layers in floating point (`ContextModel`) or in integers (`exact.network`).
+    """What the walk computes with: the layers in floating point (`ContextModel`) or in integers (`engines.exact.network`).
 
     Planes are (…, C, h, w). Scales are numbered 0, 1, 2 for s1, s2, s3; `step` counts a scale's steps that have an adaptor.
     """
@@ -66,23 +59,25 @@ class Arithmetic(Protocol):
     def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
         """Scales and means of a step's latents, from the context and the latents decoded so far."""
 
-    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
-        """The latents with those of the step decoded."""
+    @property
+    def code(self) -> CodeStep:
+        """(step, params, latents) → the latents with those of the step decoded."""
 
     def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
         """The context for the next step."""
 
 
-def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale], None]) -> Tensor:
+def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale, int], None]) -> Tensor:
     """Go through all coding steps; returns the decoded latents (…, M, h, w).
 
-    planes: the hyperprior's parameters on s1, s2 and s3 (see `hyper_planes`); begin: told each scale before its first step.
+    planes: the hyperprior's parameters on s1, s2 and s3 (see `hyper_planes`); begin: `SymbolPort.begin`. What leads from one scale to the
+    next belongs to the first step of the finer one.
     """
     context = planes[0]
     latents = arithmetic.no_latents(context)
     scales = schedule.scales(latents.shape[-3])
     for number, scale in enumerate(scales):
-        begin(scale)
+        begin(scale, 1)
         if number > 0:
             inside = scales[number - 1].inside
             assert inside is not None
@@ -93,6 +88,8 @@ def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale], None])
             # The very first step has its parameters from the hyperprior.
             latents = arithmetic.code(scale.steps[0], context, latents)
         for index, step in enumerate(scale.steps[first:]):
+            if first + index > 0:
+                begin(scale, first + index + 1)
             params = arithmetic.parameters(number, index, context, latents)
             latents = arithmetic.code(step, params, latents)
             if step is not scales[-1].steps[-1]:
@@ -119,6 +116,7 @@ def hyper_planes(hyper_params: Tensor, latent_channels: int, gather: str = "alig
     return on_s1.flatten(-4, -3), on_s2.flatten(-4, -3), hyper_params
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class ContextModel(nn.Module):
     """Adaptors, priors, cells and the walk that uses them."""
 
@@ -145,11 +143,7 @@ class ContextModel(nn.Module):
                 nn.init.zeros_(net.bias)
 
     def code_latents(
-        self,
-        hyper_params: Tensor,
-        port: SymbolPort | WholeStepPort,
-        rate: Tensor,
-        log_gain: Tensor | None = None,
+        self, hyper_params: Tensor, port: SymbolPort, rate: Tensor, log_gain: Tensor | None = None
     ) -> Tensor:
         """Walk all steps and return the decoded latents B×M×h×w.
 
@@ -157,40 +151,51 @@ class ContextModel(nn.Module):
         rate:         level weights B×L.
         log_gain:     B×M×1×1, natural logarithm of quantisation steps per unit of latent; None means 0 (fixed rate).
         """
-        planes = hyper_planes(hyper_params, self.latent_channels, self.hyper_gather)
-        return walk(_AtRate(self, port, rate, log_gain), planes, port.begin)
 
-    def _code_step(
-        self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort | WholeStepPort, log_gain: Tensor | None
+        def code(step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
+            return self.code_step(step, params, latents, port, log_gain)
+
+        return self.walk_with(hyper_params, code, port.begin, rate)
+
+    def walk_with(
+        self, hyper_params: Tensor, code: CodeStep, begin: Callable[[Scale, int], None], rate: Tensor
     ) -> Tensor:
-        """Code one step and return the latents with the step's positions filled in."""
-        if isinstance(port, WholeStepPort):
-            return port.code(step, params, latents)
-        scale, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
+        """`code_latents` with another way to code a step: `ops.fused_rate` does all of it in one operation."""
+        planes = hyper_planes(hyper_params, self.latent_channels, self.hyper_gather)
+        return walk(_AtRate(self, code, rate), planes, begin)
+
+    def code_step(
+        self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort, log_gain: Tensor | None
+    ) -> Tensor:
+        """Code one step and return the latents B×M×h×w with the step's positions filled in.
+
+        params: B×2M×h×w, σ (or its logarithm) and means before any gain.
+        """
+        sigma, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
         if log_gain is not None:
             mean = mean * log_gain.exp()
         if self.scale_domain == "log":
-            shifted = scale if log_gain is None else scale + log_gain
-            scale = step.take(shifted)
-            scale = bounded(scale, math.log(SMALLEST_SCALE), math.log(LARGEST_SCALE)).exp()
+            shifted = sigma if log_gain is None else sigma + log_gain
+            sigma = step.take(shifted)
+            sigma = bounded(sigma, math.log(SMALLEST_SIGMA), math.log(LARGEST_SIGMA)).exp()
         else:
-            scale = bounded(step.take(scale), SMALLEST_SCALE, LARGEST_SCALE)
-        decoded = step.place(port.exchange(step, scale, step.take(mean)), torch.zeros_like(mean))
+            sigma = bounded(step.take(sigma), SMALLEST_SIGMA, LARGEST_SIGMA)
+        means = step.take(mean)
+        decoded = step.place(port.exchange(step, sigma, means).to(means.dtype) + means, torch.zeros_like(mean))
         if log_gain is not None:
             decoded = decoded * (-log_gain).exp()
         return latents + decoded
 
 
 class _AtRate:
-    """The network's arithmetic in floating point, at one rate and with one port."""
+    """The network's arithmetic in floating point, at one rate."""
 
-    def __init__(
-        self, network: ContextModel, port: SymbolPort | WholeStepPort, rate: Tensor, log_gain: Tensor | None
-    ) -> None:
-        self._network, self._port, self._rate, self._log_gain = network, port, rate, log_gain
+    def __init__(self, network: ContextModel, code: CodeStep, rate: Tensor) -> None:
+        self._network, self._rate = network, rate
+        self.code = code
 
     def no_latents(self, context: Tensor) -> Tensor:
-        return context.new_zeros(context.shape[0], self._network.latent_channels, *context.shape[-2:])
+        return torch.zeros_like(context[:, : self._network.latent_channels])  # with the context's order in memory
 
     def enter(self, scale: int, context: Tensor) -> Tensor:
         return pointwise(cast(nn.Conv2d, self._network.context_nets[scale - 1]), context)
@@ -199,9 +204,6 @@ class _AtRate:
         adaptor = cast(StepAdaptor, cast(nn.ModuleList, self._network.adaptors[scale])[step])
         prior = self._network.prior_s3 if scale == 2 else self._network.prior_s12
         return prior(adaptor(context, latents), adaptor.gain, context, self._rate)
-
-    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
-        return self._network._code_step(step, params, latents, self._port, self._log_gain)
 
     def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
         return self._network.cells[scale](params, context)

@@ -5,6 +5,7 @@ Source: HPCM (Li, Zhang, Li, Liu, ICCV 2025, arXiv 2507.19125); which variant it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple, TypedDict
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import (
-    LARGEST_SCALE,
-    SMALLEST_SCALE,
+    LARGEST_SIGMA,
+    SMALLEST_SIGMA,
     bounded,
     fused_distribution,
     lower_bounded_likelihood,
@@ -21,7 +22,7 @@ from hpcm_codec.entropy.distributions import (
 from hpcm_codec.model import schedule, transforms
 from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.context import ContextModel, SymbolPort, WholeStepPort
+from hpcm_codec.model.context import ContextModel, SymbolPort
 from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
 from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.ops import fused, fused_rate
@@ -49,11 +50,14 @@ def round_straight_through(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def round_and_rate(residual: Tensor, scale: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+def round_and_rate(residual: Tensor, sigma: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """A residual rounded, and its likelihood: at the residual plus `noise` in training, else at the rounded value."""
     rounded = round_straight_through(residual)
     rated = rounded if noise is None else residual + noise
-    return rounded, lower_bounded_likelihood(rated, scale)
+    return rounded, lower_bounded_likelihood(rated, sigma)
+
+
+RoundAndRate = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class EstimatorPort:
@@ -62,23 +66,25 @@ class EstimatorPort:
     latents: B×M×h×w, in quantisation steps.
     noise:   of the same shape, in training: rates are taken at the latents plus noise instead of the rounded ones; None rounds.
              Rounding passes gradients straight through.
+    rate:    `round_and_rate`, or its compiled form.
     """
 
-    def __init__(self, latents: Tensor, noise: Tensor | None = None) -> None:
+    def __init__(self, latents: Tensor, noise: Tensor | None = None, rate: RoundAndRate = round_and_rate) -> None:
         self._planes = schedule.split(latents)
         self._noise = None if noise is None else schedule.split(noise)
+        self._round_and_rate = rate
         self._likelihoods: list[tuple[str, Lattice, Tensor]] = []
         self._scale_name = ""
 
-    def begin(self, scale: Scale) -> None:
+    def begin(self, scale: Scale, number: int) -> None:
         self._scale_name = scale.name
 
-    def exchange(self, step: Lattice, scale: Tensor, mean: Tensor) -> Tensor:
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
         residual = step.take(self._planes[self._scale_name]) - mean
         noise = None if self._noise is None else step.take(self._noise[self._scale_name])
-        rounded, likelihood = round_and_rate(residual, scale, noise)
+        rounded, likelihood = self._round_and_rate(residual, sigma, noise)
         self._likelihoods.append((self._scale_name, step, likelihood))
-        return rounded + mean
+        return rounded
 
     def likelihoods(self) -> Tensor:
         """The likelihood of every latent, B×M×h×w."""
@@ -88,8 +94,8 @@ class EstimatorPort:
         return schedule.merge(planes)
 
 
-class FusedEstimatorPort:
-    """`EstimatorPort` in training where `ops.fused` applies: it codes whole steps, decoded latents and rates in one operation.
+class FusedEstimator:
+    """`EstimatorPort` in training where `ops.fused` applies. No port: it codes whole steps, decoded latents and rates in one operation.
 
     latents, noise: B×M×h×w, as `EstimatorPort` takes them. log_gain: B×M×1×1.
     """
@@ -107,7 +113,7 @@ class FusedEstimatorPort:
             height, width = planes[scale.name].shape[-2:]
             self._sizes[scale.name] = (height, width)
 
-    def begin(self, scale: Scale) -> None:
+    def begin(self, scale: Scale, number: int) -> None:
         self._scale = scale
 
     def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
@@ -129,17 +135,19 @@ class FusedEstimatorPort:
         return schedule.merge(planes)
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class HPCM(nn.Module):
     """The codec's network. Images are B×3×H×W in [0, 1], H and W multiples of 64; latents B×M×H/16×W/16.
 
     `rate` arguments are level weights B×L (see `rate.level_weights`); a fixed-rate model has L = 1.
 
-    initialise: False leaves the values to chance and the random numbers alone, for weights that are about to be loaded.
+    initialise: False skips initialisation and draws no random numbers, for weights that are about to be loaded.
     """
 
     def __init__(self, config: ModelConfig, *, initialise: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.round_and_rate: RoundAndRate = round_and_rate
         with nullcontext() if initialise else WithoutInitialValues():
             self.g_a = transforms.analysis_transform(config)
             self.g_s = transforms.synthesis_transform(config)
@@ -185,7 +193,7 @@ class HPCM(nn.Module):
         """Scale and mean of the hyper-latents, B×N×1×1 each, in quantisation steps; scale within [0.12, 64]."""
         scale = self.hyper_scale(rate)
         scale = scale.exp() if self.config.scale_domain == "log" else scale
-        return bounded(scale, SMALLEST_SCALE, LARGEST_SCALE), self.hyper_mean(rate)
+        return bounded(scale, SMALLEST_SIGMA, LARGEST_SIGMA), self.hyper_mean(rate)
 
     def hyper_synthesis(self, hyper: Tensor, rate: Tensor) -> Tensor:
         """Decoded hyper-latents (in quantisation steps) → context parameters B×2M×h×w."""
@@ -193,7 +201,7 @@ class HPCM(nn.Module):
             hyper = hyper * (-self.rate_control.hyper_log_gain(rate)).exp()
         return self.h_s(hyper, rate)
 
-    def code_latents(self, hyper: Tensor, rate: Tensor, port: SymbolPort | WholeStepPort) -> Tensor:
+    def code_latents(self, hyper: Tensor, rate: Tensor, port: SymbolPort) -> Tensor:
         """The walk over all steps from decoded hyper-latents to decoded latents, shared by all ports."""
         return self.context.code_latents(self.hyper_synthesis(hyper, rate), port, rate, self.latent_log_gain(rate))
 
@@ -217,19 +225,21 @@ class HPCM(nn.Module):
             noise = None
         elif noise is None:
             noise = Noise(*(torch.rand(t.shape, device=t.device) - 0.5 for t in (latents, hyper)))
-        rounded, z_likelihood = round_and_rate(hyper - mean, scale, None if noise is None else noise.hyper)
+        rounded, z_likelihood = self.round_and_rate(hyper - mean, scale, None if noise is None else noise.hyper)
 
-        exact = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)
-        scaled = exact if log_gain is None else exact * log_gain.exp()
-        port: EstimatorPort | FusedEstimatorPort
+        scaled = wide if log_gain is None else wide * log_gain.exp()
+        params = self.hyper_synthesis(rounded + mean, rate)
+        estimator: EstimatorPort | FusedEstimator
         quick = self.config.scale_domain == "log" and fused.active(x, self.hyper_mean.level_values)
         if quick and noise is not None and log_gain is not None:
-            port = FusedEstimatorPort(scaled, noise.latents, log_gain)
+            estimator = FusedEstimator(scaled, noise.latents, log_gain)
+            decoded = self.context.walk_with(params, estimator.code, estimator.begin, rate)
         else:
-            port = EstimatorPort(scaled, noise and noise.latents)
-        decoded = self.code_latents(rounded + mean, rate, port)
+            estimator = EstimatorPort(scaled, noise and noise.latents, self.round_and_rate)
+            decoded = self.context.code_latents(params, estimator, rate, log_gain)
         return {
             "x_hat": self.synthesise(decoded, rate),
-            "likelihoods": {"y": port.likelihoods(), "z": z_likelihood},
+            "likelihoods": {"y": estimator.likelihoods(), "z": z_likelihood},
         }

@@ -9,6 +9,7 @@ from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, p
 from hpcm_codec.model.config import ModelConfig
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class Prior(nn.Module):
     """Residual blocks, a gain of the step, residual blocks, conv1×1 to 2M parameters (HPCM, fig. 4).
 

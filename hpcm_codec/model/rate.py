@@ -11,9 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hpcm_codec.constants import HIGHEST_QUALITY
 from hpcm_codec.model.config import ModelConfig
-
-HIGHEST_QUALITY = 100.0
 
 
 def coefficient_unit(lambdas: tuple[float, ...]) -> float:
@@ -41,6 +40,7 @@ def spread_positions(levels: int) -> tuple[float, ...]:
     return (0.0,) if levels == 1 else (0.0, (levels - 1) / 2, levels - 1.0)
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class RateControl(nn.Module):
     """The gains of a variable-rate model: one row per level, for latents and for hyper-latents."""
 

@@ -14,6 +14,7 @@ from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.ops import biwkv4, fused, fused_mixing
 
 
+# Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
 class OmniShift(nn.Module):
     """α₀·x + α₁·dw1×1(x) + α₂·dw3×3(x) + α₃·dw5×5(x); in evaluation one depthwise 5×5 with the same result."""
 

@@ -47,7 +47,7 @@ SOURCES: dict[str, str] = {
 HEADERS: dict[str, tuple[str, ...]] = {
     "cpp": ("biwkv4.h",),
     "cuda": ("biwkv4.h",),
-    "integer": ("integer.h", "integer_mixing.h", "range_decoder.h"),
+    "integer": ("integer.h", "integer_mixing.h", "rans_decoder.h"),
     "training": (
         "bfloat16.h",
         "matrix_block.h",
@@ -62,7 +62,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
 WORK: dict[str, str] = {
     "cpp": "Bi-WKV4 operator in C++",
     "cuda": "Bi-WKV4 operator for the GPU",
-    "integer": "integer operators and range decoder in C++",
+    "integer": "integer operators and rANS decoder in C++",
     "training": "operators of a training step in C++",
     "update": "update of weights in C++",
 }

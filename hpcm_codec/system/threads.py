@@ -7,6 +7,8 @@ for ever. One thread is not waited for: a child of a process that has used the c
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hpcm_codec.errors import HpcmError
 
@@ -23,6 +25,21 @@ def set_threads(threads: int | None) -> None:
 
         if torch.get_num_threads() != threads and not _forked:
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """What is computed inside is computed on that many threads, whatever torch is set to. Raises HpcmError in a forked child."""
+    import torch
+
+    if threads > 1 and after_fork("cpu"):
+        raise HpcmError(f"the float profile needs {threads} threads, and a forked process has one", advice=ADVICE)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def heed_forks() -> None:

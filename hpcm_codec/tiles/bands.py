@@ -8,9 +8,7 @@ that the tiles below it see are kept. At most one row of tiles and three tiles m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from hpcm_codec.tiles.grid import HALO_LATENTS, PIXELS_PER_LATENT, Rectangle, Tile, TileGrid
 
@@ -44,35 +42,41 @@ def _around(tile: Tile, grid: TileGrid, seen: Rectangle) -> Iterator[Tile]:
             yield grid[row * grid.columns + column]
 
 
+Latents = Any  # an engine's array 1×M×h×w, which can be sliced and assigned to
+
+
 class Neighbourhood:
     """The latents that windows are made of; windows are asked for row by row, left to right.
 
     decode: a tile's decoded latents, 1×M×h×w; called once for a tile that some window needs, never for another (see `tiles_needed`).
     seen:   in latents; what lies outside it has no influence on the pixels that are wanted, and is zero in the windows.
+    zeros:  makes latents of zeros, B×M×h×w, of B, h and w.
     """
 
-    def __init__(self, grid: TileGrid, decode: Callable[[Tile], Tensor], seen: Rectangle) -> None:
-        self._grid, self._decode, self._seen = grid, decode, seen
-        self._held: dict[int, tuple[Tile, Rectangle, Tensor]] = {}  # with the rectangle that is still kept
+    def __init__(
+        self,
+        grid: TileGrid,
+        decode: Callable[[Tile], Latents],
+        seen: Rectangle,
+        zeros: Callable[[int, int, int], Latents],
+    ) -> None:
+        self._grid, self._decode, self._seen, self._zeros = grid, decode, seen, zeros
+        self._held: dict[int, tuple[Tile, Rectangle, Latents]] = {}  # with the rectangle that is still kept
 
-    def window(self, tile: Tile, last_in_row: bool) -> Tensor:
-        """The latents of a tile and its halo, 1×M×h×w, channels last. last_in_row: no window further right will be asked for."""
+    def window(self, tile: Tile, last_in_row: bool) -> Latents:
+        """The latents of a tile and its halo, 1×M×h×w. last_in_row: no window further right will be asked for."""
         area = tile.with_halo(HALO_LATENTS).latents
         wanted = area.clipped(self._seen)
-        filled: Tensor | None = None
+        filled = self._zeros(1, area.height, area.width)
         for neighbour in _around(tile, self._grid, self._seen):
             kept, latents = self._latents_of(neighbour)
-            if filled is None:
-                shape = (*latents.shape[:2], area.height, area.width)
-                filled = latents.new_zeros(shape).contiguous(memory_format=torch.channels_last)
             part = neighbour.latents.clipped(wanted)
             source = latents[(..., *part.moved(-kept.top, -kept.left).slices)]
             filled[(..., *part.moved(-area.top, -area.left).slices)] = source
         self._forget(tile, last_in_row)
-        assert filled is not None  # a tile is asked for only when its own latents are seen
         return filled
 
-    def _latents_of(self, tile: Tile) -> tuple[Rectangle, Tensor]:
+    def _latents_of(self, tile: Tile) -> tuple[Rectangle, Latents]:
         if tile.index not in self._held:
             self._held[tile.index] = (tile, tile.latents, self._decode(tile))
         return self._held[tile.index][1:]
@@ -86,4 +90,6 @@ class Neighbourhood:
                 del self._held[index]
             elif kept.height > HALO_LATENTS:
                 tail = Rectangle(kept.bottom - HALO_LATENTS, kept.left, kept.bottom, kept.right)
-                self._held[index] = (tile, tail, latents[..., -HALO_LATENTS:, :].clone())
+                copy = self._zeros(1, tail.height, tail.width)  # a view would keep the whole tile in memory
+                copy[...] = latents[..., -HALO_LATENTS:, :]
+                self._held[index] = (tile, tail, copy)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Averaged:
@@ -20,6 +22,6 @@ class Averaged:
         return 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        averages = list(self.values.values())
-        torch._foreach_lerp_(averages, [p.detach().float() for p in model.parameters()], self.count())
+    def update(self, parameters: Sequence[Tensor]) -> None:
+        """parameters: the model's, in its order."""
+        torch._foreach_lerp_(list(self.values.values()), [p.float() for p in parameters], self.count())

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcm_codec.errors import HpcmError, UnsupportedError
+from hpcm_codec.errors import HpcmError, UnsupportedError, UsageError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.averaging import Averaged
+from hpcm_codec.training.captured import CapturedStep, Step
+from hpcm_codec.training.compiling import compile_blocks
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.guard import Guard, Verdict, objection
-from hpcm_codec.training.losses import lambda_at, rate_distortion
+from hpcm_codec.training.losses import RateDistortion, lambda_at, rate_distortion
 from hpcm_codec.training.metrics import MetricsLog
 from hpcm_codec.training.optimisers import Optimiser
-from hpcm_codec.training.prefetch import Prefetcher
+from hpcm_codec.training.prefetch import OnDevice, Prefetcher
 from hpcm_codec.training.processes import processes
 from hpcm_codec.training.samples import Batch, draw_batch
 from hpcm_codec.training.scoring import EDGE, shared_score
@@ -67,6 +69,10 @@ class Trainer:
             raise ValueError("a run needs a length: steps or minutes")
         for phase in settings.crops:
             pictures.large_enough(phase.edge)  # told now, not hours into the run
+        if settings.cuda_graph and torch.device(device).type != "cuda":
+            raise UsageError(
+                "CUDA graphs need a CUDA device", advice="leave --cuda-graph out, or train with --device cuda"
+            )
         self.config, self.settings, self.folder, self.pictures = config, settings, folder, pictures
         self.processes = processes(torch.device(device))
         self.device = self.processes.device
@@ -75,10 +81,12 @@ class Trainer:
         self.model = HPCM(dataclasses.replace(config, use_checkpoint=settings.activation_checkpointing))
         self.model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.compile:
+            compile_blocks(self.model)
         self.average = Averaged(self.model, settings.ema)
         self.optimiser = Optimiser(self.model, settings)
         draw = partial(draw_batch, pictures, config, settings, rank=self.processes.rank, world=self.processes.world)
-        self.samples = Prefetcher(draw, settings.loaders)
+        self.samples = OnDevice(Prefetcher(draw, settings.loaders), self.device)
         self.step, self.seconds, self.skipped, self.went_back = 0, 0.0, 0, 0
         self.guard = Guard()
         self.scored = pictures.sample(EDGE, SCORED_CROPS) if validation is None else validation
@@ -149,20 +157,21 @@ class Trainer:
 
     def _prepare_update(self) -> None:
         """Hand the weights, averages and moments as they are now to the update, which may move them to other memory."""
-        compiled = torch.compile(self.model) if self.settings.compile else self.model
         self.update = updating(self.model, self.optimiser, self.average, self.processes)
-        self._wrapped = self.update.wrap(compiled)  # type: ignore[arg-type]
+        self._wrapped = self.update.wrap(self.model)
+        self._losses: Step = CapturedStep(self._plain_losses) if self.settings.cuda_graph else self._plain_losses
 
     def _progress(self) -> float:
         return progress_at(self.step, self.seconds, self.settings)
 
     def _draw(self, progress: float) -> Batch:
-        return self.samples.take(crop_phase(progress, self.settings), self.step).to(self.device)
+        return self.samples.take(crop_phase(progress, self.settings), self.step)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.settings.bfloat16 else nullcontext()
 
-    def _train_step(self, batch: Batch, progress: float) -> dict[str, float]:
+    def _plain_losses(self, batch: Batch) -> RateDistortion:
+        """Forward and backward pass."""
         x = batch.pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         try:
             with self._autocast():
@@ -174,13 +183,17 @@ class Trainer:
             raise
         outcome = rate_distortion(result, x, lambda_at(batch.position, self.config.lambdas))
         self.update.backward(outcome.loss)
+        return outcome
+
+    def _train_step(self, batch: Batch, progress: float) -> dict[str, float]:
+        outcome = self._losses(batch)
         norm = self.update.norm()
         rate = self.settings.learning_rate * schedule_factor(progress, self.step, self.settings, self.warm_up)
         # All processes hold the same numbers, so they all skip or none does.
         loss, size = self.processes.mean(
             torch.tensor((float(outcome.loss.detach()), norm), device=self.device)
         ).tolist()
-        if self.guard.judge(loss, size, kind=x.shape) is Verdict.USE:
+        if self.guard.judge(loss, size, kind=batch.pixels.shape) is Verdict.USE:
             self.update.apply(rate, clipping(norm, self.settings.clip_norm))
         else:
             self.update.skip()

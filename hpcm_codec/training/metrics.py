@@ -8,6 +8,7 @@ from typing import Any
 
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.system.files import write_atomically
+from hpcm_codec.system.lines import append_line, read_lines
 from hpcm_codec.training.processes import INSTALL
 
 FILE_NAME = "metrics.jsonl"
@@ -24,16 +25,14 @@ class MetricsLog:
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         self._path = folder / FILE_NAME
         self._writer: Any = _summary_writer(folder / "tensorboard", step) if tensorboard else None
-        if self._path.exists():
-            before = self._path.read_bytes()
-            kept = b"".join(line for line in before.splitlines(keepends=True) if _belongs(line, step))
-            if kept != before:
-                write_atomically(self._path, kept, overwrite=True)
+        lines, torn = read_lines(self._path)
+        kept = [line for line in lines if _belongs(line, step)]
+        if torn or kept != lines:
+            write_atomically(self._path, b"".join(line + b"\n" for line in kept), overwrite=True)
 
     def write(self, row: dict[str, float]) -> None:
         """Add a row; it has a `step`."""
-        with self._path.open("a") as log:
-            log.write(json.dumps(row) + "\n")
+        append_line(self._path, json.dumps(row))
         if self._writer is not None:
             for name, value in row.items():
                 if name not in _NOT_SCALARS:
@@ -47,7 +46,7 @@ class MetricsLog:
 
 def _belongs(line: bytes, step: int) -> bool:
     try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+        return bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError):
         return False
 

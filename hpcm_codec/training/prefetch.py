@@ -10,8 +10,9 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
+import torch
 from torch import multiprocessing
 
 from hpcm_codec.errors import HpcmError
@@ -76,6 +77,49 @@ class Prefetcher:
         for _, future in self._ahead:
             future.cancel()
         self._ahead.clear()
+
+
+class OnDevice:
+    """The samples of a prefetcher on a device; those of the next step are copied there by a thread while this step is computed.
+
+    On a CUDA device the copies have a stream of their own. `ahead` False copies when asked: the default on the CPU.
+    """
+
+    def __init__(self, samples: Prefetcher, device: torch.device, ahead: bool | None = None) -> None:
+        self._samples, self._device = samples, device
+        self._ahead = device.type != "cpu" if ahead is None else ahead
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: tuple[CropPhase, int, Future[Batch]] | None = None
+
+    def take(self, phase: CropPhase, step: int) -> Batch:
+        """The samples of a step, on the device."""
+        if not self._ahead:
+            return self._copied(phase, step)
+        if self._coming is None or self._coming[:2] != (phase, step):
+            self._coming = (phase, step, self._thread.submit(self._copied, phase, step))
+        batch = self._coming[2].result()
+        self._coming = (phase, step + 1, self._thread.submit(self._copied, phase, step + 1))
+        if self._stream is not None:
+            for (
+                tensor
+            ) in batch.tensors():  # its memory may be given to the next copy only when this step is done with it
+                tensor.record_stream(torch.cuda.current_stream(self._device))
+        return batch
+
+    def close(self) -> None:
+        """End the thread and the prefetcher's processes."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._samples.close()
+
+    def _copied(self, phase: CropPhase, step: int) -> Batch:
+        batch = self._samples.take(phase, step)
+        if self._stream is None:
+            return batch.to(self._device)
+        with torch.cuda.stream(self._stream):
+            copied = batch.to(self._device)
+        self._stream.synchronize()
+        return copied
 
 
 _draw_here: Draw | None = None  # in a worker

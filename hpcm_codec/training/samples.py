@@ -6,6 +6,7 @@ cut and resumed, the step sees the same samples; there is no state of random num
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +27,18 @@ class Batch:
     position: Tensor
     noise: Noise
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.pixels, self.position, self.noise.latents, self.noise.hyper
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        pixels, position, latents, hyper = map(function, self.tensors())
+        return Batch(pixels, position, Noise(latents, hyper))
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.pixels.to(device),
-            self.position.to(device),
-            Noise(self.noise.latents.to(device), self.noise.hyper.to(device)),
-        )
+        return self.map(lambda tensor: tensor.to(device))
+
+    def clone(self) -> Batch:
+        return self.map(Tensor.clone)
 
 
 def draw_batch(

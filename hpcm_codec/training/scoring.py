@@ -1,7 +1,7 @@
 """The score by which runs are compared: the training loss on validation pictures, estimated, without coding a bit.
 
 A minute instead of the hour that real files take (`hpcm train validate`), and fine enough to tell two settings apart.
-docs/training.md has the scores of all runs.
+docs/training-log.md has the scores of all runs.
 """
 
 from __future__ import annotations

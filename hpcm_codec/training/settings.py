@@ -34,7 +34,8 @@ class TrainSettings:
     smallest_scale:   crops are drawn from pictures shrunk by a random factor between this and 1; 1 never shrinks.
     loaders:          processes that draw samples ahead of their step; 0: the training process itself draws them.
     activation_checkpointing: recompute the cells' activations in the backward pass: less memory, more time.
-    compile:          run the network through torch.compile.
+    compile:          run the network's blocks through torch.compile.
+    cuda_graph:       replay forward and backward pass as a CUDA graph; on a CUDA device, in one process.
     tensorboard:      write the metrics for TensorBoard too.
     """
 
@@ -59,6 +60,7 @@ class TrainSettings:
     bfloat16: bool = True
     activation_checkpointing: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     tensorboard: bool = False
 
     @classmethod

@@ -31,7 +31,7 @@ class Update(Protocol):
     """What happens to a model after the forward pass. All processes call the same methods in the same order."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model to call in place of `model`, which is the one that is trained or its compiled form."""
+        """The model to call in place of `model`."""
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the mean loss of all processes, in place of those of the step before."""
@@ -78,17 +78,19 @@ class TorchUpdate:
     """DDP, torch's optimisers, every device."""
 
     def __init__(self, model: nn.Module, optimiser: Optimiser, average: Averaged, processes: Processes) -> None:
-        self._model, self._optimiser, self._average, self._processes = model, optimiser, average, processes
+        self._optimiser, self._average, self._processes = optimiser, average, processes
+        self._parameters = list(model.parameters())
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return self._processes.wrap(model)
 
     def backward(self, loss: Tensor) -> None:
-        self._model.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         self._processes.backward(loss)
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._model.parameters() if p.grad is not None]
+        return [p.grad for p in self._parameters if p.grad is not None]
 
     def norm(self) -> float:
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients()))))
@@ -97,7 +99,7 @@ class TorchUpdate:
         if scale != 1:
             torch._foreach_mul_(self._gradients(), scale)
         self._optimiser.step(rate)
-        self._average.update(self._model)
+        self._average.update(self._parameters)
 
     def skip(self) -> None:
         pass

@@ -1,6 +1,6 @@
 """Weights as safetensors: verify, load and save them.
 
-A checkpoint holds the network's tensors and the range coder's tables; its metadata the ModelConfig as JSON and a record
+A checkpoint holds the network's tensors and the rANS coder's tables; its metadata the ModelConfig as JSON and a record
 of the training. Its identity, which every bitstream names, is the first 8 bytes of a SHA-256 over the tensors' names,
 types, shapes and bytes: any change to any weight or table makes another model.
 """
@@ -8,24 +8,25 @@ types, shapes and bytes: any change to any weight or table makes another model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hpcm_codec.engines.exact.network import ExactNetwork
-from hpcm_codec.engines.exact.tables import IntegerTables
+from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.entropy.distributions import PRECISION_BITS, SymbolTables, build_tables
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.ops.integer_tables import IntegerTables
 from hpcm_codec.system.files import write_atomically
+from hpcm_codec.weights.identity import damaged, identity_of_parts
 from hpcm_codec.weights.packing import pack_all, unpack_all
-from hpcm_codec.weights.registry import DEFAULT_MODEL, find_checkpoint, identity_of_parts, opened
+from hpcm_codec.weights.registry import find_checkpoint
 
 FORMAT = "hpcm-checkpoint-1"
 PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
@@ -37,7 +38,7 @@ _NOT_WEIGHTS = (_TABLE_PREFIX, _FRACTION_PREFIX, _EXACT_TABLE_PREFIX)
 
 @dataclass(frozen=True)
 class ExactData:
-    """fractions: the units of every activation (see `exact.layers`), int8 each; tables: the stored functions."""
+    """fractions: the units of every activation (see `engines.exact.layers`), int8 each; tables: the stored functions."""
 
     fractions: dict[str, Tensor]
     tables: IntegerTables
@@ -81,16 +82,6 @@ class Checkpoint:
         model.load_state_dict({name: value.float() for name, value in self.weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
 
-    def build_exact(self, model: HPCM) -> ExactNetwork | None:
-        """The integer layers of the model that `build_model` gave, on its device; None without an exact profile."""
-        if self.exact is None:
-            return None
-        if any(value.dtype != torch.float16 for value in self.weights.values()):
-            raise UnsupportedError(
-                "the exact profile's integers are made of float16 weights", advice="export it again with --exact"
-            )
-        return ExactNetwork(model, self.exact.fractions, self.exact.tables)
-
 
 def identity_of(tensors: dict[str, Tensor]) -> bytes:
     """First 8 bytes of SHA-256 over names, types, shapes and bytes, in the order of the names."""
@@ -132,43 +123,6 @@ def save_checkpoint(
     return identity_of(tensors)
 
 
-def export_checkpoint(
-    source: str,
-    target: Path,
-    dtype: torch.dtype = torch.float16,
-    calibration: Sequence[Tensor] | None = None,
-    *,
-    packed_bits: int | None = None,
-) -> bytes:
-    """Copy a checkpoint with its weights rounded to `dtype`, for shipping; returns the new identity.
-
-    The model then runs on the rounded values everywhere, so encoder and decoder still agree.
-
-    packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `packing`), everything else as float16.
-    calibration: pictures (1×3×H×W in [0, 1], H and W multiples of 64) to find the units of the exact profile with; the checkpoint then
-                 has one, and its weights are float16. None leaves the exact profile out.
-    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
-    """
-    from hpcm_codec.engines.exact.export import calibrate
-    from hpcm_codec.engines.exact.tables import build_tables as build_integer_tables
-
-    checkpoint = load_checkpoint(source)
-    if calibration is not None and dtype != torch.float16:
-        raise UnsupportedError("the exact profile's integers are made of float16 weights")
-    weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
-    if not all(value.isfinite().all() for value in weights.values()):
-        raise UnsupportedError(f"{source}: some weights do not fit {dtype}", advice="export with a wider type")
-    if packed_bits is not None:
-        weights = unpack_all(*pack_all(checkpoint.weights, packed_bits), packed_bits)
-    exact = None
-    if calibration is not None:
-        rounded = replace(checkpoint, weights=weights, exact=None)
-        exact = ExactData(calibrate(rounded.build_model(), calibration), build_integer_tables())
-        replace(rounded, exact=exact).build_exact(rounded.build_model())  # whether it can be evaluated is told now
-    record = (checkpoint.training, checkpoint.tables, exact)
-    return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)
-
-
 def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     """Raise FileError, naming the checkpoint, unless its weights are finite and fit, and its tables are whole."""
     try:
@@ -181,15 +135,18 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     tables = checkpoint.tables
     for row, size in zip(tables.cumulative.long(), tables.sizes.tolist(), strict=True):
         if row[0] != 0 or row[size - 1] != 1 << PRECISION_BITS or row[:size].diff().min() < 1:
-            raise FileError("the range coder's tables are damaged", file=name, advice="fetch the checkpoint again")
+            raise FileError("the rANS coder's tables are damaged", file=name, advice="fetch the checkpoint again")
 
 
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
     """Load and check a checkpoint; raises FileError for a damaged file, UnsupportedError for an unknown format."""
     path = find_checkpoint(name_or_path)
-    with opened(path, "pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error) from error
     if metadata.get("format") not in (FORMAT, PACKED_FORMAT):
         known = f"{FORMAT!r} or {PACKED_FORMAT!r}"
         raise UnsupportedError(f"{path}: checkpoint format {metadata.get('format')!r} is not {known}")
@@ -201,7 +158,7 @@ def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
     except KeyError as error:
         raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
     except (ValueError, RuntimeError) as error:
-        raise FileError(f"{path}: the range coder's tables are damaged ({error}); fetch it again") from error
+        raise FileError(f"{path}: the rANS coder's tables are damaged ({error}); fetch it again") from error
     stored_weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
     try:
         weights = stored_weights

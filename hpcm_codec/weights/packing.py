@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpcm_codec.engines.exact.layers import power_factors
+from hpcm_codec.ops.powers import power_factors
 
 PLANES = {9: (1,), 10: (2,), 11: (2, 1), 12: (4,)}  # bits of each plane above the lowest eight, lowest first
 SMALLEST_EXPONENT = -24  # of float16

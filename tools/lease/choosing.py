@@ -35,13 +35,14 @@ FEWEST_ROWS = 3
 @dataclass(frozen=True)
 class Trial:
     """crops_per_second: once it runs, 0 if it does not; start_seconds: from the command to the first row; waited: share of a step for
-    data; note: what went wrong.
+    data; loss: of the last row; note: what went wrong.
     """
 
     choice: Choice
     crops_per_second: float = 0.0
     start_seconds: float = 0.0
     waited: float = 0.0
+    loss: float = 0.0
     note: str = ""
 
     def crops_in(self, seconds: float) -> float:
@@ -69,11 +70,12 @@ def choose(plan: Plan) -> None:
     for trial in trials:
         step = 1e3 * trial.choice.batch / max(1e-9, trial.crops_per_second)
         print(
-            f"{trial.choice!s:<28} {trial.crops_per_second:8.1f} crops/s  {step:8.1f} ms a step  "
-            f"first row after {trial.start_seconds:.1f} s  waits for data {100 * trial.waited:.0f}%  {trial.note}"
+            f"{trial.choice!s:<40} {trial.crops_per_second:8.1f} crops/s  {step:8.1f} ms a step  "
+            f"first row after {trial.start_seconds:.1f} s  waits for data {100 * trial.waited:.0f}%  "
+            f"loss {trial.loss:.3f}  {trial.note}"
         )
     print(f"tests {'passed' if tests_passed else 'FAILED: look before training'}; {clock.left:.0f} s were left")
-    print(f"CHOSEN: {choice}, rate {plan.rate_for(choice.batch):g}")
+    print(f"CHOSEN: {choice}, rate {plan.learning_rate:g}")
 
 
 def keep_what_came() -> None:
@@ -84,13 +86,23 @@ def keep_what_came() -> None:
 
 
 def run_trials(plan: Plan, clock: Clock) -> list[Trial]:
-    """Batches first, then the compiled step and the other optimisers at the batch that has won, as far as the time goes."""
+    """Batches first, as CUDA graphs where those work, then the compiled step and the other optimisers at the batch that has won.
+
+    As far as the time goes.
+    """
     usual, limit = plan.optimisers[0], plan.trial_start_seconds
-    trials = [run_trial(plan, Choice(batch, usual), limit, clock) for batch in plan.batches]
+    trials, graph = [], plan.cuda_graph
+    for batch in plan.batches:
+        trials.append(run_trial(plan, Choice(batch, usual, cuda_graph=graph), limit, clock))
+        if graph and not trials[-1].crops_per_second:
+            graph = False
+            trials.append(run_trial(plan, Choice(batch, usual), limit, clock))
     batch = best(plan, trials).batch
     if plan.compile:  # the one that may bring most
-        trials.append(run_trial(plan, Choice(batch, usual, compile=True), plan.compile_seconds, clock))
-    return trials + [run_trial(plan, Choice(batch, other), limit, clock) for other in plan.optimisers[1:]]
+        compiled = Choice(batch, usual, compile=True, cuda_graph=graph)
+        trials.append(run_trial(plan, compiled, plan.compile_seconds, clock))
+    others = [Choice(batch, other, cuda_graph=graph) for other in plan.optimisers[1:]]
+    return trials + [run_trial(plan, choice, limit, clock) for choice in others]
 
 
 def run_trial(plan: Plan, choice: Choice, start_seconds: float, clock: Clock) -> Trial:
@@ -123,7 +135,7 @@ def run_trial(plan: Plan, choice: Choice, start_seconds: float, clock: Clock) ->
         return Trial(choice, note=note or "cut: too slow")
     steps, seconds = rows[-1]["step"] - rows[0]["step"], rows[-1]["seconds"] - rows[0]["seconds"]
     waited = sum(row["waited"] for row in rows[1:]) / (len(rows) - 1) * steps / max(1e-9, seconds)
-    return Trial(choice, steps * choice.batch / max(1e-9, seconds), first_row, min(1.0, waited), note)
+    return Trial(choice, steps * choice.batch / max(1e-9, seconds), first_row, min(1.0, waited), rows[-1]["loss"], note)
 
 
 def best(plan: Plan, trials: list[Trial]) -> Choice:
@@ -156,4 +168,4 @@ def best(plan: Plan, trials: list[Trial]) -> Choice:
         and trial.crops_per_second * plan.dearest_step >= plain.crops_per_second
     ]
     optimiser = max(others, key=lambda trial: trial.crops_per_second).choice.optimiser if others else plan.optimisers[0]
-    return Choice(plain.choice.batch, optimiser, compiled)
+    return Choice(plain.choice.batch, optimiser, compiled, plain.choice.cuda_graph)

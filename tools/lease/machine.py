@@ -132,7 +132,7 @@ def train_command(
         "minutes": f"{minutes:.4f}",
         "decay-start": f"{decay_start:.4f}",
         "crops": f"0:{plan.edge}x{choice.batch}",
-        "learning-rate": f"{plan.rate_for(choice.batch) * rate_factor:.6g}",
+        "learning-rate": f"{plan.learning_rate * rate_factor:.6g}",
         "warmup-steps": plan.warmup_steps,
         "patch-rate-factor": plan.patch_rate_factor,
         "transform-rate-factor": plan.transform_rate_factor,
@@ -145,7 +145,8 @@ def train_command(
         "device": plan.device,
     }
     flat = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return hpcm("train", "run", *flat, *(["--compile"] if choice.compile else []))
+    flags = [*(["--compile"] if choice.compile else []), *(["--cuda-graph"] if choice.cuda_graph else [])]
+    return hpcm("train", "run", *flat, *flags)
 
 
 def rows_of(folder: Path) -> list[Row]:

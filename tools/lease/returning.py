@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hpcm_codec.errors import FileError, HpcmError
 from lease.machine import ROOT, hpcm
-from lease.stretches import WEIGHTS
+from lease.stretches import UNDECAYED, WEIGHTS
 
 
 def bring(folder: Path, source: Path) -> None:
@@ -64,7 +64,10 @@ def finish(folder: Path, calibrate: Path | None, evaluate: str | None, qualities
     result = folder / "result"
     result.mkdir(exist_ok=True)
     joined = result / WEIGHTS
-    joined.write_bytes(b"".join(piece.read_bytes() for piece in pieces_of(weights) or [weights]))
+    for name in (WEIGHTS, UNDECAYED):
+        pieces = pieces_of(folder / "back" / name)
+        if pieces or (folder / "back" / name).exists():
+            (result / name).write_bytes(b"".join(piece.read_bytes() for piece in pieces or [folder / "back" / name]))
     exported = result / "exported.safetensors"
     form = ["--dtype", "float16"] if calibrate is None else ["--dtype", "int11", "--exact", "--calibrate", calibrate]
     _run(hpcm("checkpoints", "export", joined, "-o", exported, "-f", *form))

@@ -40,6 +40,7 @@ from lease.machine import (
 from lease.plan import LEASE, Choice, Plan
 
 WEIGHTS = "weights.safetensors"
+UNDECAYED = "undecayed.safetensors"  # the last that were saved before the rate began to fall: what a trunk goes on with
 USUAL_ROWS, FEWEST_ROWS = 40, 5  # rows of metrics whose median is the usual loss; fewer say nothing
 PROVEN_ROWS = 3  # after which weights that were saved count as good
 MOST_RESTARTS = 2
@@ -205,6 +206,8 @@ class Stretch:
             if not proven_at and _time_of(self.run / WEIGHTS) != saved:
                 saved, proven_at = _time_of(self.run / WEIGHTS), len(rows) + PROVEN_ROWS
                 shutil.copy(self.run / WEIGHTS, self.pending)
+                if not rows or rows[-1]["progress"] < length.decay_start:
+                    shutil.copy(self.run / WEIGHTS, home() / UNDECAYED)
         if self.asked:
             return "asked to end"
         if process.returncode:
@@ -236,6 +239,8 @@ class Stretch:
         record = record_of(trained) if trained.exists() else {}
         source = str(trained) if trained.exists() else self.position.start
         pieces = export_light(source, out() / WEIGHTS, int(self.plan.piece_mib * 2**20))
+        if self.number == self.of and (home() / UNDECAYED).exists():
+            pieces += export_light(str(home() / UNDECAYED), out() / UNDECAYED, int(self.plan.piece_mib * 2**20))
         rows = rows_of(self.run)
         figures = {
             "stretch": self.number,

@@ -8,41 +8,17 @@ exact in floating point (scaling by powers of two, rounding to integers, sums in
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.ops.integer import FACTOR_SHIFT, LIMIT, NORM_SHIFT, DepthwiseWeights, LinearWeights, NormWeights
+from hpcm_codec.ops.powers import power_factors, times_power_of_two
 
 LARGEST_SHIFT = 30
 _LARGEST_SUM = 2**31 - 1
 LARGEST_WEIGHT = 2**15 - 1
 _LARGEST_FACTOR = 2**15 - 1
-
-
-# Powers that float32 holds too, made by Python: torch.ldexp has gone through a rounded power in some versions.
-_REACH = 126
-_POWERS = torch.tensor([2.0**exponent for exponent in range(-_REACH, _REACH + 1)], dtype=torch.float64)
-
-
-@lru_cache(maxsize=8)
-def _powers_on(device: torch.device) -> Tensor:
-    """A copy for each device: a host's tensor would have to be waited for at every use."""
-    return _POWERS.to(device)
-
-
-def power_factors(exponent: Tensor | int, like: Tensor) -> Tensor:
-    """2^exponent, exactly, in the type and on the device of `like`; exponent: int or integers, within ±126."""
-    if isinstance(exponent, int):
-        return torch.full((), 2.0**exponent, dtype=like.dtype, device=like.device)
-    return _powers_on(exponent.device)[exponent + _REACH].to(like.device, like.dtype)
-
-
-def times_power_of_two(x: Tensor, exponent: Tensor | int) -> Tensor:
-    """x · 2^exponent, of floating-point x; the exponent's shape must fit x."""
-    return x * power_factors(exponent, x)
 
 
 def _rows_to_integers(rows: Tensor, bias: Tensor, fraction_out: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,9 +19,7 @@ from hpcm_codec.engines.exact.layers import (
     integer_linear,
     integer_norm,
     interpolated,
-    times_power_of_two,
 )
-from hpcm_codec.engines.exact.tables import IntegerTables, log2_fixed, power_of_two
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
@@ -29,6 +27,8 @@ from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.rwkv import ChannelMix, OmniShift, SpatialMix
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import BLOCKS, EXP_SHIFT, LIMIT, POSITION_SHIFT, PositionFactors, saturate
+from hpcm_codec.ops.integer_tables import IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.ops.powers import times_power_of_two
 
 ARGUMENT_FRACTION = 8  # keys and receptances of the RWKV cell, in units of 1/256
 LARGEST_DECAY = 6.0  # of the RWKV cell, in magnitude: what the sums of `bi_wkv` are dimensioned for

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.engines.exact.layers import interpolated, level_position, times_power_of_two
+from hpcm_codec.engines.exact.layers import interpolated, level_position
 from hpcm_codec.engines.exact.modules import (
     Fractions,
     HyperSynthesis,
@@ -24,37 +24,25 @@ from hpcm_codec.engines.exact.modules import (
     Linear,
     Units,
 )
-from hpcm_codec.engines.exact.tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
-from hpcm_codec.entropy.distributions import LOG_SCALE_STEP, SCALE_LEVELS, SMALLEST_SCALE
+from hpcm_codec.entropy.distributions import LOG_SIGMA_STEP, SIGMA_COUNT, SMALLEST_SIGMA
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.model.context import ContextModel, hyper_planes, walk
+from hpcm_codec.model.context import ContextModel, SymbolPort, hyper_planes, walk
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import StepAdaptor
-from hpcm_codec.model.schedule import Lattice, Scale
+from hpcm_codec.model.schedule import Lattice
 from hpcm_codec.ops.integer import EXP_SHIFT, round_shift, saturate
+from hpcm_codec.ops.integer_tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.ops.powers import times_power_of_two
 
 SCALE_FRACTION = 10  # logarithmic scales in context planes are in units of 2^-10
 FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
 HYPER_MEAN_FRACTION = 8
 # The table index of a logarithmic scale v, in units of 2^-10, is round((v/1024 − ln 0.12) / δ) with δ = ln(64/0.12)/63.
 _INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT = 2171, 642, 16
-assert abs(_INDEX_OFFSET + math.log(SMALLEST_SCALE) * (1 << SCALE_FRACTION)) < 1
-assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SCALE_STEP * (1 << SCALE_FRACTION))) < 1
-
-
-class LevelPort(Protocol):
-    """One end of the entropy coder as the exact walk sees it: table indexes instead of scales, symbols instead of latents."""
-
-    def begin(self, scale: Scale) -> None:
-        """Called before the first step of each scale, coarse to fine."""
-
-    def exchange_levels(self, step: Lattice, levels: Tensor, mean: Tensor) -> Tensor:
-        """Code a step's latents and return their symbols, int32 n.
-
-        levels: int32 n, table indexes; mean: float n, in quantisation steps, which only an encoder needs.
-        """
+assert abs(_INDEX_OFFSET + math.log(SMALLEST_SIGMA) * (1 << SCALE_FRACTION)) < 1
+assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SIGMA_STEP * (1 << SCALE_FRACTION))) < 1
 
 
 def refuse_unsupported(config: ModelConfig) -> None:
@@ -74,7 +62,7 @@ class QualityIntegers:
 
     log_gain: Tensor
     inverse_gain: Tensor
-    hyper_levels: Tensor
+    hyper_indexes: Tensor
     hyper_mean: Tensor
     hyper_inverse_gain: Tensor
 
@@ -83,7 +71,7 @@ class ExactNetwork:
     """The integer layers of a model. Raises UnsupportedError for models or weights that the exact profile does not cover.
 
     model:     in evaluation mode, with the checkpoint's float16 weights in float32.
-    fractions: the units of every activation, from the checkpoint (`exact.export` finds them).
+    fractions: the units of every activation, from the checkpoint (`engines.exact.export` finds them).
     """
 
     def __init__(self, model: HPCM, fractions: Fractions, tables: IntegerTables) -> None:
@@ -138,7 +126,7 @@ class ExactNetwork:
         return QualityIntegers(
             interpolated(self._log_gain, position),
             power_of_two(latent_unit - interpolated(self._log2_gain, position), self.tables),
-            level_of(interpolated(self._hyper_log_scale, position)),
+            index_of(interpolated(self._hyper_log_scale, position)),
             interpolated(self._hyper_mean, position),
             power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, position), self.tables),
         )
@@ -157,7 +145,7 @@ class ExactNetwork:
         """Table indexes (int32) and means (float32, in quantisation steps) of the hyper-latents, 1×N×1×1 each."""
         quality = self.at(position)
         mean = times_power_of_two(quality.hyper_mean.float(), -HYPER_MEAN_FRACTION)
-        return quality.hyper_levels[None, :, None, None], mean[None, :, None, None]
+        return quality.hyper_indexes[None, :, None, None], mean[None, :, None, None]
 
     def to(self, device: torch.device) -> ExactNetwork:
         """Move every integer to a device; returns itself."""
@@ -165,7 +153,7 @@ class ExactNetwork:
             _move(self, device)
         return self
 
-    def code_latents(self, hyper_symbols: Tensor, position: Tensor, port: LevelPort) -> Tensor:
+    def code_latents(self, hyper_symbols: Tensor, position: Tensor, port: SymbolPort) -> Tensor:
         """The walk over all steps from decoded hyper-symbols to decoded latents, shared by all ports.
 
         hyper_symbols: int32 1×N×h/4×w/4. Returns float32 1×M×h×w, in units of latents: the same numbers on every machine.
@@ -184,7 +172,7 @@ class ExactNetwork:
 class _AtQuality:
     """The network's arithmetic in integers, at one quality and with one port. Latents are int32, with FINE_BITS more than the context's."""
 
-    def __init__(self, network: ExactNetwork, port: LevelPort, position: Tensor, quality: QualityIntegers) -> None:
+    def __init__(self, network: ExactNetwork, port: SymbolPort, position: Tensor, quality: QualityIntegers) -> None:
         self._network, self._port, self._position, self._quality = network, port, position, quality
         self._mean_unit = network.steps_per_unit(quality, network.latent_fraction)
 
@@ -207,8 +195,8 @@ class _AtQuality:
         channels, height, width = latents.shape
         scale, mean = (step.take(half) for half in params.unflatten(0, (2, channels)))
         of_step = _PerChannel(step, height, width)
-        levels = level_of(scale.long() + of_step(self._quality.log_gain))
-        symbols = self._port.exchange_levels(step, levels, mean.float() * of_step(self._mean_unit))
+        indexes = index_of(scale.long() + of_step(self._quality.log_gain))
+        symbols = self._port.exchange(step, indexes, mean.float() * of_step(self._mean_unit))
         decoded = round_shift(symbols.long() * of_step(self._quality.inverse_gain), EXP_SHIFT)
         decoded = decoded + (mean.long() << FINE_BITS)
         return step.place(decoded.clamp(-(2**30), 2**30).to(torch.int32), latents)
@@ -240,10 +228,10 @@ class _PerChannel:
         return self._step.take(values[:, None, None].expand(-1, *self._size))
 
 
-def level_of(log_scale: Tensor) -> Tensor:
-    """The table index (int32) of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced levels."""
+def index_of(log_scale: Tensor) -> Tensor:
+    """The table index (int32) of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced widths."""
     level = round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT)
-    return level.clamp(0, SCALE_LEVELS - 1).to(torch.int32)
+    return level.clamp(0, SIGMA_COUNT - 1).to(torch.int32)
 
 
 def _fixed(values: Tensor, fraction: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""compressai's rANS range encoder and the tables of both halves of the coder: symbols and tables, no networks.
+"""compressai's rANS encoder and the tables of both halves of the coder: symbols and tables, no networks.
 
 `import compressai` takes seconds (it imports torchvision, pandas…); its coder is one extension module, which is loaded
 here by itself. Symbols outside a table are escaped and coded in full; it hangs on ones of 2^28, so none above 2^24 is written.
-What it writes is read by `range_decoder`.
+What it writes is read by `rans_decoder`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ def _ans() -> ModuleType:
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
                 return module
-    raise HpcmError("the range coder is missing", advice="install it with: pip install --no-deps compressai")
+    raise HpcmError("the rANS coder is missing", advice="install it with: pip install --no-deps compressai")
 
 
 class CoderTables:
@@ -54,7 +55,7 @@ class CoderTables:
         self.sizes = sizes
         self.offsets = tables.offsets.tolist()
         if len(self.offsets) != len(sizes) or not all(_is_table(row) for row in self.cumulative):
-            raise FileError("the range coder's tables are damaged", advice="fetch the checkpoint again")
+            raise FileError("the rANS coder's tables are damaged", advice="fetch the checkpoint again")
         self.packed = np.concatenate([np.array(row, np.int32) for row in self.cumulative])
         self.packed_sizes, self.packed_offsets = np.array(sizes, np.int32), np.array(self.offsets, np.int32)
         self.starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
@@ -66,12 +67,12 @@ def _is_table(row: list[int]) -> bool:
     return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and rises
 
 
-def largest_magnitude(symbols: NDArray[np.signedinteger]) -> int:
+def largest_magnitude(symbols: NDArray[np.signedinteger[Any]]) -> int:
     """Of symbols of any shape; 0 of none."""
     return max(-int(symbols.min()), int(symbols.max())) if symbols.size else 0
 
 
-class RangeEncoder:
+class RansEncoder:
     """Collects symbols with their table indexes; `finish` gives the stream."""
 
     def __init__(self, tables: CoderTables) -> None:
@@ -79,7 +80,7 @@ class RangeEncoder:
         self._encoder = _ans().BufferedRansEncoder()
         self._count = 0
 
-    def encode(self, symbols: NDArray[np.signedinteger], indexes: NDArray[np.integer]) -> None:
+    def encode(self, symbols: NDArray[np.signedinteger[Any]], indexes: NDArray[np.integer[Any]]) -> None:
         """Append symbols (1-D, magnitudes up to 2^24) under the tables of those indexes; raises HpcmError for larger ones."""
         if largest_magnitude(symbols) > LARGEST_SYMBOL:
             raise HpcmError(

@@ -1,19 +1,20 @@
-"""The decoder's half of the range coder (docs/bitstream.md, section 7.3), which has to face streams that anybody may have made.
+"""The decoder's half of the rANS coder (docs/bitstream.md, section 7.3), which has to face streams that anybody may have made.
 
 compressai's own decoder does not look where a stream ends: bits that are all ones make it read several times the stream's length beyond
-it. So reading is done here, in C++ (csrc/range_decoder.h) where that can be compiled or else in Python; both give the same symbols.
+it. So reading is done here, in C++ (csrc/rans_decoder.h) where that can be compiled or else in Python; both give the same symbols.
 """
 
 from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpcm_codec.entropy.range_coder import LARGEST_SYMBOL, CoderTables
+from hpcm_codec.entropy.rans_encoder import LARGEST_SYMBOL, CoderTables
 from hpcm_codec.ops import build
 
 WORD_BYTES = 4
@@ -21,8 +22,8 @@ REFILL_BELOW = 1 << 31  # the state never stays below this
 MOST_DIGITS = 8  # of four bits, of an escaped symbol: 32 bits
 
 
-class RangeDecoder:
-    """Reads back what a RangeEncoder wrote, in the same order and under the same indexes.
+class RansDecoder:
+    """Reads back what a RansEncoder wrote, in the same order and under the same indexes.
 
     A stream that was not written so gives wrong symbols, never an error or a read past its end: the caller's symbol
     check finds out. From the first symbol on that cannot be read at all, symbols are 0.
@@ -36,7 +37,7 @@ class RangeDecoder:
         self._sound = len(self._words) >= self._position
         self._state = int.from_bytes(padded[: 2 * WORD_BYTES], "little")
 
-    def decode(self, indexes: NDArray[np.integer]) -> NDArray[np.int32]:
+    def decode(self, indexes: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         """The next symbols (1-D, int32, magnitudes up to 2^24), one for each table index."""
         symbols = np.zeros(len(indexes), np.int32)
         if self._sound and len(indexes):
@@ -50,7 +51,7 @@ class RangeDecoder:
         """Fill `symbols`; returns how many could be read."""
         tables = self._tables
         place = np.array([self._state, self._position, 0], np.uint64)
-        build.function("integer", "hpcm_range_decode", torch.device("cpu"))(
+        build.function("integer", "hpcm_rans_decode", torch.device("cpu"))(
             *(_pointer(self._words), ctypes.c_int64(len(self._words)), _pointer(place)),
             *(_pointer(indexes), ctypes.c_int64(len(indexes))),
             *(_pointer(part) for part in (tables.packed, tables.starts, tables.packed_sizes, tables.packed_offsets)),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
-
-from hpcm_codec.benchmark import callgrind
-from hpcm_codec.benchmark.counting import allocations_of, launches_of_decoding, launches_of_steps
+from costs import callgrind
+from costs.launches import launches_of_decoding, launches_of_steps
+from hpcm_codec.benchmark.allocations import allocations_of
 from hpcm_codec.benchmark.pictures import synthetic_photograph
 from hpcm_codec.codec import load_codec
 from hpcm_codec.images import Picture
 from hpcm_codec.model.complexity import complexity_by_part
 from hpcm_codec.model.config import PRESETS
+from hpcm_codec.system.threads import on_threads
 
 WIDTH, HEIGHT = 256, 128  # of the picture that is decoded
 PROFILES = ("exact", "float")
@@ -42,21 +40,11 @@ def decoding() -> dict[str, dict[str, Any]]:
     for profile in PROFILES:
         codec = load_codec(device="cpu", profile=profile)
         data = codec.encode(picture)
-        with _one_thread():  # some convolutions take a buffer for each thread
+        with on_threads(1):  # some convolutions take a buffer for each thread
             launches = launches_of_decoding(codec, data)
             allocated = allocations_of(partial(codec.decode, data))
         found[profile] = {"launches": launches, "allocated_bytes": asdict(allocated)}
     return found
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def instructions() -> dict[str, Any]:

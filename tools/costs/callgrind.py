@@ -25,7 +25,7 @@ OPERATORS = {
     "integer_bi_wkv": ("integer_cpu.cpp", "integer", ()),
     "biwkv4_forward_float32": ("biwkv4_cpu.cpp", "cpp", ("-DHPCM_BIWKV4",)),
 }
-DRIVER = "count_driver.cpp"
+DRIVER = Path(__file__).with_name("count_driver.cpp")
 ARCHITECTURE = "x86-64-v3"
 TIMEOUT = 600.0  # seconds, of the compiler and of valgrind
 
@@ -46,7 +46,7 @@ def compiler_name() -> str:
 
 
 def instructions() -> dict[str, int]:
-    """Instructions of one call of each of OPERATORS on fixed arguments (see csrc/count_driver.cpp), one thread.
+    """Instructions of one call of each of OPERATORS on fixed arguments (see count_driver.cpp), one thread.
 
     Raises HpcmError where something is missing or fails.
     """
@@ -64,8 +64,8 @@ def instructions() -> dict[str, int]:
 
 def _compile(source: str, flags_of: str, extra: tuple[str, ...], program: Path) -> None:
     flags = [flag for flag in build.FLAGS[flags_of] if flag not in ("-shared", "-fPIC") and "-march" not in flag]
-    folder = build.source_directory()
-    files = [str(folder / DRIVER), str(folder / source)]
+    sources = build.source_directory()
+    files = [f"-I{sources}", str(DRIVER), str(sources / source)]
     _output(["g++", *flags, f"-march={ARCHITECTURE}", *extra, *files, "-o", str(program)], "the compiler")
 
 

@@ -1,5 +1,5 @@
-// The decoder's half of the range coder, as docs/bitstream.md (section 7.3) says; the same symbols as
-// hpcm_codec/entropy/range_decoder.py gives without a compiler. No stream, however made, leads it out of its memory.
+// The decoder's half of the rANS coder, as docs/bitstream.md (section 7.3) says; the same symbols as
+// hpcm_codec/entropy/rans_decoder.py gives without a compiler. No stream, however made, leads it out of its memory.
 #pragma once
 #include <algorithm>
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""Counts that say whether the codec has become dearer, the same on every machine however busy: operations, launches, bytes allocated.
+"""Launches: a count that says whether the codec costs more than before, the same on every machine, busy or not.
 
 A launch is one operator that computes: one of torch's (views and empty allocations are none), or one of the exact profile's. On a GPU
 each would be a kernel or more; on a processor each costs a call and a pass over memory.
@@ -6,20 +6,17 @@ each would be a kernel or more; on a processor each costs a call and a pass over
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcm_codec.benchmark.meter import Meter
-from hpcm_codec.benchmark.stages import STEPS, replaced, stages_watched, steps_watched
+from hpcm_codec.benchmark.stages import STEPS, ObservedMeanPort
 from hpcm_codec.codec import Codec
-from hpcm_codec.model.complexity import MeanPort
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import integer
@@ -27,7 +24,6 @@ from hpcm_codec.tiles.grid import LATENTS_PER_UNIT, PIXELS_PER_LATENT
 
 INTEGER_OPERATORS = ("bi_wkv", "depthwise", "gate", "layer_norm", "linear", "scale", "squared_relu", "window_attention")
 _ALLOCATING = ("empty", "new_empty", "empty_like", "detach", "lift_fresh", "resize_")
-_MEMORY_EVENT = "[memory]"
 
 
 class _Launches(TorchDispatchMode):
@@ -58,7 +54,7 @@ def _launches_counted() -> Iterator[Meter]:
 
     with ExitStack() as stack:
         for name in INTEGER_OPERATORS:
-            stack.enter_context(replaced(integer, name, counted(getattr(integer, name))))
+            stack.enter_context(patch.object(integer, name, counted(getattr(integer, name))))
         stack.enter_context(mode)
         yield Meter(lambda: mode.count)
 
@@ -66,7 +62,7 @@ def _launches_counted() -> Iterator[Meter]:
 def launches_of_decoding(codec: Codec, data: bytes) -> dict[str, int]:
     """Launches of every stage of decoding a file; raises as `Codec.decode`."""
     codec.decode(data)  # what is made once, such as packed weights, does not count
-    with _launches_counted() as meter, stages_watched(codec, meter), meter.stage("other"):
+    with _launches_counted() as meter, codec.observed(meter), meter.stage("other"):
         codec.decode(data)
     return {stage: int(count) for stage, count in meter.charged.items()}
 
@@ -78,42 +74,6 @@ def launches_of_steps(config: ModelConfig, edge: int = 256) -> dict[str, int]:
         model = HPCM(config).eval().requires_grad_(False)
         rate = torch.ones(1, config.rate_levels)
         hyper = torch.empty(1, config.hyper_channels, side, side)
-    with torch.inference_mode(), _launches_counted() as meter, steps_watched(meter), meter.stage("hyper synthesis"):
-        model.code_latents(hyper, rate, MeanPort())
+    with torch.inference_mode(), _launches_counted() as meter, meter.stage("hyper synthesis"):
+        model.code_latents(hyper, rate, ObservedMeanPort(meter))
     return {step: int(meter.charged[step]) for step in STEPS}
-
-
-@dataclass(frozen=True)
-class Allocations:
-    """Bytes that torch's allocator gave out: in all, and at most held at once beyond what was held before."""
-
-    total: int
-    peak: int
-
-
-def allocations_of(work: Callable[[], object]) -> Allocations:
-    """What some work on the processor allocates; memory that libraries take by themselves is not seen."""
-    with _stderr_silenced(), torch.autograd.profiler.profile(profile_memory=True) as profile:
-        work()
-    assert profile.kineto_results is not None
-    events = [event for event in profile.kineto_results.events() if event.name() == _MEMORY_EVENT]
-    total = held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += max(0, event.nbytes())
-        held += event.nbytes()
-        peak = max(peak, held)
-    return Allocations(total, peak)
-
-
-@contextmanager
-def _stderr_silenced() -> Iterator[None]:
-    """Torch's profiler writes a line at every start and end, past Python's streams; errors come as exceptions all the same."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)

@@ -1,4 +1,4 @@
-// Calls one operator of the C++ libraries once, on fixed numbers, one thread: what `hpcm_codec/benchmark/callgrind.py` counts the
+// Calls one operator of the C++ libraries once, on fixed numbers, one thread: what `callgrind.py` counts the
 // instructions of. Built with integer_cpu.cpp, or with biwkv4_cpu.cpp and -DHPCM_BIWKV4. Usage: count_driver OPERATOR
 #include <cstdint>
 #include <cstring>

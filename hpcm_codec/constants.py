@@ -1,0 +1,22 @@
+"""Numbers and names that commands, documents and several modules share. Imports nothing, so that a help text costs nothing."""
+
+from __future__ import annotations
+
+LOWEST_QUALITY, HIGHEST_QUALITY = 0.0, 100.0
+DEFAULT_QUALITY = 50.0
+QUALITY_STEPS = 2  # a file stores qualities in half steps …
+LARGEST_QUALITY_CODE = 200  # … so 100 is written as 200
+SCALES = ("hyper", "s1", "s2", "s3")  # of a file, coarse to fine
+FINEST_SCALE = SCALES[-1]
+DEFAULT_MAX_PIXELS = 2**28  # larger pictures are refused unless a caller raises the limit
+DEFAULT_MODEL = "phase1-lite"
+OUTPUT_FORMATS = (
+    "png",
+    "jpeg",
+    "webp",
+    "tiff",
+    "ppm",
+    "bmp",
+    "jxl",
+    "heif",
+)  # of decoded pictures; images.FORMATS has their rules

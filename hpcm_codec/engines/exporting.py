@@ -1,0 +1,51 @@
+"""Checkpoints for shipping: weights in a smaller type, and the exact profile's units found with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpcm_codec.engines.exact.export import calibrate
+from hpcm_codec.engines.loading import exact_network
+from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.ops.integer_tables import build_tables
+from hpcm_codec.weights.checkpoints import ExactData, load_checkpoint, save_checkpoint
+from hpcm_codec.weights.packing import pack_all, unpack_all
+
+
+def export_checkpoint(
+    source: str,
+    target: Path,
+    dtype: torch.dtype = torch.float16,
+    calibration: Sequence[Tensor] | None = None,
+    *,
+    packed_bits: int | None = None,
+) -> bytes:
+    """Copy a checkpoint with its weights rounded to `dtype`, for shipping; returns the new identity.
+
+    The model then runs on the rounded values everywhere, so encoder and decoder still agree.
+
+    packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `packing`), everything else as float16.
+    calibration: pictures (1×3×H×W in [0, 1], H and W multiples of 64) to find the units of the exact profile with; the checkpoint then
+                 has one, and its weights are float16. None leaves the exact profile out.
+    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
+    """
+    checkpoint = load_checkpoint(source)
+    if calibration is not None and dtype != torch.float16:
+        raise UnsupportedError("the exact profile's integers are made of float16 weights")
+    weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise UnsupportedError(f"{source}: some weights do not fit {dtype}", advice="export with a wider type")
+    if packed_bits is not None:
+        weights = unpack_all(*pack_all(checkpoint.weights, packed_bits), packed_bits)
+    exact = None
+    if calibration is not None:
+        rounded = replace(checkpoint, weights=weights, exact=None)
+        exact = ExactData(calibrate(rounded.build_model(), calibration), build_tables())
+        exact_network(replace(rounded, exact=exact), rounded.build_model())  # raises where integers cannot hold it
+    record = (checkpoint.training, checkpoint.tables, exact)
+    return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)

@@ -1,0 +1,159 @@
+"""The encoder's and the decoder's ends of the entropy coder (`model.context.SymbolPort`), for engines whose latents are tensors.
+
+Both cost one pass over the steps; the third port, the estimator's, is `model.hpcm.EstimatorPort`. They turn scales into table indexes
+and residuals into symbols, and keep the tile's symbol check over everything they code. Within a step they wait for a GPU at one place:
+where the decoder needs the table indexes. The encoder never does: a thread of its own takes the symbols as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpcm_codec.entropy.distributions import table_index
+from hpcm_codec.entropy.handover import CodedStep, to_device, to_host
+from hpcm_codec.entropy.rans_decoder import WORD_BYTES, RansDecoder
+from hpcm_codec.entropy.rans_encoder import CoderTables, RansEncoder
+from hpcm_codec.entropy.symbol_check import SYMBOL_CHECK_START, update_symbol_check
+from hpcm_codec.model import schedule
+from hpcm_codec.model.schedule import Lattice, Scale
+from hpcm_codec.observing import UNOBSERVED, Observer, step_name
+
+
+def in_background(device: torch.device) -> bool:
+    """Whether an encoder's symbols are coded in a thread: beside a GPU; on the CPU the cores have enough to do."""
+    return device.type == "cuda"
+
+
+class EncoderPort:
+    """Quantises the true latents of one tile and codes them, one stream per scale.
+
+    latents: 1×M×h×w, in quantisation steps. A latent that cannot be coded raises HpcmError, at the latest in `streams`.
+    """
+
+    def __init__(self, latents: Tensor, tables: CoderTables, observer: Observer = UNOBSERVED) -> None:
+        with observer.stage("symbols"):
+            self._planes = schedule.split(latents)
+        self._observer = observer
+        self._tables = tables
+        self._encoders: dict[str, RansEncoder] = {}
+        self._scale_name = "hyper"
+        apart = in_background(latents.device) and not observer.watches
+        self._thread = ThreadPoolExecutor(1, "rANS coder") if apart else None
+        self._pending: list[Future[None]] = []
+        self.symbol_check = SYMBOL_CHECK_START
+
+    def code_hyper(self, hyper: Tensor, indexes: Tensor, mean: Tensor) -> Tensor:
+        """Code the hyper-latents 1×N×h×w under table indexes and means (1×N×1×1); returns their symbols, int32."""
+        with self._observer.stage("symbols"):
+            return self._coded_symbols(hyper - mean, indexes.expand(hyper.shape))
+
+    def begin(self, scale: Scale, number: int) -> None:
+        self._observer.switch(step_name(scale.name, number))
+        self._scale_name = scale.name
+
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
+        with self._observer.stage("symbols"):
+            residual = step.take(self._planes[self._scale_name]) - mean.reshape(1, -1)
+            return self._coded_symbols(residual, indexes).reshape(mean.shape)
+
+    def _coded_symbols(self, residual: Tensor, indexes: Tensor) -> Tensor:
+        step = CodedStep(residual, indexes)
+        if self._thread is None:
+            self._code_symbols(self._scale_name, step)
+        else:
+            self._pending.append(self._thread.submit(self._code_symbols, self._scale_name, step))
+        return step.symbols
+
+    def _code_symbols(self, scale_name: str, step: CodedStep) -> None:
+        symbols, indexes = step.wait()
+        with self._observer.stage("rANS coding"):
+            if scale_name not in self._encoders:
+                self._encoders[scale_name] = RansEncoder(self._tables)
+            self._encoders[scale_name].encode(symbols, indexes)
+        self.symbol_check = update_symbol_check(self.symbol_check, symbols)
+
+    def streams(self) -> dict[str, bytes]:
+        """The finished streams: hyper, s1, s2, s3. Only then `symbol_check` is of all symbols."""
+        for coded in self._pending:
+            coded.result()
+        if self._thread is not None:
+            self._thread.shutdown()
+        with self._observer.stage("rANS coding"):
+            return {name: encoder.finish() for name, encoder in self._encoders.items()}
+
+
+class DecoderPort:
+    """Reads one tile's symbols from its four streams (hyper, s1, s2, s3).
+
+    From the first stream that is None on, every latent takes its predicted mean: a coarser picture of what has arrived.
+    `complete` says whether that was never needed; only then can the symbol check be tested.
+
+    begun:  the beginning of the first stream that is None, which is read as far as it goes; or None.
+    record: given every run of symbols (int32) that is read, in coding order.
+    """
+
+    def __init__(
+        self,
+        streams: dict[str, bytes | None],
+        tables: CoderTables,
+        device: torch.device,
+        record: Callable[[NDArray[np.int32]], None] | None = None,
+        begun: bytes | None = None,
+        observer: Observer = UNOBSERVED,
+    ) -> None:
+        self._observer = observer
+        self._streams = streams
+        self._begun = begun
+        self._stream: bytes | None = None
+        self.complete = True
+        self._tables = tables
+        self._device = device
+        self._record = record
+        self._decoder: RansDecoder | None = None
+        self.symbol_check = SYMBOL_CHECK_START
+
+    def code_hyper(self, shape: tuple[int, ...], indexes: Tensor) -> Tensor:
+        """The symbols (int32) of hyper-latents of that shape 1×N×h×w, under table indexes (1×N×1×1)."""
+        with self._observer.stage("symbols"):
+            self._open("hyper")
+            return self._read(indexes.expand(shape))
+
+    def begin(self, scale: Scale, number: int) -> None:
+        self._observer.switch(step_name(scale.name, number))
+        if number == 1:
+            self._open(scale.name)
+
+    def exchange(self, step: Lattice, sigma: Tensor, mean: Tensor) -> Tensor:
+        indexes = table_index(sigma)
+        with self._observer.stage("symbols"):
+            return self._read(indexes)
+
+    def _open(self, name: str) -> None:
+        self._decoder = None
+        self._stream = self._streams[name]
+        if self.complete and self._stream is None and self._begun is not None:
+            self._stream = self._begun[: len(self._begun) // WORD_BYTES * WORD_BYTES]
+        elif not self.complete:
+            # A finer scale is coded on top of the coarser ones: without those it cannot be read.
+            self._stream = None
+        self.complete = self.complete and self._streams[name] is not None
+
+    def _read(self, indexes: Tensor) -> Tensor:
+        if self._stream is None:
+            return torch.zeros_like(indexes, dtype=torch.int32)
+        on_host = to_host(indexes)
+        with self._observer.stage("rANS coding"):
+            if self._decoder is None:
+                self._decoder = RansDecoder(self._tables, self._stream)
+            symbols = self._decoder.decode(on_host)
+        self.symbol_check = update_symbol_check(self.symbol_check, symbols)
+        if self._record is not None:
+            self._record(symbols)
+        return to_device(symbols, self._device).reshape(indexes.shape)
