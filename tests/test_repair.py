@@ -131,4 +131,4 @@ def test_a_jpeg_that_has_its_end_mark_and_more_behind_it_is_left_alone() -> None
 def test_cases_that_were_called_damaged_are_read(name: str, tmp_path: Path) -> None:
     picture = read_picture(case(name))
     assert (picture.width, picture.height) == (64, 48)
-    assert bool(picture.notices) == (name != "bigtxtz.png")
+    assert len(picture.notices) == 1
