@@ -1,4 +1,4 @@
-"""The two functions most programs need, and the codecs they keep loaded."""
+"""`encode` and `decode`, the functions that most programs need, and the codecs that they keep loaded."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def encode(
     model:      a checkpoint's name or path, or a Codec that is loaded already (which has its device and profile).
     device:     "cpu", "cuda", or "auto" for CUDA where there is one.
     profile:    "exact" (the file decodes on every machine), "float", or "auto" for exact where the checkpoint has it.
-    max_pixels: larger pictures are refused, those from a path before memory is taken for them.
-    memory:     the most bytes that the program may take for a picture from a path; None is a quarter of the machine's.
-    Raises HpcmError: FileError for what cannot be read or is too large, MemoryLimitError for what would take more memory, UsageError
-    for arguments that make no sense, other shapes, dtypes and ranges among them.
+    max_pixels: larger pictures are refused; those from a path before memory is allocated for them.
+    memory:     most bytes that the program may use for a picture from a path; None means a quarter of the machine's memory.
+    Raises HpcmError: FileError for what cannot be read or is too large, MemoryLimitError for pictures that would need more memory,
+    UsageError for invalid arguments, including unsupported shapes, dtypes and ranges.
 
     >>> import numpy as np
     >>> from hpcm_codec import decode, encode
@@ -134,17 +134,17 @@ def decode(
 ) -> Image.Image | NDArray[np.uint8] | Tensor:
     """The picture of a .hpcm file's bytes.
 
-    model:      a checkpoint's name or path, or a loaded Codec; None takes the one the file names, if it is shipped.
+    model:      a checkpoint's name or path, or a loaded Codec; None means the one that the file names, if it is known here.
     output:     "pil": a Pillow image of mode L, LA, RGB or RGBA, with ICC profile, EXIF and XMP in its `info`; "numpy": an array H×W×C;
                 "torch": a tensor C×H×W on the CPU; both uint8, C = 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
     device:     where the model runs: "cpu", "cuda", or "auto" for CUDA where there is one.
-    max_pixels: larger pictures are refused before memory is taken for them.
+    max_pixels: larger pictures are refused before memory is allocated for them.
     region:     x, y, width, height in pixels: only this part, decoded from the tiles it touches; the same as the crop of the whole.
     scale:      "hyper", "s1", "s2" or "s3": the finest one to decode. Finer chunks of the file need not have arrived.
-    partial:    make the best of data that was cut short or damaged, instead of raising; `Codec.decode` also says what is missing.
-    memory:     the most bytes that the program may take; None is a quarter of the machine's.
-    Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's or a newer format's, MemoryLimitError for
-    what would take more memory, UsageError for a region that is not inside the picture and other arguments that make no sense.
+    partial:    decode what there is of data that was cut short or damaged, instead of raising; `Codec.decode` also says what is missing.
+    memory:     most bytes that the program may use; None means a quarter of the machine's memory.
+    Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format,
+    MemoryLimitError for pictures that would need more memory, UsageError for a region outside the picture and other invalid arguments.
 
     >>> import torch
     >>> from hpcm_codec import decode, encode
@@ -181,7 +181,7 @@ def decode(
 
 
 def as_picture(image: ImageLike) -> Picture:
-    """What the codec takes, made of what a program has (see `encode`)."""
+    """Any of the images that `encode` accepts, as the `Picture` that a codec takes."""
     if isinstance(image, (str, os.PathLike)):
         return read_picture(image)
     if isinstance(image, Image.Image):

@@ -1,8 +1,8 @@
-"""Codec: the whole staircase, image → latents → symbols → bytes and back, readable top to bottom.
+"""Codec: from an image to latents, symbols and bytes, and back.
 
-A picture is analysed tile by tile (each with a halo, so that tiles leave no seams), every tile's latents are coded by
-the context model into four streams, and the container takes the streams. Decoding walks the same steps backwards.
-Both go through the picture row of tiles by row of tiles, and hold no more of it than that takes (`bands`).
+A picture is analysed tile by tile, each with a halo so that no seams appear. An engine codes every tile's latents into four streams, and
+the container stores the streams. Decoding does the same in reverse. Both process one row of tiles at a time and hold no more of the
+picture in memory than that needs (`tiles.bands`).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Codec:
     device:       "cpu", "cuda", or "auto" for CUDA where there is one.
     profile:      how files are encoded: "exact" (probabilities in integers: they decode on every machine), "float", or "auto" for exact
                   where the checkpoint has it. Decoding follows the file.
-    tile_workers: threads that code tiles of a large picture, each one at a time, on the CPU and in the exact profile. Files and pixels
-                  are the same; every further one takes 0.3 GB.
+    tile_workers: how many tiles of a large picture are coded at a time, each in a thread, on the CPU and in the exact profile. Files and
+                  pixels do not depend on it; each one after the first takes 0.3 GB.
 
     >>> import numpy as np
     >>> from hpcm_codec import Picture, decode, encode, load_codec
@@ -96,7 +96,7 @@ class Codec:
 
     @property
     def engine(self) -> Engine:
-        """What encodes."""
+        """The engine that encodes."""
         return self.engines[self.profile]
 
     @property
@@ -123,7 +123,7 @@ class Codec:
     def encode(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> bytes:
         """The picture as a .hpcm file's bytes. quality: 0 (smallest) to 100, in half steps.
 
-        Rows of pixels are asked for from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
+        Pixels are read from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
         """
         quality = arguments.quality(quality)
         return self._encode_tiles(picture, self._analysed_tiles(picture), quality, None)
@@ -138,10 +138,10 @@ class Codec:
         return self.analyse_together([picture])
 
     def analyse_together(self, pictures: Sequence[PixelSource]) -> Latents:
-        """The latents before rounding, B×M×h×w, of B pictures of one size, which a GPU does in less time than one by one.
+        """The latents before rounding, B×M×h×w, of B pictures of one size. A GPU needs less time for them together than one by one.
 
-        On the CPU they are those of `analyse`, to the last bit. On a GPU the size of a batch may decide which kernel computes, and a last
-        bit may differ: then a symbol at the edge of rounding may too, and so may the file, but not whether it decodes.
+        On the CPU the result equals that of `analyse`, bit for bit. On a GPU the kernel may depend on the size of the batch, and the last
+        bit may differ; then a symbol that is close to rounding the other way may differ too, and with it the file. It still decodes.
         """
         size = TileGrid(pictures[0].width, pictures[0].height).latents
         latents = self.engine.new_latents(len(pictures), size.height, size.width)
@@ -150,7 +150,7 @@ class Codec:
         return latents
 
     def encode_analysed(self, picture: PixelSource, analysed: Latents, quality: float) -> Encoded:
-        """Encode a picture (quality 0 .. 100) whose latents `analyse` has given."""
+        """Encode a picture (quality 0 .. 100) whose latents `analyse` returned."""
         quality = arguments.quality(quality)
         decoded = self.engine.new_latents(*analysed.shape[:1], *analysed.shape[2:])
         data = self._encode_tiles(picture, _tiles_of(picture, analysed), quality, decoded)
@@ -177,7 +177,7 @@ class Codec:
     def _encode_tiles(
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Latents]], quality: float, decoded: Latents | None
     ) -> bytes:
-        """The file's bytes, of all tiles and their latents. decoded: gets what a decoder will decode, unless None."""
+        """The file's bytes, of all tiles and their latents. decoded: if not None, filled with the latents that a decoder will decode."""
         header = self._header(picture, quality)
 
         def coded(item: tuple[Tile, Latents]) -> TileStreams:
@@ -208,12 +208,11 @@ class Codec:
     ) -> Picture:
         """The picture of a .hpcm file.
 
-        partial: make the best of a file that was cut short or damaged; notices say what is missing. What has not
-                 arrived of a tile's scales takes the values that the model predicts; a chunk in which the file ends is
-                 read as far as it goes.
+        partial: decode what there is of a file that was cut short or damaged; notices say what is missing. Latents of missing
+                 chunks take the values that the model predicts; a chunk in which the file ends is read as far as it goes.
         scale:   "hyper", "s1", "s2" or "s3": the finest one to decode; the others take the values that the model predicts.
-        Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format, UsageError for a scale
-        that there is not.
+        Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format, UsageError for an
+        unknown scale.
         """
         return self.decode_strips(data, max_pixels, partial, scale).whole()
 
@@ -239,10 +238,10 @@ class Codec:
         scale: str = FINEST_SCALE,
         region: tuple[int, int, int, int] | None = None,
     ) -> StripPicture:
-        """As `decode` and `decode_region`, giving pixels from top to bottom while they are decoded: the picture is never held whole.
+        """As `decode` and `decode_region`, but gives pixels from top to bottom while they are decoded; the whole picture is never held.
 
-        What is wrong with the file is raised here, except a tile that does not decode to what its encoder coded: its strip raises
-        CorruptStreamError.
+        Errors of the file are raised here, with one exception: a tile that does not decode to what its encoder coded raises
+        CorruptStreamError when its strip is read.
         """
         return self.decode_parsed(self._parse(data, max_pixels, partial, scale), region)
 
@@ -269,7 +268,7 @@ class Codec:
 
     def _decoded_strips(self, engine: Engine, stream: HpcmStream, area: Rectangle) -> Iterator[NDArray[np.uint8]]:
         header, grid = stream.header, stream.header.grid
-        # where pixels may depend on more than the latents they see, windows are always filled
+        # where a pixel may depend on latents outside its halo, windows are always filled completely
         seen = latents_seen(area, grid) if engine.local_synthesis else grid.latents
 
         def decoded(tile: Tile) -> Latents:
@@ -280,7 +279,7 @@ class Codec:
             yield from self._strips(engine, header, area, neighbourhood.window)
 
     def symbol_digest(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> str:
-        """SHA-256 (hexadecimal) over all symbols of a file, int32 little-endian in coding order: what two machines must agree on.
+        """SHA-256 (hexadecimal) over all symbols of a file, int32 little-endian in coding order. Every machine must find the same.
 
         Raises as `decode`.
         """
@@ -296,7 +295,7 @@ class Codec:
             return container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
 
     def _engine_of(self, header: Header) -> Engine:
-        """What decodes a file; raises UnsupportedError for another model's."""
+        """The engine that decodes a file; raises UnsupportedError for another model's."""
         if header.checkpoint_id != self.identity:
             raise UnsupportedError(
                 f"made with the model {header.checkpoint_id.hex()}, but the one loaded is {self.identity.hex()}",
@@ -341,7 +340,7 @@ class Codec:
     def _strips(
         self, engine: Engine, header: Header, area: Rectangle, window_latents: Callable[[Tile, bool], Latents]
     ) -> Iterator[NDArray[np.uint8]]:
-        """Pixels of an area, a strip for every row of tiles: the one way from latents to pixels.
+        """Pixels of an area, one strip for every row of tiles. All pixels are made here.
 
         window_latents: of a tile (and whether it is the last in its row), the latents of the tile and its halo.
         """
@@ -368,9 +367,9 @@ class Codec:
 
 
 def _window_of(band: NDArray[np.uint8], top: int, window: Window) -> NDArray[np.uint8]:
-    """The window's pixels, h×w×C; what lies beyond the picture repeats its last row and column.
+    """The window's pixels, h×w×C; outside the picture its last row and column are repeated.
 
-    band: the rows of the picture from `top` on, at least those of the window that there are.
+    band: rows of the picture from `top` on, at least those that the window has in the picture.
     """
     area = window.pixels
     rows = np.minimum(np.arange(area.top, area.bottom) - top, band.shape[0] - 1)

@@ -1,8 +1,8 @@
-"""Every error a user of hpcm_codec can meet.
+"""All errors that users of hpcm_codec can meet.
 
-An error is one line: the file (when known), the reason, what to do about it. The command line prints `str(error)` and leaves with
+An error is one line: the file (if known), the reason, and what to do. The command line prints `str(error)` and ends with
 `error.exit_status`; code that calls the library catches `HpcmError`. Code that meets an error without knowing the file's name leaves
-the name out, and whoever knows it adds it with `in_file`:
+the name out; callers that know it add it with `in_file`:
 
 >>> try:
 ...     raise CorruptStreamError("not a .hpcm file", advice="check that it was made by `hpcm encode`")
@@ -22,7 +22,7 @@ _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, half surrogates, 
 
 
 class HpcmError(Exception):
-    """Base of every error that is meant for a user's eyes.
+    """Base class of all errors that are shown to users.
 
     reason: what went wrong, in a few words, without a full stop.
     file:   the file it went wrong with, or None when not known (yet).
@@ -41,7 +41,7 @@ class HpcmError(Exception):
         text = self.reason if self.file is None else f"{printable(self.file)}: {self.reason}"
         if self.advice is not None:
             text = f"{text}; {self.advice}"
-        return " ".join(text.split())  # one line, whatever a library's message brought along
+        return " ".join(text.split())  # one line, even if a library's message has several
 
     def in_file(self, file: str | os.PathLike[str]) -> HpcmError:
         """The same error naming `file`; an error that already names a file is returned unchanged."""
@@ -50,7 +50,7 @@ class HpcmError(Exception):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """How it gets from one process to another; an exception's usual way calls the constructor without the keywords."""
+        """For pickling between processes: an exception's default calls the constructor without the keywords."""
         return _rebuilt, (type(self), self.args, vars(self))
 
 
@@ -62,15 +62,15 @@ def _rebuilt(kind: type[HpcmError], arguments: tuple[Any, ...], fields: dict[str
 
 
 class UsageError(HpcmError):
-    """The command or function was asked for something that makes no sense."""
+    """The options or arguments are invalid."""
 
     exit_status = 2
 
 
 class MemoryLimitError(HpcmError):
-    """The work would take more memory than the limit allows; told before any work is done.
+    """The work would take more memory than the limit allows; raised before any work is done.
 
-    needed, limit: bytes of the whole process, as estimated (see `memory`).
+    needed, limit: bytes of the whole process, as estimated (see `tiles.memory`).
     """
 
     def __init__(self, what: str, needed: int, limit: int, *, advice: str) -> None:
@@ -86,7 +86,7 @@ class CorruptStreamError(HpcmError):
 
 
 class CutShortError(CorruptStreamError):
-    """The data ends before the stream does; more of it may help."""
+    """The data ends before the stream does; the rest of it may help."""
 
 
 class UnsupportedError(HpcmError):
@@ -111,12 +111,12 @@ def printable(path: str) -> str:
 
 
 def bug(error: BaseException) -> HpcmError:
-    """The error that tells a user about an exception that nobody expected."""
+    """The error that reports an unexpected exception to a user."""
     text = " ".join(str(error).split())[:300]
     advice = f"please report it, with what {DEBUG_VARIABLE}=1 shows"
     return HpcmError(f"a bug: {type(error).__name__}: {text}", advice=advice)
 
 
 def debugging() -> bool:
-    """Whether errors are to be raised with their traceback instead of being told in a line."""
+    """Whether errors are to be raised with their traceback instead of reported in one line."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")

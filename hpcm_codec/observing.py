@@ -7,11 +7,11 @@ from typing import Protocol
 
 
 class Observer(Protocol):
-    """Is told which stage of the work begins and ends. Stages nest; one thread at a time."""
+    """Receives the stages of some work as they begin and end. Stages nest; one thread at a time."""
 
     @property
     def watches(self) -> bool:
-        """Whether anything is recorded. If so, the work is done in one thread and as plain code, so that stages can be told apart."""
+        """Whether anything is recorded. If so, the work is done in one thread and as plain code, so that no stages overlap."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """What is done inside belongs to the stage `name`."""

@@ -114,7 +114,7 @@ class HpcmImageFile(ImageFile.ImageFile):
 
 
 def _opening_of(file: IO[bytes]) -> tuple[container.Header, dict[int, bytes]]:
-    """Header and extensions; reads as much as they need, twice that at the most."""
+    """Header and extensions; reads at most twice as many bytes as they have."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         stream = container.parse_stream(file.read(), allow_truncated=True)
         return stream.header, stream.extensions

@@ -1,7 +1,7 @@
-"""Encode to a file size or to a fidelity instead of a quality: a search over the 201 qualities that a file can name.
+"""Encode to a file size or to a fidelity instead of a quality: a search over the 201 qualities that a file can have.
 
 The analysis transform does not depend on the quality, so it runs once; each step of the bisection is one pass of the
-context model, and for a fidelity one synthesis. Eight steps find the answer.
+context model, and for a fidelity one synthesis. Eight steps are enough.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALL_CODES = range(LARGEST_QUALITY_CODE + 1)
 
 
 class TargetError(HpcmError):
-    """No quality reaches the target; the message says what is nearest."""
+    """No quality reaches the target; the message names the nearest result."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Target:
 
     @property
     def stored_quality(self) -> float | None:
-        """The quality, in the half steps that files know; None where another quantity is asked for."""
+        """The quality, in the half steps that files store; None if another quantity is asked for."""
         return quality_of(quality_code(self.value)) if self.kind == "quality" else None
 
     @property
@@ -60,8 +60,8 @@ class Reached:
 def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reached:
     """The best file that meets the target; raises TargetError when none does.
 
-    A size is met from below (whole file, metadata included), a fidelity from above. The latents of the whole picture are kept, 5 bytes a
-    pixel; for a fidelity also the decoded ones of one try.
+    The file is at most as large as the size asked for, metadata included, or has at least the PSNR asked for. The latents of the whole
+    picture are kept in memory, 5 bytes a pixel; for a PSNR also the decoded ones of one try.
     """
     if (quality := target.stored_quality) is not None:
         return Reached(codec.encode(picture, quality), quality, None)

@@ -121,7 +121,7 @@ def test_names_with_line_breaks_stay_on_their_line(album: Path, tmp_path: Path) 
     assert refused.exit_code == 5 and len(refused.stderr.splitlines()) == 1 and r"new\nline.png: " in refused.stderr
 
 
-def test_an_existing_manifest_is_only_replaced_when_told_to(album: Path, tmp_path: Path) -> None:
+def test_an_existing_manifest_is_only_replaced_on_request(album: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_text("mine\n")
     arguments = ("encode", album / "a.png", "-o", tmp_path / "a.hpcm", "--manifest", manifest)
@@ -242,7 +242,7 @@ def with_a_newer_input(output: Path, source: Path) -> None:
         (None, ("-q", 30, "--profile", "float"), "other settings", "of the other profile"),
     ],
 )
-def test_what_is_not_known_to_be_finished_is_kept_and_told_and_replaced_when_forced(
+def test_outputs_not_known_to_be_finished_are_kept_and_reported_and_replaced_when_forced(
     photograph: Path,
     encodings: list[str],
     change: Callable[[Path, Path], None] | None,

@@ -183,7 +183,7 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
         process.run_fresh(job)
 
 
-def test_a_fresh_process_tells_time_by_stage_and_memory(tmp_path: Path) -> None:
+def test_a_fresh_process_measures_time_by_stage_and_memory(tmp_path: Path) -> None:
     original, coded = tmp_path / "a.ppm", tmp_path / "a.hpcm"
     write_picture(Picture(pictures.synthetic_photograph(64, 64)), original)
     found = process.run_fresh(process.Run("encode", str(original), str(coded), 50, "phase1-lite", "cpu", 1))

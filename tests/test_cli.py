@@ -85,7 +85,7 @@ def test_info_shows_a_file_without_waiting_for_torch(compressed: Path) -> None:
     assert "known here as phase1-lite" in done.stdout and done.stderr == "['rich']\n"
 
 
-def test_what_is_wrong_with_a_file_is_told_without_waiting_for_torch(
+def test_errors_of_a_file_are_reported_without_importing_torch(
     compressed: Path, photograph: Path, tmp_path: Path
 ) -> None:
     damaged, no_picture = tmp_path / "damaged.hpcm", tmp_path / "damaged.png"
@@ -202,7 +202,7 @@ def test_strip_leaves_out_exif_and_keeps_the_profile(tmp_path: Path) -> None:
     assert "EXIF" not in chunks["bare.hpcm"] and "ICC profile" in chunks["bare.hpcm"]
 
 
-def test_json_lines_tell_what_the_files_say(photograph: Path) -> None:
+def test_json_lines_have_the_figures_of_the_files(photograph: Path) -> None:
     target = photograph.with_name("a.hpcm")
     answer = json.loads(hpcm("encode", photograph, "-o", target, "--json").stdout)
     assert answer["bytes"] == target.stat().st_size and answer["input_bytes"] == photograph.stat().st_size
@@ -300,7 +300,7 @@ def test_plan_finds_every_contradiction_before_anything_is_done(tmp_path: Path) 
 # --------------------------------------------------------------------------------------------------------------- info
 
 
-def test_info_tells_a_files_parts(compressed: Path, codec: Codec) -> None:
+def test_info_lists_the_parts_of_a_file(compressed: Path, codec: Codec) -> None:
     told = json.loads(hpcm("info", compressed, "--json").stdout)
     assert (told["width"], told["height"], told["quality"], told["sound"]) == (96, 64, 40, True)
     assert sum(chunk["size"] for chunk in told["chunks"]) == told["bytes"] == compressed.stat().st_size

@@ -101,7 +101,7 @@ def test_chunks_come_coarse_to_fine() -> None:
     ]
 
 
-def test_the_header_tells_quality_and_grid() -> None:
+def test_the_header_has_quality_and_grid() -> None:
     assert HEADER.quality == 50.5
     assert HEADER.grid == TileGrid(1500, 700)
 
@@ -192,7 +192,7 @@ def test_seeded_damage_never_yields_another_stream() -> None:
         (changed(PLAIN, len(PLAIN) - 8, 0), CorruptStreamError, "the CRC-32 of s3 of tile 1 differs"),
     ],
 )
-def test_the_reason_is_told(data: bytes, error: type[HpcmError], reason: str) -> None:
+def test_the_reason_is_reported(data: bytes, error: type[HpcmError], reason: str) -> None:
     with pytest.raises(error, match=reason):
         parse_stream(data)
 

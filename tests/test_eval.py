@@ -139,7 +139,7 @@ def test_a_higher_quality_that_makes_smaller_files_or_worse_pictures_is_named() 
     assert tables.in_words_where_falling(runner.means_of(rows[1:2])) == []
 
 
-def test_decibels_of_ms_ssim_are_of_the_mean_and_small_pictures_are_told_of() -> None:
+def test_decibels_of_ms_ssim_are_of_the_mean_and_small_pictures_are_reported() -> None:
     rows = [
         runner.Row(f"{n}.png", 5, 200, 200, 100, 1.0, 30.0, value, 0.1, 0.2)
         for n, value in enumerate([0.9, 0.99, None])
@@ -329,7 +329,7 @@ def test_an_anchor_out_of_reach_is_refused_after_the_results_are_saved(folder: P
     assert len(json.loads((tmp_path / "out.json").read_text())["results"]["bpp"]) == 3
 
 
-def test_mistakes_are_told_before_anything_is_measured(
+def test_mistakes_are_reported_before_anything_is_measured(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(*arguments: object, **options: object) -> None:

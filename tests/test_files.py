@@ -30,7 +30,7 @@ def test_bytes_and_writers_end_up_in_the_file(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["a", "b"]
 
 
-def test_an_existing_file_is_left_alone_unless_told_otherwise(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_bytes(b"old")
     with pytest.raises(FileError, match=r"a: exists already; .*-f"):
@@ -101,7 +101,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_device_is_written_to_and_its_errors_are_told(tmp_path: Path) -> None:
+def test_a_device_is_written_to_and_its_errors_are_reported(tmp_path: Path) -> None:
     write_atomically(os.devnull, b"data")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     with pytest.raises(FileError, match="no space left"):

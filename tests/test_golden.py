@@ -73,6 +73,6 @@ def test_other_symbols_are_noticed_and_named(codec: Codec, tmp_path: Path) -> No
     assert any("noise-5.hpcm" in failure and "CRC" in failure for failure in result.failures)
 
 
-def test_missing_golden_files_are_told_by_name(codec: Codec, tmp_path: Path) -> None:
+def test_missing_golden_files_are_named(codec: Codec, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="golden"):
         run_selftest(codec, tmp_path)

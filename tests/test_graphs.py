@@ -35,7 +35,7 @@ from hpcm_codec.weights.checkpoints import load_checkpoint
 sys.path.append(str(ROOT / "fuzz"))
 from small_model import checkpoint
 
-UNTIL_BELIEVED = PLAIN_USES + CHECKED_USES
+UNTIL_VERIFIED = PLAIN_USES + CHECKED_USES
 GPU = torch.device("cuda", 0)
 ELSEWHERE = torch.device("meta")  # like a GPU not the host, and without values that Python could look at
 WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "allclose", "unique")
@@ -100,7 +100,7 @@ class Exchanges:
 
 @pytest.mark.parametrize("profile", ["exact", "float"])
 @pytest.mark.parametrize("way", ["encode", "decode"])
-def test_a_step_waits_for_nothing_but_its_hand_over(
+def test_a_step_waits_only_for_its_exchange_of_symbols(
     small: str, profile: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_checkpoint(small)
@@ -136,7 +136,7 @@ def test_a_step_waits_for_nothing_but_its_hand_over(
     [lambda x: x.sum().item(), lambda x: bool((x > 0).all()), lambda x: x[x > 0], lambda x: x.cpu(),
      lambda x: x + torch.ones(3).to(x.device), lambda x: torch.where(x > 0, x, 0), lambda x: torch.zeros(3).copy_(x)],
 )  # fmt: skip
-def test_the_watch_sees_who_waits(work: Callable[[Tensor], object]) -> None:
+def test_the_watch_detects_waiting(work: Callable[[Tensor], object]) -> None:
     x = torch.zeros(3, device=ELSEWHERE)
     with torch.inference_mode(), Watch(), pytest.raises((AssertionError, RuntimeError)):
         work(x)
@@ -226,13 +226,13 @@ def test_replayed_walks_give_the_same_files_and_pictures_at_every_quality(small:
     replaying = with_graphs(small, backend, profile)
     for use, quality in enumerate((50, 20, 90, 0, 100)):
         data = plain.encode(picture(use), quality)
-        believed = use >= UNTIL_BELIEVED
+        verified = use >= UNTIL_VERIFIED
         before = [segment.replays for walk in backend.walks for segment in walk]
         assert replaying.encode(picture(use), quality) == data
         after = [segment.replays for walk in backend.walks for segment in walk]
         assert len(after) == (0 if use < PLAIN_USES else STEPS + 1)  # one size, captured once, whatever the quality
-        assert not believed or after == [count + 1 for count in before]
-        if believed:
+        assert not verified or after == [count + 1 for count in before]
+        if verified:
             assert np.array_equal(replaying.decode(data).pixels, plain.decode(data).pixels)
     assert is_enabled(replaying)
 
@@ -246,12 +246,12 @@ def test_a_damaged_file_is_refused_by_replays_too(small: str) -> None:
     tile = stream.tiles[0]
     wrong = container.TileStreams(tile.hyper, tile.s1, tile.s2, tile.s3, symbol_check=tile.symbol_check ^ 1)
     forged = container.write_stream(container.HpcmStream(stream.header, (wrong,), {}))
-    for _ in range(UNTIL_BELIEVED + 1):
+    for _ in range(UNTIL_VERIFIED + 1):
         with pytest.raises(CorruptStreamError, match="does not decode"):
             codec.decode(forged)
 
 
-def lie(segments: list[Recorder]) -> None:
+def wrong(segments: list[Recorder]) -> None:
     """One operator in the middle of the walk is forgotten."""
     work = segments[STEPS // 2].work
     del work[next(i for i, (func, *_) in enumerate(work) if func._schema.name == "aten::clamp")]
@@ -261,19 +261,21 @@ def fail(segments: list[Recorder]) -> None:
     raise RuntimeError("operation not permitted when stream is capturing")
 
 
-@pytest.mark.parametrize(("falsify", "reason"), [(lie, "other numbers"), (fail, "not permitted when stream")])
-def test_graphs_that_lie_or_fail_are_switched_off_with_one_warning(small: str, falsify: Any, reason: str) -> None:
+@pytest.mark.parametrize(("falsify", "reason"), [(wrong, "other numbers"), (fail, "not permitted when stream")])
+def test_graphs_with_wrong_results_or_errors_are_switched_off_with_one_warning(
+    small: str, falsify: Any, reason: str
+) -> None:
     plain, codec = Codec(load_checkpoint(small), "cpu"), with_graphs(small, Recorders(falsify))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        for use in range(UNTIL_BELIEVED + 1):
+        for use in range(UNTIL_VERIFIED + 1):
             assert codec.encode(picture(use), 10 * use) == plain.encode(picture(use), 10 * use)
     about_graphs = [str(one.message) for one in warned if SETTING in str(one.message)]
     assert len(about_graphs) == 1 and reason in about_graphs[0]
     assert not is_enabled(codec)
 
 
-def test_what_is_only_right_for_the_tile_it_was_captured_with_is_found_out(small: str) -> None:
+def test_a_capture_that_depends_on_its_tile_is_detected(small: str) -> None:
     """As where Python has read a quality: the tile that was captured agrees, the next one does not."""
 
     def constant(segments: list[Recorder]) -> None:
@@ -301,7 +303,7 @@ def test_sizes_that_were_used_last_are_kept() -> None:
 
     port: Any = None
     for size in range(KEPT_SIZES + 3):
-        for _ in range(UNTIL_BELIEVED + 1):
+        for _ in range(UNTIL_VERIFIED + 1):
             x = torch.rand(size + 1)
             assert torch.equal(walks.run(size, walk, port, x), x + 1)
         walks.run(0, walk, port, torch.rand(1))
@@ -320,7 +322,7 @@ def test_a_walk_in_use_is_left_alone() -> None:
             inside.append(walks.run("key", walk, nobody, x + 10))
         return x + 1
 
-    for _ in range(UNTIL_BELIEVED):
+    for _ in range(UNTIL_VERIFIED):
         walks.run("key", walk, nobody, torch.zeros(2))
     assert torch.equal(walks.run("other", walk, "port", torch.zeros(2)), torch.ones(2))  # type: ignore[arg-type]
     assert torch.equal(inside[0], torch.full((2,), 11.0))
@@ -343,7 +345,7 @@ def test_cuda_graphs_replay_the_default_model(codec: Codec, profile: str, monkey
     on_gpu = Codec(load_checkpoint(), "cuda", profile)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for use in range(UNTIL_BELIEVED + 2):
+        for use in range(UNTIL_VERIFIED + 2):
             data = on_gpu.encode(picture(use), 20 * use)
             decoded = on_gpu.decode(data).pixels  # by the second use from graphs; refuses symbols that differ
             if profile == "exact":

@@ -103,7 +103,7 @@ def test_the_encoder_does_not_wait_for_its_rans_coder(codec: Codec, monkeypatch:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("largest", [100, SHORT_LIMIT - 1, SHORT_LIMIT, LARGEST_SYMBOL])
-def test_a_gpu_hands_over_the_same_numbers(largest: int) -> None:
+def test_a_gpu_passes_on_the_same_numbers(largest: int) -> None:
     residual = torch.linspace(-largest, largest, 1001)
     levels = torch.arange(1001, dtype=torch.int32) % 64
     on_gpu = CodedStep(residual.cuda(), levels.cuda())

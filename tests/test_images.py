@@ -361,7 +361,7 @@ def test_metadata_that_does_not_fit_is_left_out_with_a_notice() -> None:
 # ---------------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_files_that_cannot_be_opened_are_told_by_name(tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path / "missing.png", "missing.png: no such file"),
         (tmp_path, "is a directory"),

@@ -101,7 +101,7 @@ def test_a_plain_file_that_was_cut_short_is_refused() -> None:
         picture.rows(0, 300)
 
 
-def test_what_is_held_is_told_before_it_is(tmp_path: Path) -> None:
+def test_memory_is_announced_before_it_is_used(tmp_path: Path) -> None:
     class TooMuch(HpcmError):
         pass
 

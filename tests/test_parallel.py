@@ -94,7 +94,7 @@ def test_files_and_pixels_do_not_depend_on_the_tiles_coded_at_a_time(
     assert np.array_equal(codec.decode_region(data, (500, 480, 90, 100)).pixels, region)
 
 
-def test_a_damaged_tile_is_named_whoever_decodes_it(three_workers: Codec) -> None:
+def test_a_damaged_tile_is_named_in_every_thread(three_workers: Codec) -> None:
     stream = container.parse_stream(three_workers.encode(Picture(small_photograph(WIDTH, HEIGHT)), 5))
     tiles = list(stream.tiles)
     tiles[2] = replace(tiles[2], symbol_check=tiles[2].symbol_check ^ 1)

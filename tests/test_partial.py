@@ -70,7 +70,7 @@ def test_a_cut_at_the_border_of_chunks_shows_the_scale_before_it(codec: Codec, d
         assert np.array_equal(shown, codec.decode(data, scale=scale).pixels)
 
 
-def test_the_container_tells_what_a_file_ends_in() -> None:
+def test_the_container_returns_the_chunk_in_which_a_file_ends() -> None:
     tiles = [container.TileStreams(b"hh", b"s1s1", b"", b"s3", 7) for _ in range(2)]
     header = container.Header(1100, 9, 10, bytes(8), grey=False, float_profile=False)
     data = container.write_stream(container.HpcmStream(header, tuple(tiles), {}))
@@ -95,7 +95,7 @@ def test_a_beginning_on_top_of_a_damaged_scale_is_not_used(codec: Codec, data: b
     assert np.array_equal(shown, codec.decode(data, scale="s1").pixels)
 
 
-def test_the_command_shows_what_arrived_and_info_tells_it(data: bytes, codec: Codec, tmp_path: Path) -> None:
+def test_the_command_decodes_what_there_is_and_info_lists_it(data: bytes, codec: Codec, tmp_path: Path) -> None:
     cut = data[: len(data) // 2]
     (tmp_path / "cut.hpcm").write_bytes(cut)
     arguments = ["decode", str(tmp_path / "cut.hpcm"), "-o", str(tmp_path / "cut.png"), "--partial"]

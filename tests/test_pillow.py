@@ -92,7 +92,7 @@ def test_opening_reads_no_further_than_the_metadata(metadata: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_damage_of_the_pixels_is_told_by_name_when_they_are_needed(compressed: Path, scale: int) -> None:
+def test_damaged_pixels_are_reported_with_the_file_when_they_are_needed(compressed: Path, scale: int) -> None:
     data = compressed.read_bytes()
     place = container.describe_stream(data)[scale].offset
     for damaged in (data[:place], data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]):
@@ -105,7 +105,7 @@ def test_damage_of_the_pixels_is_told_by_name_when_they_are_needed(compressed: P
             image.verify()
 
 
-def test_damage_of_the_header_is_told_by_name_at_once(compressed: Path) -> None:
+def test_a_damaged_header_is_reported_with_the_file_at_once(compressed: Path) -> None:
     data = compressed.read_bytes()
     for damaged in (data[:16], data[:13] + b"\x55" + data[14:], data[:4] + b"\xff" + data[5:], data[:3] + b"\x02"):
         compressed.write_bytes(damaged)

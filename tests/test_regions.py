@@ -197,7 +197,7 @@ def test_the_command_decodes_scales(codec: Codec, compressed: Path, stream: byte
     assert np.array_equal(np.asarray(Image.open(out)), codec.decode(stream, scale="s1").pixels)
 
 
-def test_info_tells_which_scales_are_there(compressed: Path, four_tiles) -> None:
+def test_info_lists_the_scales_of_a_file(compressed: Path, four_tiles) -> None:
     data, _ = four_tiles
     path = compressed.with_name("large.hpcm")
     for content, there, words in (

@@ -276,7 +276,7 @@ def test_a_mouse_drags_the_divider_and_pans_when_zoomed(desktop: Opened) -> None
     assert desktop.split() == split
 
 
-def test_curves_tell_their_figures_and_can_be_hidden(desktop: Opened) -> None:
+def test_curves_show_their_figures_and_can_be_hidden(desktop: Opened) -> None:
     page = desktop.page
     page.locator("svg.chart").focus()
     page.keyboard.press("ArrowRight")

@@ -61,9 +61,7 @@ def test_only_our_own_names_are_touched(tmp_path: Path) -> None:
     assert remove_left_behind(tmp_path / "missing") == 0
 
 
-def test_a_writer_whose_new_file_was_taken_for_nobodys_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_whose_new_file_was_removed_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = temporaries._lock
     swept: list[object] = []
 

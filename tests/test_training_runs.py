@@ -252,7 +252,7 @@ def test_a_torn_line_of_metrics_and_lines_after_the_last_save_are_dropped(
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
 
 
-def test_a_damaged_state_is_told(pictures: PackedPictures, tmp_path: Path) -> None:
+def test_a_damaged_state_is_reported(pictures: PackedPictures, tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"not a state")
     with pytest.raises(FileError, match="damaged"):
         Trainer(SMALL, pictures, tmp_path, QUICK)

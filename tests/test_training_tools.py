@@ -179,7 +179,7 @@ def test_only_tensorboard_needs_tensorboard(
         Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, tensorboard=True))
 
 
-def test_only_a_run_that_wants_it_is_compiled_and_told_when_that_fails(
+def test_only_a_run_that_asks_for_it_is_compiled_and_failure_is_reported(
     pictures: PackedPictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.exc import Unsupported
@@ -206,7 +206,7 @@ def test_only_a_run_that_wants_it_is_compiled_and_told_when_that_fails(
 # --------------------------------------------------------------------------------------------------- the command line
 
 
-def test_light_weights_start_a_run_whose_score_is_told(tmp_path: Path) -> None:
+def test_light_weights_start_a_run_whose_score_is_printed(tmp_path: Path) -> None:
     folder, run = tmp_path / "pictures", tmp_path / "run"
     folder.mkdir()
     Image.fromarray(small_photograph(256, 256)).save(folder / "a.png")

@@ -1,5 +1,5 @@
-"""Many pictures: which file becomes which, who does the work, what is finished already, and a record of it all.
+"""Many pictures: inputs and outputs, the processes that do the work, what is finished already, and a record of the batch.
 
-`jobs` plans, `encoding` and `decoding` are the work on one picture, `tasks` what surrounds it (outputs that exist, errors, digests),
-`engines` and `ray_engine` who does it, `manifest` the record. Nothing in here prints.
+`jobs` plans, `encoding` and `decoding` are the work on one picture, `tasks` handles existing outputs, errors and digests,
+`engines` and `ray_engine` run the tasks, `manifest` is the record. Nothing in here prints.
 """

@@ -1,4 +1,4 @@
-"""Decoding one file of a batch: what is wrong with it told first, its picture written; and a finished picture examined."""
+"""Decoding one file of a batch: it is checked before a model is loaded, its picture is written, and a finished picture can be examined."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MEMORY_ADVICE = "raise it with --memory, choose PNG, PPM or TIFF, which are writ
 class Decoding:
     """How every file of a batch is decoded (a `tasks.Work`).
 
-    format:     a key of images.FORMATS in any case; None goes by the output's extension, PNG on stdout.
+    format:     a key of images.FORMATS in any case; None means by the output's extension, PNG on stdout.
     region:     x, y, width, height in pixels, or None. scale: one of constants.SCALES.
-    partial:    show what there is of a damaged file.
+    partial:    decode what there is of a damaged file.
     max_edge:   the most pixels of the longer side; larger pictures are shrunk, decoded no finer than that needs. None: no limit.
-    model:      a checkpoint's name or path; None takes the one that the file names.
+    model:      a checkpoint's name or path; None means the one that the file names.
     max_pixels: larger pictures are refused, None is the default limit.
     """
 
@@ -60,7 +60,7 @@ class Decoding:
 
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
         data = read_input(job.source, begins=refuse_other_kinds)
-        # what is wrong with the file or the region, and what would take too much memory, is told before a model is loaded
+        # errors of the file or the region, and too much memory, are reported before a model is loaded
         stream = self._parsed(data)
         self._check_memory(stream, len(data), job)
         header = stream.header
@@ -140,7 +140,7 @@ class Decoding:
         check(f"decoding {width}×{height} pixels to {format}", needed, self.machine.memory, MEMORY_ADVICE)
 
     def _write(self, picture: Picture | StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:
-        """Write the picture where the job says; returns what was lost on the way."""
+        """Write the picture where the job says; returns notices about what the format cannot hold."""
         from hpcm_codec.images import write_picture
 
         format = None if self.format is None else self.format.upper()
@@ -153,7 +153,7 @@ class Decoding:
 
 
 def _outcome(width: int, height: int, file_bytes: int, pixels: int, notices: Sequence[str] = ()) -> Outcome:
-    bpp = 8 * file_bytes / pixels  # of the whole picture, since the bytes are
+    bpp = 8 * file_bytes / pixels  # of the whole picture, as the bytes are
     return Outcome(
         f"{width}×{height} from {file_bytes} bytes, {bpp:.3f} bpp",
         {"width": width, "height": height, "input_bytes": file_bytes, "bpp": round(bpp, 5)},
@@ -167,4 +167,4 @@ def refuse_other_kinds(first_bytes: bytes) -> None:
 
     if not first_bytes.startswith(MAGIC):
         parse_header(first_bytes)
-        raise UsageError("not a .hpcm file")  # never reached: such a header does not parse
+        raise UsageError("not a .hpcm file")  # not reached: parse_header raises for such data

@@ -1,4 +1,4 @@
-"""Encoding one picture of a batch: the picture opened, coded to what is aimed at, written; and a finished file examined."""
+"""Encoding one picture of a batch: it is opened, encoded to its target and written; a finished file can be examined."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Encoding:
         }
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Analyse pictures of equal size at once. What cannot be opened is left for its own turn."""
+        """Analyse pictures of equal size at once. Pictures that cannot be opened are left out; encoding them reports the error."""
         from hpcm_codec.batch.together import analyse_together
 
         self._analysed.clear()
@@ -203,17 +203,17 @@ class Encoding:
         psnr: float | None = None,
         stream: HpcmStream | None = None,
     ) -> Outcome:
-        """stream: the file's, where it has been parsed."""
+        """stream: of the file, if it has been parsed already."""
         from hpcm_codec.bitstream.container import parse_stream
 
         if psnr is None and self.measure_psnr:
             psnr = _psnr_of(codec, picture, stream or parse_stream(data, max_pixels=pixel_limit(self.max_pixels)))
         rate, ratio = 8 * len(data) / (picture.width * picture.height), len(data) / input_bytes
         found = {} if psnr is None else {"psnr": round(psnr, PSNR_DIGITS)}
-        told = found if self.target.kind == "quality" else {"quality": quality, **found}
+        shown_facts = found if self.target.kind == "quality" else {"quality": quality, **found}
         return Outcome(
             f"{picture.width}×{picture.height}, {len(data)} bytes, {rate:.3f} bpp, {100 * ratio:.1f}% of the input"
-            + "".join(f", {key} {value:g}" for key, value in told.items()),
+            + "".join(f", {key} {value:g}" for key, value in shown_facts.items()),
             {
                 "width": picture.width,
                 "height": picture.height,

@@ -1,4 +1,4 @@
-"""Who does the tasks of a batch: this process, or several on this machine. `ray_engine` is the third."""
+"""Where the tasks of a batch run: in this process or in several on this machine; `ray_engine` runs them on a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcm_codec.system.workers import WorkerDiedError, Workers
 
 
 class Engine(Protocol):
-    """Does tasks, and gives each one's result once, as they get finished. Raises what `Performer` raises."""
+    """Runs tasks and yields one result for each, in the order in which they finish. Raises what `Performer` raises."""
 
     def __call__(self, perform: Performer, tasks: Iterable[Task]) -> Generator[Result, None, None]: ...
 
@@ -21,7 +21,7 @@ def in_this_process(perform: Performer, tasks: Iterable[Task]) -> Generator[Resu
     """One task after the other, in their order."""
     waiting = iter(tasks)
     first = list(islice(waiting, 2))
-    # asking for it may import torch: what is wrong with a single picture is told before that
+    # asking for it may import torch: errors of a single picture are reported before that
     lookahead = perform.work.lookahead if len(first) > 1 else 1
     waiting = chain(first, waiting)
     while window := list(islice(waiting, lookahead)):

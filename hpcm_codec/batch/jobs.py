@@ -1,4 +1,4 @@
-"""Which file becomes which: inputs and an output, as a user names them, made into a list of jobs, or into one machine's share of it."""
+"""The list of jobs (input and output) for what a user names, or one machine's share of it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hpcm_codec.system.files import file_error
 class Job:
     """One input and its output; either may be "-".
 
-    creates_folders: the output's directory is ours to make.
+    creates_folders: whether the output's directory may be created.
     relative:        the input's path below the directory that was given, with / between its parts; for a named file its last part.
-    unreadable:      why a folder could not be looked into, which is then a job of its own that fails; empty for a file.
+    unreadable:      why a folder could not be read; such a folder is a job that fails. Empty for a file.
     """
 
     source: str
@@ -40,13 +40,13 @@ def plan(
 ) -> list[Job]:
     """The jobs that inputs (files, directories, "-") and an output (file, directory, "-", None: beside the input) ask for.
 
-    extension: of output names made from input names. wanted: whether a file name found in a directory is meant.
-    what:      what is looked for in directories, for the error when there is none.
+    extension: of output names made from input names. wanted: whether a file in a directory is an input, by its name.
+    what:      what is searched for in directories, for the error message if there is none.
     follow_links: whether directories behind symbolic links are looked into, each of them once; else `notice` is told of them.
     Inputs that differ in their extension only (x.png, x.jpg) keep it in their outputs' names: x.png.hpcm, x.jpg.hpcm; but an output that
     was made of one of them when it was alone stays that one's.
     Raises UsageError where inputs and output contradict each other, two jobs have one output, or an output is an input; FileError for a
-    directory that holds nothing wanted.
+    directory without inputs.
     """
     if STDIO in inputs:
         if len(inputs) > 1:
@@ -129,7 +129,7 @@ def _files_of(
 ) -> Iterator[tuple[str, str, str]]:
     """(path, path relative to what was given, "") of a file, or of every wanted file below a directory, hidden ones left out.
 
-    For a directory that cannot be looked into, the last is the reason.
+    For a directory that cannot be read, the last item is the reason.
     """
     if not os.path.isdir(given):
         yield given, os.path.basename(given), ""
@@ -201,8 +201,8 @@ class Shard:
     count: int
 
     def takes(self, job: Job) -> bool:
-        """Whether a job is of this part: decided by the input's relative path alone, so that every machine decides alike, wherever
-        the directory lies there and whatever else is in it."""
+        """Whether a job belongs to this part. Only the input's relative path decides, so that all machines agree, whatever the
+        directory's own path and its other files are."""
         digest = hashlib.sha256(job.relative.encode(errors="surrogateescape")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.number - 1
 

@@ -1,4 +1,4 @@
-"""On what a batch's models run, and the models of this process."""
+"""The device and limits of a batch, and the models that this process has loaded."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Machine:
 
 
 def _import_torch() -> None:
-    """Import torch without looking for garbage meanwhile, nor ever after among its objects: 0.2 s in which nothing would be found."""
+    """Import torch with garbage collection off, and exclude its objects from later collections: that saves 0.2 s."""
     if "torch" in sys.modules:
         return
     looking = gc.isenabled()
@@ -73,5 +73,5 @@ def _import_torch() -> None:
 
 
 def pixel_limit(max_pixels: int | None) -> int:
-    """The number of pixels above which pictures are refused; None is the default limit."""
+    """The number of pixels above which pictures are refused; None means the default."""
     return DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels

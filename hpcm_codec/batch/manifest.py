@@ -1,8 +1,8 @@
 """The record of a batch: a JSON object per line and input, on disk as soon as the input is done.
 
-A crash loses at most the lines of what was under way, and leaves at most one line cut short, which is ignored (`system.lines`). A batch
-that is resumed writes a new line for what it does again: the last line of an input counts, and at the end the file is written anew with
-one line per input. A lock lets one process at a time write a manifest.
+A crash loses at most the lines of jobs in work, and leaves at most one line cut short, which is ignored (`system.lines`). A resumed batch
+writes a new line for each job that it repeats. The last line of an input counts, and at the end the file is rewritten with one line per
+input. A lock lets one process at a time write a manifest.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Manifest:
                 self._keep(len(lines) + 1, cut)
             except FileError:
                 if not lines and not b'{"path": '.startswith(cut[:9]):
-                    raise  # a file of somebody else's
+                    raise  # the file is no manifest
             self._superseded = True
         if self._superseded:
             self._write_anew()
@@ -121,6 +121,6 @@ class Manifest:
 
     def _unlock(self) -> None:
         with suppress(OSError):  # Windows does not unlink what is open
-            # while it is still ours: who has opened it meanwhile finds that it has no name any more
+            # before the lock is released: a process that opened it meanwhile then finds that it was removed
             os.unlink(self._lock.lock_file)
         self._lock.release()

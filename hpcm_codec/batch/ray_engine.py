@@ -1,11 +1,11 @@
 """The tasks of a batch on many machines, by Ray Data: `hpcm encode --engine ray`.
 
-Every worker is an actor with a model of its own. When one dies, Ray starts another and hands it the tasks whose results have not come
-back; an output that the dead one had written already is recognised by `Performer` (it was not there when the batch began, and is whole)
-and not made again. Results come back to one process, which alone writes the manifest: every input has one row.
+Every worker is an actor with a model of its own. When one dies, Ray starts another one with the tasks that have no result yet. An output
+that the dead one had written already is recognised by `Performer` (it did not exist when the batch began, and is whole) and kept.
+Results are returned to one process, which writes the manifest: every input has one row.
 
-Inputs and outputs must lie where all machines see them under the same path. A cluster is found as Ray finds it (RAY_ADDRESS); without
-one, this machine becomes one for as long as the batch takes.
+All machines must see inputs and outputs under the same paths. Ray finds its cluster as usual (RAY_ADDRESS); without one, it starts one on
+this machine for the time of the batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hpcm_codec.batch.tasks import Performer, Result, Task
 from hpcm_codec.errors import HpcmError, UnsupportedError
 from hpcm_codec.system.workers import divided_threads
 
-MOST_BLOCKS = 20_000  # a block is what is done again when a worker dies: one task, as long as there are not too many to keep account of
+MOST_BLOCKS = 20_000  # when a worker dies, a block is repeated: so one task each, unless there are too many
 
 
 def refuse_missing_ray() -> None:
@@ -47,11 +47,9 @@ class OnRay:
         listed = list(tasks)
         if not listed:
             return
-        # Ray sends statistics about its use to its makers unless it is told not to
+        # Ray sends usage statistics to its makers unless this is set
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # workers that die are its everyday business, and ours to tell
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # we report workers that die ourselves
         ray = _imported()
         started_here = not ray.is_initialized()
         try:
@@ -91,7 +89,7 @@ class OnRay:
 
 
 class _Worker:
-    """What runs in an actor: loads its model with the first picture, and keeps it."""
+    """The actor: loads its model with the first picture and keeps it."""
 
     def __init__(self, perform: bytes, threads: int) -> None:
         import torch
@@ -146,5 +144,5 @@ def _start_ray() -> None:
 
 
 def _in_short(error: Exception) -> str:
-    """The last line: of a traceback from another process, that is what went wrong."""
+    """The last line: in a traceback of another process, it names the error."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1][:300]

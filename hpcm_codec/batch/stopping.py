@@ -9,7 +9,7 @@ from hpcm_codec.errors import HpcmError
 
 
 class BatchStopped(Exception):
-    """An error that is not one job's but everybody's."""
+    """An error that would be the same for every job."""
 
     def __init__(self, error: HpcmError) -> None:
         super().__init__(error)
@@ -18,7 +18,7 @@ class BatchStopped(Exception):
 
 @contextmanager
 def for_all_jobs() -> Iterator[None]:
-    """What fails in here (loading the model) would fail for every job: it ends the batch."""
+    """Errors inside (loading the model) would occur for every job: they end the batch."""
     try:
         yield
     except HpcmError as error:

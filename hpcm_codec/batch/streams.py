@@ -17,7 +17,7 @@ _closed: set[str] = set()
 
 
 def shown(path: str, standard: str) -> str:
-    """A path for the user's eyes; `standard` for "-"."""
+    """A path as it is shown to users; `standard` for "-"."""
     return standard if path == STDIO else path
 
 
@@ -46,7 +46,7 @@ def refuse_closed(name: str) -> None:
 
 
 def read_input(path: str, begins: Callable[[bytes], None] | None = None) -> bytes:
-    """All bytes of a file or of stdin. begins: given the first bytes, raises when reading on makes no sense."""
+    """All bytes of a file or of stdin. begins: called with the first bytes; raises if the rest need not be read."""
     try:
         if path == STDIO:
             refuse_closed("stdin")
@@ -67,7 +67,7 @@ def _read(file: BinaryIO, begins: Callable[[bytes], None] | None) -> bytes:
 
 
 def write_output(target: str, data: bytes, force: bool) -> None:
-    """The bytes as the output: whole or not at all, unless it is stdout."""
+    """Write the output: whole or not at all, unless it is stdout."""
     if target != STDIO:
         write_atomically(target, data, overwrite=force)
         return
@@ -84,7 +84,7 @@ def write_output(target: str, data: bytes, force: bool) -> None:
 
 
 def silence_stdout() -> None:
-    """Let what is left in stdout's buffer go nowhere, so that Python does not complain about it at its end."""
+    """Discard what is left in stdout's buffer, so that Python does not report an error about it when it ends."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""One job with all that surrounds the work on it: an output that exists already, errors that are only this job's, times and digests.
+"""One job in a batch: existing outputs, errors that concern only this job, times and digests.
 
-What proves that an output is finished (`--resume`): files are only ever moved into place whole, so the question is whether it was made
-of this input and in this way.
+How `--resume` decides that an output is finished: files are only moved into place whole, so an existing one must only have been made
+of this input with these settings.
 
 - Where the manifest has a row for the job, the row decides: the SHA-256 of the input and of the output and all settings, the model's
   identity among them, must be the same.
@@ -10,7 +10,7 @@ of this input and in this way.
   input's width and height; a decoded picture must be of the right size and format; and neither may be older than its input. That the
   pixels are the input's is then taken from its name.
 
-An output that cannot be proven is never replaced without `-f`: the job fails and says why.
+An output of which this is not certain is not replaced without `-f`: the job fails and says why.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. summary: the human line without the names; facts: the fields of the JSON line; written: the file that was
+    """The result of a job. summary: one line for people, without the names; facts: the fields of the JSON line; written: the file that was
     written instead of the job's output, if it was another."""
 
     summary: str
@@ -47,11 +47,11 @@ class Outcome:
 
 
 class Work(Protocol):
-    """What is done to one job. It can be pickled, so that other processes do it too; each loads its own model when it first needs one.
+    """The work on one job: encoding or decoding. It can be pickled for other processes; each loads its own model when it first needs one.
 
-    machine:   on what it runs.
+    machine:   its device and limits.
     measures:  facts that are asked for besides the usual ones, for which a finished output may have to be measured.
-    lookahead: how many jobs `prepare` wants to see at once; 1: there is nothing to prepare.
+    lookahead: how many jobs are given to `prepare` at once; 1: there is nothing to prepare.
     """
 
     @property
@@ -67,13 +67,13 @@ class Work(Protocol):
         """All that the output depends on besides the input, for JSON. Raises BatchStopped when the model cannot be loaded."""
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Do for the next jobs together what takes less time together. Raises nothing: what is wrong with one shows when it is done."""
+        """Do work for several jobs together where that takes less time. Raises nothing: errors are reported when a job is done."""
 
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
-        """Do the job. Raises HpcmError, and BatchStopped for what would fail for every job."""
+        """Do the job. Raises HpcmError, and BatchStopped for errors that every job would have."""
 
     def inspect(self, job: Job) -> Outcome:
-        """What there is to say about the output of a job that was done before; raises HpcmError unless it can be taken for it."""
+        """The outcome of an output that exists already; raises HpcmError unless it fits the job."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Task:
-    """A job as it is handed out. row: the manifest's about it, from an earlier run; existed: whether there was an output before."""
+    """A job with what is known about it. row: the manifest's, from an earlier run; existed: whether the output existed before the batch."""
 
     job: Job
     row: Mapping[str, Any] | None = None
@@ -98,7 +98,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a task: an outcome or an error, and its row for the manifest (None where the manifest has it already)."""
+    """The result of a task: an outcome or an error, and its row for the manifest (None if the manifest has it already)."""
 
     job: Job
     seconds: float
@@ -109,7 +109,7 @@ class Result:
 
 
 def task_of(job: Job, row: Mapping[str, Any] | None = None) -> Task:
-    """The task of a job that nobody has begun."""
+    """The task of a job that has not begun."""
     return Task(job, row, _is_file(job.target))
 
 
@@ -121,7 +121,7 @@ class Performer:
     rules: Rules = field(default_factory=Rules)
 
     def __call__(self, task: Task) -> Result:
-        """Do a task. Raises BatchStopped, BrokenPipeError, and bugs where they are to be seen; any other error is in the result."""
+        """Do a task. Raises BatchStopped, BrokenPipeError, and bugs if HPCM_DEBUG asks for tracebacks; any other error is in the result."""
         job, digests = task.job, dict[str, Any]()
         started = time.perf_counter()
         try:
@@ -155,19 +155,19 @@ class Performer:
         return Result(job, seconds, outcome, kept=kept is not None and (task.existed or bool(kept.written)), row=row)
 
     def prepare(self, tasks: Sequence[Task]) -> None:
-        """Let the work see those of the next tasks that are certain to be done."""
+        """Prepare those of the next tasks that are certain to be done."""
         self.work.prepare(
             [task.job for task in tasks if not task.existed or (self.rules.force and not self.rules.resume)]
         )
 
     def _kept(self, task: Task, digests: dict[str, Any]) -> Outcome | None:
-        """The outcome of an output that is there and stays; None when there is work to do. Raises FileError for one that must not be."""
+        """The outcome of an output that exists and is kept; None if there is work to do. Raises FileError for one that must not exist."""
         target, resume = task.job.target, self.rules.resume
         if resume and (copied := self._proven_copy(task, digests)) is not None:
             return copied
         if not _is_file(target):
             return None
-        # one that has turned up since was written by a process that then died
+        # one that did not exist then was written by a process that died afterwards
         if not resume and task.existed:
             if self.rules.force:
                 return None
@@ -245,7 +245,7 @@ def row_of(job: Job, status: str, seconds: float, facts: Mapping[str, Any]) -> d
 
 
 def _facts_of(row: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a row says about the picture, as its outcome said it."""
+    """The facts about the picture in a row, as its outcome had them."""
     facts = {name: value for name, value in (row or {}).items() if name not in _ABOUT_THE_RUN and value is not None}
     return {name: math.inf if value == "infinite" else value for name, value in facts.items()}
 
@@ -263,12 +263,12 @@ def sha256_of(path: str) -> str:
 
 
 def _is_file(path: str) -> bool:
-    """Whether something is there whose content could be lost; a directory cannot be, and a device has none."""
+    """Whether there is a file whose content could be lost; not so for directories and devices."""
     return path != STDIO and (os.path.isfile(path) or os.path.islink(path))
 
 
 def _make_folder(job: Job) -> None:
-    """Find out that the output cannot be written before the work is done, not after."""
+    """Make the output's folder, or raise before the work is done if it cannot be written."""
     if job.target == STDIO:
         return
     folder = os.path.dirname(job.target) or "."

@@ -15,14 +15,14 @@ _MEMORY_EVENT = "[memory]"
 
 @dataclass(frozen=True)
 class Allocations:
-    """Bytes that torch's allocator gave out: in all, and at most held at once beyond what was held before."""
+    """Bytes allocated by torch: in all, and at most at once, beyond what was allocated before."""
 
     total: int
     peak: int
 
 
 def allocations_of(work: Callable[[], object]) -> Allocations:
-    """What some work on the processor allocates; memory that libraries take by themselves is not seen."""
+    """What some work on the processor allocates; memory that libraries allocate themselves is not counted."""
     with _stderr_silenced(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         work()
     assert profile.kineto_results is not None
@@ -37,7 +37,7 @@ def allocations_of(work: Callable[[], object]) -> Allocations:
 
 @contextmanager
 def _stderr_silenced() -> Iterator[None]:
-    """Torch's profiler writes a line at every start and end, past Python's streams; errors come as exceptions all the same."""
+    """Torch's profiler writes a line at every start and end, directly to the file descriptor; errors are exceptions nevertheless."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,4 @@
-"""What this machine can at most do, measured: the figures that a stage's speed is compared with.
+"""The highest speeds that this machine reaches, with which a stage's speed is compared.
 
 A ceiling is the best of several runs of something that does nothing else: a large matrix product, in float32 and with the integer
 operator of the exact profile, and a sum of two large arrays (the triad of the STREAM benchmark) and a copy for the memory.
@@ -22,7 +22,7 @@ TOKENS, CHANNELS = 4096, 512  # of the integer product
 NUMBERS = {"cpu": 2**25, "cuda": 2**28}  # in each array: 128 MiB and 1 GiB, beyond every cache
 # tokens, inputs and outputs of bfloat16 products: layers of phase1-lite, and a large one
 BFLOAT16_SHAPES = ((4096, 384, 192), (4096, 192, 768), (4096, 1024, 1024))
-LEAST_RUNS, LEAST_SECONDS = 3, 1.0  # of each work: a shared machine has slow moments that are longer than a run
+LEAST_RUNS, LEAST_SECONDS = 3, 1.0  # of each work: on a shared machine slow periods can be longer than a run
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Ceilings:
     copy_bytes: float
 
     def highest(self, other: Ceilings) -> Ceilings:
-        """What the machine could do in the better of two measurements, each figure by itself."""
+        """The higher figure of two measurements, for each figure."""
         integers = [figure for figure in (self.integer_operations, other.integer_operations) if figure is not None]
         return Ceilings(
             max(self.float32_operations, other.float32_operations),

@@ -1,7 +1,7 @@
 """The cell of a full-resolution context step, compared: the baseline's cross-attention, Phase 1's RWKV at full width, and narrower ones.
 
 A step is adaptor, prior and cell. Only the cell differs, so adaptor and prior are measured once. All candidates are timed in turn, round
-after round, so that what disturbs the machine disturbs all of them; only ratios of one run are worth comparing.
+after round, so that other work on the machine affects all of them alike; only ratios within one run can be compared.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Candidate:
 
 
 def candidates() -> list[Candidate]:
-    """The baseline first, then Phase 1 at full width, then the narrower cells, as the presets' other settings have them."""
+    """The baseline first, then Phase 1 at full width, then the narrower cells; other settings are those of the presets."""
     slim = preset("phase1-slim").cells[S3]
     found = [
         Candidate("cross-attention, window 8", preset(BASELINE).cells[S3], BASELINE),

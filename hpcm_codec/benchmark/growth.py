@@ -23,7 +23,7 @@ REPEATS_BELOW = 1.0  # seconds: shorter work is done three times in fresh proces
 def growth(model: str, sizes: Sequence[tuple[int, int]] = SIZES, settings: Settings = DEFAULTS) -> dict[str, Any]:
     """Time (of the codec alone) and peak memory of encoding from PPM and decoding to PPM, and the exponents of their growth.
 
-    sizes: (width, height), three or more for a fit; of the settings, runs and longest play no part. Raises HpcmError.
+    sizes: (width, height), three or more for a fit; the settings runs and longest are not used. Raises HpcmError.
     """
     points: list[dict[str, Any]] = []
     identity = chosen = ""

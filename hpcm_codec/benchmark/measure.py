@@ -1,7 +1,7 @@
 """One table of stages: a model on a picture of one size, both ways, with as many runs as the time allows.
 
-A fresh process does each way first: its peak memory is the figure, and its time says how many further runs are worth it. Where one run
-takes long enough to be no matter of chance, it is the only one.
+A fresh process does each way first: its peak memory is the figure, and its time decides how many further runs follow. Where one run
+takes long, its time is reliable enough and no other follows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Settings:
     longest: float = float("inf")
 
     def job(self, action: Action, source: Path, target: Path, model: str) -> Run:
-        """What a fresh process has to do for one way of a picture."""
+        """The run of a fresh process that encodes or decodes one picture."""
         files = (str(source), str(target))
         return Run(action, *files, self.quality, model, self.device, self.threads, self.profile)
 
@@ -54,7 +54,7 @@ def measure_models(
 ) -> Iterator[dict[str, Any]]:
     """A measurement of every model (a checkpoint's name or path, or a preset) at every size (width, height), the smallest size first.
 
-    What would take longer than `settings.longest` is named with the reason instead. Raises HpcmError.
+    Measurements that would take longer than `settings.longest` are left out, with the reason. Raises HpcmError.
     """
     with tempfile.TemporaryDirectory(prefix="hpcm-bench-") as name:
         folder = Path(name)
@@ -112,7 +112,7 @@ def _timed(codec: Codec, action: Action, source: Path, target: Path, settings: S
 def _shell_seconds(
     action: Action, source: Path, target: Path, model: str, settings: Settings, first: RunResult
 ) -> list[float] | None:
-    """Sorted; None where the start is a small part, and for what the command line would do otherwise."""
+    """Sorted; None if the program's start is a small part, or the command line would work differently."""
     if first.seconds > WORTH_STARTING or settings.threads is not None or settings.profile == "float":
         return None
     taken = (seconds_from_the_shell(action, source, target, model, settings.device) for _ in range(SHELL_RUNS))

@@ -1,4 +1,4 @@
-"""The picture that is measured: a photograph brought to the size asked for, or a stand-in with a photograph's spectrum."""
+"""The picture for measurements: a photograph in the size asked for, or a synthetic one with a photograph's spectrum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcm_codec.images import Picture, Samples, read_picture
 def picture_of_size(width: int, height: int, source: Path | None = None) -> tuple[Picture, str]:
     """A picture of that many pixels, and what it was made of.
 
-    source: a picture file; None takes the sample photograph, or the stand-in where there is none. Raises FileError when it cannot be read.
+    source: a picture file; None means the sample photograph, or a synthetic one if there is none. Raises FileError when it cannot be read.
     """
     source = source or sample_photograph()
     pixels = synthetic_photograph(width, height) if source is None else read_picture(source).pixels

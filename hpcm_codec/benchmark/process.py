@@ -1,4 +1,4 @@
-"""Fresh processes, which alone show what memory a piece of work takes, and what the program's start costs."""
+"""Fresh processes, to measure the memory of some work and the time of the program's start."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from hpcm_codec.benchmark.timing import Action
 from hpcm_codec.errors import HpcmError
 
-# A large picture may take long on a slow machine, but not for ever.
+# seconds; a large picture may take long on a slow machine
 CHILD_TIMEOUT = 1800.0
 SMALL = 64  # pixels, edge of the picture that a process warms up with
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a fresh process does: load the model, warm up on a tiny picture, and bring one file through the codec.
+    """What a fresh process does: load the model, warm up on a tiny picture, and encode or decode one file.
 
     source, target: a picture file and a .hpcm file, or the other way round; the rest as `load_codec` and `Codec.encode` take it.
     """
@@ -53,14 +53,14 @@ class RunResult:
 
 
 def run_fresh(job: Run) -> RunResult:
-    """Do a job in a fresh process; raises HpcmError when that fails."""
+    """Do a run in a fresh process; raises HpcmError when that fails."""
     what = f"the process that measures {job.action}"
     child = _run([sys.executable, "-m", "hpcm_codec.benchmark.process", json.dumps(asdict(job))], what)
     return RunResult(**json.loads(child.splitlines()[-1]))
 
 
 def seconds_from_the_shell(action: Action, source: Path, target: Path, model: str | None, device: str) -> float:
-    """Wall-clock seconds of one `hpcm encode` or `hpcm decode`, Python's start and all; raises HpcmError when it fails.
+    """Wall-clock seconds of one `hpcm encode` or `hpcm decode`, Python's start included; raises HpcmError when it fails.
 
     model: None for the default.
     """
@@ -93,7 +93,7 @@ def _run(command: list[str], what: str) -> str:
 
 
 def _work(job: Run) -> RunResult:
-    """What the fresh process does."""
+    """The work of the fresh process."""
     import numpy as np
     import torch
 

@@ -1,6 +1,6 @@
-"""The time of one picture's way, file to file: the whole, and taken apart by stage.
+"""The time of encoding or decoding one picture, from file to file, in all and by stage.
 
-Totals are medians over runs that nothing disturbs. The stages come from further runs with a clock as the codec's observer (the device is
+Totals are medians over runs without an observer. The stages come from further runs with a clock as the codec's observer (the device is
 waited for at each end of a stage): a stage's time is its own, without that of the stages inside it.
 """
 
@@ -62,7 +62,7 @@ def go(action: Action, codec: Codec, source: Path, target: Path, quality: float,
 
 
 def _charged(items: Iterator[Any], meter: Meter, name: str) -> Iterator[Any]:
-    """The same items, their making charged to a stage."""
+    """The same items; the time of making them is charged to a stage."""
     end = object()
     while True:
         with meter.stage(name):

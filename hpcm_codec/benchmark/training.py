@@ -1,4 +1,4 @@
-"""How many crops a second training gets through, beside what the machine's bfloat16 matrix products would allow.
+"""How many crops a second training processes, compared with the machine's speed of bfloat16 matrix products.
 
 The real command (`hpcm train run`) trains in fresh processes, one alone and two under torchrun, and its metrics.jsonl says when steps
 were done: whole steps, with gradients exchanged, the optimiser and the averages, without the first steps and without saving.
@@ -82,7 +82,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the program: where its package lies, its commit where that is known, and the crops it is given."""
+    """A version of the program: the folder of its package, its commit if known, and its crops."""
 
     name: str
     folder: Path
@@ -110,7 +110,7 @@ def versions(settings: TrainingSettings) -> list[Version]:
 
 def commit_of(folder: Path) -> str | None:
     """The commit that a checkout is at, with "-dirty" for changes since; None for what is no checkout."""
-    if not (folder / ".git").exists():  # an installed program may lie inside somebody else's checkout
+    if not (folder / ".git").exists():  # an installed program may lie inside another project's checkout
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
@@ -259,12 +259,12 @@ def _started(
 def _outcome(child: subprocess.Popen[str], what: str) -> str:
     """What a process printed by its end; raises HpcmError when it failed or takes too long."""
     try:
-        printed, told = child.communicate(timeout=CHILD_TIMEOUT)
+        printed, errors = child.communicate(timeout=CHILD_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise HpcmError(f"{what} took longer than {CHILD_TIMEOUT:g} s") from error
     if child.returncode:
-        lines = told.strip().splitlines()
-        # torchrun has much to say after the error
+        lines = errors.strip().splitlines()
+        # torchrun prints much after the error
         reasons = [line for line in lines if line.startswith("hpcm: ") and "warning" not in line] or lines[-1:]
         raise HpcmError(f"{what} failed: {reasons[0] if reasons else f'exit status {child.returncode}'}")
     return printed
@@ -284,7 +284,7 @@ def bfloat16_rate(processes: int, threads: int) -> float:
             child.stdout.readline()  # it is ready
         for child in children:
             assert child.stdin is not None
-            with suppress(BrokenPipeError):  # its outcome says why
+            with suppress(BrokenPipeError):  # its output says why
                 child.stdin.write("\n")
                 child.stdin.flush()
         return sum(float(_outcome(child, "measuring matrix products")) for child in children)

@@ -1,4 +1,4 @@
-"""Weights for a network that nobody has trained: the right shapes and plausible magnitudes, so that times and memory can be measured.
+"""Weights for an untrained network: the right shapes and plausible magnitudes, so that times and memory can be measured.
 
 What such a network makes of a picture is meaningless, and so is the size of its files.
 """

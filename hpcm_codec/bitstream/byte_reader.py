@@ -1,4 +1,4 @@
-"""Numbers and byte strings of the container, read from a place that moves forward and never passes the end of the data.
+"""Numbers and byte strings of the container, read one after the other and never past the end of the data.
 
 >>> reader = ByteReader(memoryview(varint_bytes(300) + b"abc"), 0)
 >>> reader.varint("the example"), bytes(reader.take(3, "the example"))
@@ -32,9 +32,9 @@ def varint_bytes(number: int) -> bytes:
 
 
 class ByteReader:
-    """A place in the data.
+    """A position in the data, which moves forward with everything that is read.
 
-    part: what is being read, for the CorruptStreamError that all methods raise when the data ends or makes no sense.
+    part: what is being read, for the CorruptStreamError that all methods raise when the data ends or is invalid.
     """
 
     def __init__(self, data: memoryview, position: int) -> None:

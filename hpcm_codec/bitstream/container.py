@@ -1,11 +1,11 @@
 """The .hpcm container, format version 1: named byte strings in, one byte string out, and back. docs/bitstream.md is the standard.
 
-Knows bytes, not tensors: the payloads come from the entropy coder and are not looked into. A file is a header with the index of its
+Knows bytes, not tensors: payloads come from the entropy coder and are copied as they are. A file is a header with the index of its
 tiles, optional extension chunks (alpha, ICC, EXIF, XMP), then the picture data, coarse to fine: the hyper chunk of every tile, then s1
 of every tile, s2, s3. So a file that was cut short still shows the whole picture, coarser (`allow_truncated`).
 
-Every chunk ends in a CRC-32 that starts from the header's bytes and goes on over the chunk's own. One chunk that checks out therefore
-vouches for the header too, which spares a separate header check, and a chunk pasted in from another file does not pass. The
+Every chunk ends in a CRC-32 that starts from the header's bytes and goes on over the chunk's own. A chunk whose
+CRC is right therefore confirms the header too, so that the header needs no check of its own, and a chunk of another file is detected. The
 encoding is canonical: one stream has exactly one byte string.
 
 >>> tile = TileStreams(hyper=b"h", s1=b"1", s2=b"22", s3=b"333", symbol_check=0xFFFF)
@@ -54,13 +54,13 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class Header:
-    """What a stream says about its picture.
+    """What a file says about its picture.
 
     width, height:  of the picture in pixels, 1 .. 2³¹ - 1.
     quality_code:   2 × quality, rounded: 0 .. 200.
     checkpoint_id:  8 bytes naming the weights it was made with.
     grey:           one colour component instead of three.
-    float_profile:  the context model ran in floating point: decodable for certain only on the machine that encoded it.
+    float_profile:  the context model ran in floating point: only the machine that encoded it is certain to decode it.
     """
 
     width: int
@@ -89,8 +89,8 @@ class Header:
 class TileStreams:
     """One tile's entropy-coded payloads, coarse to fine, and the check (0 .. 65535) over all its decoded symbols.
 
-    A payload is None where a file read with `allow_truncated` did not bring it whole and sound. begun: what there is of the one
-    payload in which such a file ends, where that is the first of this tile's that is None; no check vouches for it.
+    A payload is None if it is missing or damaged in a file that is read with `allow_truncated`. begun: the beginning of the payload in
+    which such a file ends, if that is the first of this tile's payloads that is None; it has not been checked.
     """
 
     hyper: bytes | None
@@ -112,7 +112,7 @@ class HpcmStream:
 
     tiles:      one entry per tile of `header.grid`, row-major.
     extensions: payload by chunk type (a key of EXTENSION_NAMES, or skippable types this build does not know).
-    problems:   what `allow_truncated` put up with, a few words each; empty for a sound file.
+    problems:   what is missing or damaged, a few words each; empty for a sound file.
     """
 
     header: Header
@@ -122,7 +122,7 @@ class HpcmStream:
 
 
 class ChunkInfo(NamedTuple):
-    """A piece of a file: every byte of it, framing and CRC included. crc_ok is False where it is damaged or did not fully arrive."""
+    """A piece of a file: every byte of it, framing and CRC included. crc_ok is False where it is damaged or incomplete."""
 
     name: str
     offset: int
@@ -193,11 +193,11 @@ def parse_stream(
     """Read a whole file and check every byte of it.
 
     max_pixels:      a picture with more pixels than this is refused before anything is allocated for it.
-    allow_truncated: chunks that are damaged or did not fully arrive become None (extensions: are left out) instead of raising;
+    allow_truncated: chunks that are damaged or incomplete become None (extensions: are left out) instead of raising;
                      `problems` names them. At least one chunk must be sound.
-    scale:           the finest one (of SCALES) that is wanted; chunks of finer ones need not be there, are not looked at, and are None.
+    scale:           the finest one (of SCALES) that is wanted; chunks of finer ones may be missing, are not read, and are None.
     Raises CorruptStreamError (damaged, cut short, followed by other bytes, too large, not a .hpcm file) or UnsupportedError (newer
-    format version, reserved flag, unknown critical extension), with the reason; UsageError for a scale that there is not.
+    format version, reserved flag, unknown critical extension), with the reason; UsageError for an unknown scale.
     """
     if scale not in SCALES:
         raise UsageError(f"there is no scale {scale!r}", advice=f"use one of {', '.join(SCALES)}")
@@ -229,9 +229,9 @@ def _refuse_extended_size(header: Header, max_pixels: int) -> None:
 
 
 def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
-    """Read the header only; it must have arrived whole, with the tile index. Raises as `parse_stream`.
+    """Read the header only; it must be complete, with the tile index. Raises as `parse_stream`.
 
-    It is checked against the chunks that arrived with it; a header that came alone cannot be checked and is returned as it stands.
+    It is checked with the chunks in the data; a header without any chunk cannot be checked and is returned unchecked.
     """
     contents = _examine(memoryview(data), max_pixels, stop_when_confirmed=True)
     if contents.disproved:
@@ -242,7 +242,7 @@ def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
 def parse_opening(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Header, dict[int, bytes]]:
     """Header and extensions of a file of which (at least) everything up to its first chunk of picture data is there.
 
-    Raises as `parse_stream`; CutShortError when that much is not there.
+    Raises as `parse_stream`; CutShortError if the data ends earlier.
     """
     contents = _examine(memoryview(data), max_pixels, stop_when_confirmed=True)
     if contents.framing_error is not None or contents.damaged or not contents.confirmed:
@@ -256,7 +256,7 @@ class Description:
     """What a file is made of, damaged or not.
 
     chunks:  in file order; the sizes of a sound file add up to its length.
-    problem: what is wrong first of all, None for a sound file.
+    problem: the most serious problem, None for a sound file.
     usable:  of each of SCALES, how many tiles can be decoded up to it.
     """
 
@@ -267,7 +267,7 @@ class Description:
 
 
 def describe(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Description:
-    """Look a file through once; raises as `parse_header` when the header itself cannot be read."""
+    """Examine a file once; raises as `parse_header` when the header itself cannot be read."""
     contents = _examine(memoryview(data), max_pixels)
     chunks = [ChunkInfo("header", 0, contents.head.size, contents.confirmed), *contents.chunks]
     problem: CorruptStreamError | UnsupportedError | None = next(iter(contents.problems()), None)
@@ -300,7 +300,7 @@ class _Head:
 
 @dataclass
 class _Contents:
-    """All that can be found out about a file whose header can be read."""
+    """Everything known about a file whose header can be read."""
 
     head: _Head
     chunks: list[ChunkInfo] = field(default_factory=list)
@@ -310,7 +310,7 @@ class _Contents:
     missing: int = 0  # bytes, where the file is too short
     trailing: int = 0  # bytes after the end
     framing_error: CorruptStreamError | None = None  # the extensions could not be walked through
-    confirmed: bool = False  # some chunk's CRC vouches for the header
+    confirmed: bool = False  # a chunk's CRC confirms the header
     file_size: int = 0
 
     @property
@@ -320,7 +320,7 @@ class _Contents:
 
     @property
     def disproved(self) -> bool:
-        """Chunks arrived, and not one of them agrees with the header."""
+        """There are chunks, and none of them agrees with the header."""
         return bool(self.damaged) and not self.confirmed
 
     @property
@@ -328,7 +328,7 @@ class _Contents:
         return {kind: payload for kind, payload in self.extensions.items() if payload is not None}
 
     def payloads_of_tiles(self) -> list[tuple[bytes | None, ...]]:
-        """Of each tile, the payloads of SCALES; None where they are damaged, have not arrived or were not looked for."""
+        """Of each tile, the payloads of SCALES; None where they are damaged, missing or were not read."""
         count = len(self.head.symbol_checks)
         # all of them where broken extensions hide where the picture data starts
         absent: list[bytes | None] = [None] * (len(SCALES) * count - len(self.payloads))
@@ -336,7 +336,7 @@ class _Contents:
         return list(zip(*(payloads[scale * count : (scale + 1) * count] for scale in range(len(SCALES))), strict=True))
 
     def refuse_unknown(self) -> None:
-        """Raise UnsupportedError for a sound extension that must not be ignored, and that we do not know."""
+        """Raise UnsupportedError for a sound extension that must not be ignored and is unknown."""
         for kind in self.sound_extensions:
             if kind not in EXTENSION_NAMES and kind < FIRST_SKIPPABLE:
                 raise UnsupportedError(
@@ -366,7 +366,7 @@ class _Contents:
 def _examine(
     data: memoryview, max_pixels: int, stop_when_confirmed: bool = False, scales: int = len(SCALES)
 ) -> _Contents:
-    """Read the header (raising when it cannot be read), then find and check the chunks of so many scales without ever raising."""
+    """Read the header (raising when it cannot be read), then find and check the chunks of so many scales; raises nothing for them."""
     data = data.cast("B")
     head = _read_head(data, max_pixels)
     contents = _Contents(head, file_size=len(data))
@@ -455,7 +455,7 @@ def _read_head(data: memoryview, max_pixels: int) -> _Head:
         width, height, quality_code, checkpoint_id, bool(flags & FLAG_GREY), bool(flags & FLAG_FLOAT_PROFILE)
     )
     tile_count = len(header.grid)
-    reader.require(tile_count * SMALLEST_TILE_ENTRY, "the tile index")  # so the lists below cannot outgrow the data
+    reader.require(tile_count * SMALLEST_TILE_ENTRY, "the tile index")  # limits the lists below by the size of the data
     lengths, symbol_checks = [], []
     for _ in range(tile_count):
         lengths.append(tuple(reader.varint("the tile index") for _ in SCALES))

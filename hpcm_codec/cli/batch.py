@@ -1,4 +1,4 @@
-"""Several pictures in one call, for the user's eyes: the options, progress, a line per file, and what failed in the end."""
+"""Several pictures in one call, on the terminal: options, progress, a line per file, and a list of failures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def many_files(command: Command) -> Command:
 
 @dataclass(frozen=True)
 class Reporting:
-    """How much is said: json puts a line per file on stdout, quiet leaves only errors."""
+    """json: print a line of JSON per file on stdout; quiet: print errors only."""
 
     json: bool = False
     quiet: bool = False
@@ -65,7 +65,7 @@ class Batch:
     keep_time: bool = False
 
     def share_of(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs of this machine. Raises UsageError for options that make no sense with them."""
+        """The jobs of this machine. Raises UsageError for options that do not fit them."""
         pipes = any(STDIO in (job.source, job.target) for job in jobs)
         for option, given in (("--resume", self.resume), ("--manifest", self.manifest is not None)):
             if given and pipes:
@@ -91,7 +91,7 @@ class Batch:
         return memory // self.jobs if memory is not None else max(SMALLEST_DEFAULT, default_limit() // self.jobs)
 
     def engine_for(self, jobs: Sequence[Job]) -> Engine:
-        """Who does so many jobs. Raises UnsupportedError for an engine that is not installed."""
+        """The engine for so many jobs. Raises UnsupportedError for an engine that is not installed."""
         from hpcm_codec.batch.engines import InProcesses, in_this_process
 
         if self.engine == "ray":
@@ -103,7 +103,7 @@ class Batch:
 
 
 def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> int:
-    """Do this machine's share of the jobs, going on after failures; returns the exit status, that of the first input that failed."""
+    """Do this machine's share of the jobs and continue after failures; returns the exit status of the first input that failed."""
     from hpcm_codec.batch.manifest import Manifest
     from hpcm_codec.batch.stopping import BatchStopped
     from hpcm_codec.batch.tasks import Performer, Rules, task_of
@@ -135,10 +135,10 @@ def run(jobs: Sequence[Job], work: Work, batch: Batch, reporting: Reporting) -> 
                         manifest.add(result)
                     if result.error is not None:
                         failures.append((places[result.job], result.job, result.error))
-                        _tell_failure(result.job, result.error, reporting)
+                        _report_failure(result.job, result.error, reporting)
                     else:
                         kept += result.kept
-                        _tell(result, reporting)
+                        _report(result, reporting)
                     advance()
             except BatchStopped as stopped:
                 raise stopped.error from stopped
@@ -163,7 +163,7 @@ def _clear(jobs: Sequence[Job], manifest: str | None, reporting: Reporting) -> N
         say(f"hpcm: removed {removed} temporary file{'s' * (removed > 1)} of a run that was interrupted")
 
 
-def _tell(result: Result, reporting: Reporting) -> None:
+def _report(result: Result, reporting: Reporting) -> None:
     job, outcome = result.job, result.outcome
     assert outcome is not None
     if reporting.json:
@@ -180,16 +180,16 @@ def _tell(result: Result, reporting: Reporting) -> None:
         say(f"{source} → {printable(shown(job.target, 'stdout'))}: {outcome.summary}, {result.seconds:.2f} s")
 
 
-def _tell_failure(job: Job, failure: HpcmError, reporting: Reporting) -> None:
+def _report_failure(job: Job, failure: HpcmError, reporting: Reporting) -> None:
     say(f"hpcm: {failure}")
     if reporting.json:
-        told = {"input": job.source, "output": job.target, "error": str(failure), "status": failure.exit_status}
-        click.echo(json.dumps(told))
+        line = {"input": job.source, "output": job.target, "error": str(failure), "status": failure.exit_status}
+        click.echo(json.dumps(line))
 
 
 @contextmanager
 def _progress(count: int, reporting: Reporting) -> Iterator[Callable[[], object]]:
-    """A progress bar on stderr while several jobs run and somebody watches; gives the function that moves it."""
+    """A progress bar on stderr while several jobs run on a terminal; gives the function that advances it."""
     if count < 2 or reporting.quiet or not sys.stderr.isatty():
         yield lambda: None
         return

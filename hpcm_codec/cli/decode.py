@@ -86,7 +86,7 @@ def command(
     found = plan(inputs, output, extension, _is_ours, ".hpcm files", follow_links, options.notices(quiet))
     options.check_json(json, found[0].target)
     if format_name is None and len(found) == 1 and found[0].target != STDIO and output is not None:
-        format_for(found[0].target)  # an unknown extension is told before any work
+        format_for(found[0].target)  # raises for an unknown extension before any work
     asked = Batch(jobs, resume, shard, manifest, force, threads, keep_time=keep_time)
     share = asked.share_of(found)
     work = Decoding(

@@ -35,7 +35,7 @@ def command(build: bool, selftest: bool, device: str, json: bool) -> int:
 
 
 def examine(build: bool = False) -> dict[str, Any]:
-    """Everything doctor tells; `problems` are what keeps pictures from being coded, `hints` what only makes it slow."""
+    """Everything doctor reports; `problems` are what keeps pictures from being coded, `hints` what only makes it slow."""
     problems: list[str] = []
     hints: list[str] = []
     operator = _operator(build, hints)
@@ -114,11 +114,11 @@ def _operator(build: bool, hints: list[str]) -> dict[str, str]:
 
 
 def _training(operator: dict[str, str]) -> dict[str, str]:
-    """What makes training on the processor fast or slow; nobody who codes pictures needs any of it. operator: as `_operator` tells."""
+    """What makes training on the processor fast or slow; coding pictures needs none of it. operator: what `_operator` returns."""
     try:
         from hpcm_codec.training.processor import matrix_products, matrix_units, preloaded_allocator, tcmalloc_advice
     except (ImportError, OSError):
-        return {}  # torch's absence has been told
+        return {}  # torch's absence has been reported
     compiled = operator.get("training operators", "torch").partition(" ")[0] != "torch"
     advice = tcmalloc_advice()
     memory = preloaded_allocator() or "from the C library"
@@ -137,7 +137,7 @@ def _checkpoints(problems: list[str]) -> dict[str, str]:
         from hpcm_codec.weights.checkpoints import load_checkpoint
         from hpcm_codec.weights.registry import shipped_checkpoints
     except (ImportError, OSError):
-        return {}  # torch's absence has been told
+        return {}  # torch's absence has been reported
     found: dict[str, str] = {}
     for name in shipped_checkpoints():
         try:

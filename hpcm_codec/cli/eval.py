@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcm_codec.bitstream.quality import quality_code
+from hpcm_codec.bitstream.quality import quality_code, quality_of
 from hpcm_codec.cli import options
 from hpcm_codec.errors import UsageError
 from hpcm_codec.system.threads import set_threads
@@ -38,9 +38,7 @@ def parse_qualities(text: str) -> tuple[float, ...]:
     except ValueError:
         raise UsageError(f"-q takes numbers with commas between them, not {text!r}") from None
     for quality in qualities:
-        if not 0 <= quality <= 100:
-            raise UsageError(f"quality {quality:g} is not between 0 and 100")
-        if 2 * quality != int(2 * quality):
+        if quality_of(quality_code(quality)) != quality:
             raise UsageError(f"quality {quality:g} is not a whole or half number")
     return tuple(qualities)
 
@@ -151,9 +149,9 @@ def command(
     anchor_curves = [load_anchor(anchor, dataset, metric) for anchor in anchors]
     for anchor in anchors:
         if (of := dataset_of(anchor, dataset)) not in (None, dataset):
-            _tell(f"the curve {anchor} is of {of}, the measurements are of {dataset}: a comparison says little")
-    pictures = find_dataset(dataset, data_dir, _tell).first(limit)
-    subjects = find_subjects(wanted, model, device, profile, _tell)
+            _report_line(f"the curve {anchor} is of {of}, the measurements are of {dataset}: a comparison says little")
+    pictures = find_dataset(dataset, data_dir, _report_line).first(limit)
+    subjects = find_subjects(wanted, model, device, profile, _report_line)
     matched = len(subjects) > 1 and not own_qualities
     plans: list[Sequence[float]] = []
     for place, subject in enumerate(subjects):
@@ -173,12 +171,12 @@ def command(
     with campaign.crew(jobs, _torch_threads()) as crew:
         survey = Survey(subjects, plans, pictures, digests, matched, verify)
         if len(log):
-            _tell(f"{len(log)} measurements are in {log.path} already")
+            _report_line(f"{len(log)} measurements are in {log.path} already")
         with _progress(survey.size) as advance:
             all_rows = survey.measure(crew, log, advance)
 
     results = survey.results(all_rows, memory, jobs)
-    comparisons, refusal = compare_all(results, anchor_curves, metric, _tell)
+    comparisons, refusal = compare_all(results, anchor_curves, metric, _report_line)
     if comparisons:
         results["comparisons"] = [{"metric": metric, **asdict(comparison)} for comparison in comparisons]
     _write_json(results, output, force)
@@ -224,7 +222,7 @@ def _slider_names(pictures: DataSet, report: str | None, named: str | None, qual
     return names
 
 
-def _tell(line: str) -> None:
+def _report_line(line: str) -> None:
     click.echo(line, err=True)
 
 
@@ -279,7 +277,7 @@ def _print_tables(
         means = means_of(rows)
         console.print(means_table(title, means))
         for line in in_words_where_falling(means):
-            _tell(f"{subject.name}: {line}")
+            _report_line(f"{subject.name}: {line}")
     click.echo(machine_in_words(results["machine"]))
 
 

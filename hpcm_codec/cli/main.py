@@ -51,7 +51,7 @@ With several files, the status is that of the first failure.
 \b
 HPCM_DEBUG=1 shows the full traceback of an error."""
 STATUS_OTHER = 1
-STATUS_BROKEN_PIPE = 128 + 13  # as a shell shows a program that SIGPIPE ended; nobody is left to tell more
+STATUS_BROKEN_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE ended
 
 
 class Interrupted(BaseException):
@@ -63,7 +63,7 @@ class Interrupted(BaseException):
 
 
 class ReaderLeft(BaseException):
-    """Whoever read our output is gone. Like Interrupted out of click's reach, which has a status of its own for it."""
+    """stdout was closed by its reader. Like Interrupted, not click's: click has an exit status of its own for it."""
 
 
 @contextmanager

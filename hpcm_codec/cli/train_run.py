@@ -275,7 +275,7 @@ def _stop_requests(first: bool) -> Iterator[Callable[[], int]]:
     for ending in (signal.SIGINT, signal.SIGTERM):
         try:
             previous[ending] = signal.signal(ending, request)
-        except ValueError:  # not in the main thread: nobody can ask
+        except ValueError:  # not in the main thread, which alone receives signals
             break
     try:
         yield lambda: requests[0] if requests else 0
@@ -286,7 +286,7 @@ def _stop_requests(first: bool) -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def _display(first: bool) -> Iterator[Callable[[dict[str, float]], None]]:
-    """A progress line on a terminal, plain lines elsewhere; gives the function that is told every row of metrics."""
+    """A progress line on a terminal, plain lines elsewhere; gives the function that is called with every row of metrics."""
 
     def in_words(row: dict[str, float]) -> str:
         return f"step {row['step']:.0f}  loss {row['loss']:.3f}  {row['bpp']:.3f} bpp  {row['psnr']:.2f} dB"

@@ -1,1 +1,1 @@
-"""Engines: what makes latents of pictures, symbols of latents and pictures of latents, in floating point or in integers."""
+"""Engines: they turn pictures into latents, latents into symbols and back, in floating point or in integers (`interface`)."""

@@ -29,9 +29,9 @@ def export_checkpoint(
 
     The model then runs on the rounded values everywhere, so encoder and decoder still agree.
 
-    packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `packing`), everything else as float16.
-    calibration: pictures (1×3×H×W in [0, 1], H and W multiples of 64) to find the units of the exact profile with; the checkpoint then
-                 has one, and its weights are float16. None leaves the exact profile out.
+    packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `weights.packing`), everything else as float16.
+    calibration: pictures (1×3×H×W in [0, 1], sides multiples of 64) that find the units of the exact profile; the checkpoint then has one,
+                 and its weights are float16. None leaves the exact profile out.
     Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
     """
     checkpoint = load_checkpoint(source)

@@ -1,10 +1,10 @@
-"""The walk over a tile's coding steps as CUDA graphs: what the GPU does between two hand-overs of symbols is captured once and replayed.
+"""CUDA graph replay of the walk over a tile's coding steps, and its verification.
 
 A walk launches thousands of small kernels, and launching takes longer than running them. `WalkGraphs.run` goes through a walk as plain code
 until a size has come twice, then captures it: a port that cuts the capture at every exchange makes a segment of what lies between two. All
 that changes from tile to tile (hyper-latents, quality, symbols) enters through tensors that keep their place, so one capture serves every
-quality. A replay is not believed until it has equalled plain code, bit for bit, on two tiles, whose results are plain code's; what
-differs, or cannot be captured, ends the use of graphs for the codec with one warning. HPCM_CUDA_GRAPHS=0 does so from the start.
+quality. A replay is used only after it has equalled plain code, bit for bit, on two tiles, whose results are plain code's. If it
+differs, or cannot be captured, graphs are switched off for the codec with one warning. HPCM_CUDA_GRAPHS=0 does so from the start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hpcm_codec.model.schedule import Lattice, Scale
 
 SETTING = "HPCM_CUDA_GRAPHS"
 PLAIN_USES = 1  # of a size before it is captured: most programs code one picture
-CHECKED_USES = 2  # of a captured size, with different tiles as a rule, before it is believed
+CHECKED_USES = 2  # of a captured size, with different tiles as a rule, before its results are used
 KEPT_SIZES = 8  # a large picture has tiles of at most four
 
 Walk = Callable[
@@ -37,7 +37,7 @@ Walk = Callable[
 
 
 class Segment(Protocol):
-    """What the device does between two hand-overs."""
+    """The device's work between two exchanges of symbols."""
 
     def begin(self) -> None:
         """From here on, launches are captured and not run."""
@@ -88,9 +88,9 @@ class CudaGraphs:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A hand-over: what the port is asked, in tensors that every replay fills anew, and where its answer goes."""
+    """An exchange: the port's arguments, in tensors that every replay fills, and the tensor for its answer."""
 
-    began: tuple[tuple[Scale, int], ...]  # what the port is told of steps before it
+    began: tuple[tuple[Scale, int], ...]  # the calls of `begin` before it
     step: Lattice
     indexes: Tensor
     mean: Tensor
@@ -98,7 +98,7 @@ class _Cut:
 
 
 class _CuttingPort:
-    """Ends a segment and begins the next at every exchange; answers with a tensor whose contents come later."""
+    """Ends a segment and begins the next at every exchange; returns a tensor that is filled later."""
 
     def __init__(self, new_segment: Callable[[], Segment]) -> None:
         self.segments: list[Segment] = []
@@ -127,7 +127,7 @@ class _CuttingPort:
 
 
 class CapturedWalk:
-    """A walk's segments with the tensors by which they are reached; raises whatever capturing raises.
+    """A walk's segments with their input and output tensors; raises what capturing raises.
 
     inputs: an example of what the walk is called with.
     """
@@ -141,14 +141,14 @@ class CapturedWalk:
             try:
                 self._decoded = walk(port, *self._inputs)
             except BaseException:
-                with suppress(RuntimeError):  # torch's: the failure that counts is the one that led here
+                with suppress(RuntimeError):  # torch's; the first error is the one that counts
                     port.finish()
                 raise
             port.finish()
         self._segments, self._cuts = port.segments, port.cuts
 
     def replay(self, port: SymbolPort, inputs: Sequence[Tensor]) -> Tensor:
-        """As the walk itself. Nothing in here waits for the device but what the port does."""
+        """The same as the walk. Only the port may wait for the device."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         for segment, cut in zip(self._segments, self._cuts, strict=False):
@@ -161,7 +161,7 @@ class CapturedWalk:
 
 
 class _RecordingPort:
-    """Hands on to another port and remembers all that was asked and answered."""
+    """Passes everything to another port and records arguments and answers."""
 
     def __init__(self, port: SymbolPort) -> None:
         self.exchanges: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -178,7 +178,7 @@ class _RecordingPort:
 
 
 class _ComparingPort:
-    """Gives the answers that another walk was given; `equal` says whether it was asked the same."""
+    """Replays recorded answers; `equal` says whether the arguments were the same."""
 
     def __init__(self, exchanges: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.equal = True
@@ -209,8 +209,8 @@ class WalkGraphs:
         self._lock = threading.Lock()
 
     def run(self, key: Hashable, walk: Walk, port: SymbolPort, *inputs: Tensor) -> Tensor:
-        """walk(port, *inputs), from graphs where those can be believed. key: what `walk` and its launches depend on."""
-        # a walk's memory serves one caller at a time
+        """walk(port, *inputs), from graphs once they are verified. key: what `walk` and its launches depend on."""
+        # the captured memory belongs to one caller at a time
         if not self.enabled or not self._lock.acquire(blocking=False):
             return walk(port, *inputs)
         try:
@@ -245,7 +245,7 @@ class WalkGraphs:
             port = _ComparingPort(exchanges)
             replayed = size.captured.replay(port, inputs)
             problem = "" if port.equal and torch.equal(replayed, decoded) else "they gave other numbers than plain code"
-        except Exception as error:  # whatever it is, plain code goes on
+        except Exception as error:  # after any error, plain code is used
             problem = f"{type(error).__name__}: {error}"
         if not problem:
             assert size.captured is not None
@@ -262,7 +262,7 @@ class WalkGraphs:
 
 
 def graphs_for(device: torch.device) -> WalkGraphs | None:
-    """Graphs for a codec on that device: None where there are none, or HPCM_CUDA_GRAPHS is 0. Raises UsageError for what it cannot be."""
+    """Graphs for a codec on that device: None where there are none, or HPCM_CUDA_GRAPHS is 0. Raises UsageError for other values."""
     setting = os.environ.get(SETTING, "1")
     if setting not in ("0", "1"):
         raise UsageError(f"{SETTING} is {setting!r}", advice="set it to 0 or 1")

@@ -25,7 +25,7 @@ Latents = Any
 
 @dataclass(frozen=True)
 class EncodedTile:
-    """payloads: the streams hyper, s1, s2, s3; symbol_check: over all symbols, 0 .. 65535; latents: what a decoder arrives at, 1×M×h×w."""
+    """payloads: the streams hyper, s1, s2, s3; symbol_check: over all symbols, 0 .. 65535; latents: those of a decoder, 1×M×h×w."""
 
     payloads: tuple[bytes, bytes, bytes, bytes]
     symbol_check: int
@@ -48,7 +48,7 @@ class Engine(Protocol):
     `parallel_tiles` says so.
     """
 
-    observer: Observer  # is told the stages of the work (benchmark.stages.STAGES)
+    observer: Observer  # receives the stages of the work (benchmark.stages.STAGES)
 
     @property
     def profile(self) -> str:

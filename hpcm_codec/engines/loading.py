@@ -18,7 +18,7 @@ from hpcm_codec.weights.checkpoints import Checkpoint
 def load_engines(checkpoint: Checkpoint, device: str) -> dict[str, Engine]:
     """The engines of a checkpoint by their profiles: "exact", where it has one, and "float".
 
-    device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is one. Raises UsageError for a device that there is not,
+    device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is one. Raises UsageError for a device that does not exist,
     UnsupportedError for weights that the exact profile does not cover.
     """
     heed_forks()

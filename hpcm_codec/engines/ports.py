@@ -26,7 +26,7 @@ from hpcm_codec.observing import UNOBSERVED, Observer, step_name
 
 
 def in_background(device: torch.device) -> bool:
-    """Whether an encoder's symbols are coded in a thread: beside a GPU; on the CPU the cores have enough to do."""
+    """Whether an encoder's symbols are coded in a thread: beside a GPU; on the CPU the cores are busy already."""
     return device.type == "cuda"
 
 
@@ -92,11 +92,11 @@ class EncoderPort:
 class DecoderPort:
     """Reads one tile's symbols from its four streams (hyper, s1, s2, s3).
 
-    From the first stream that is None on, every latent takes its predicted mean: a coarser picture of what has arrived.
-    `complete` says whether that was never needed; only then can the symbol check be tested.
+    From the first stream that is None on, every latent takes its predicted mean, which gives a coarser picture.
+    `complete` says that no stream was missing; only then can the symbol check be tested.
 
     begun:  the beginning of the first stream that is None, which is read as far as it goes; or None.
-    record: given every run of symbols (int32) that is read, in coding order.
+    record: called with every run of symbols (int32) that is decoded, in coding order.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class DecoderPort:
         if self.complete and self._stream is None and self._begun is not None:
             self._stream = self._begun[: len(self._begun) // WORD_BYTES * WORD_BYTES]
         elif not self.complete:
-            # A finer scale is coded on top of the coarser ones: without those it cannot be read.
+            # A finer scale depends on the coarser ones: without them it cannot be decoded.
             self._stream = None
         self.complete = self.complete and self._streams[name] is not None
 

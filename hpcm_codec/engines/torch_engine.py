@@ -32,7 +32,7 @@ from hpcm_codec.system.threads import after_fork, on_threads
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
 
 # The float profile's context model always runs on this many threads: matrix products sum in another order under another number of
-# threads, and one last bit is enough to lose the rANS decoder. Transforms use as many threads as torch is set to.
+# threads, and one different bit is enough to make the decoder fail. Transforms use as many threads as torch is set to.
 CONTEXT_THREADS = 2
 
 CodeHyper = Callable[
@@ -76,7 +76,7 @@ class TorchEngine(ABC):
 
     @property
     def local_synthesis(self) -> bool:
-        # only of the plain convolutions on the CPU it is certain that a pixel depends on nothing outside the latents it sees
+        # certain only for plain convolutions on the CPU
         return self._device.type == "cpu"
 
     @property
@@ -84,7 +84,7 @@ class TorchEngine(ABC):
         return 1 if self.graphs is None else PLAIN_USES + CHECKED_USES
 
     def new_latents(self, pictures: int, height: int, width: int) -> Tensor:
-        with torch.inference_mode(False):  # threads outside of it assign to slices
+        with torch.inference_mode(False):  # so that slices can be assigned to outside of inference mode too
             shape = (pictures, self.model.config.latent_channels, height, width)
             return torch.zeros(shape, device=self._device).contiguous(memory_format=torch.channels_last)
 
@@ -198,7 +198,7 @@ class ExactEngine(TorchEngine):
     def __init__(self, model: HPCM, network: ExactNetwork, tables: CoderTables, device: torch.device) -> None:
         super().__init__(model, tables, device)
         self.network = network
-        self.parallel_tiles = device.type == "cpu"  # a GPU's queue, and its graphs' memory, serve one at a time
+        self.parallel_tiles = device.type == "cpu"  # on a GPU, tiles share one queue and the memory of captured graphs
 
     def _latent_gain(self, quality_code: int) -> Tensor | float:
         return self.network.latent_gain(self.network.position(quality_code))

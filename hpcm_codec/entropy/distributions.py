@@ -3,7 +3,7 @@
 cdf(v) = (1 + sign(v)·P(1/β, |v|^β))/2 with β = 1.5 and P the regularised lower incomplete gamma function. The
 probability of the integer v at width σ (the field's scale parameter) is cdf((v+½)/σ) − cdf((v−½)/σ). For coding, σ is quantised to 64
 log-spaced widths in [0.12, 64]; each has one table of 16-bit cumulative frequencies. Tables are made once, in float64,
-and travel with the checkpoint: two machines never compute their own.
+and stored in the checkpoint: no machine computes its own.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""How good and how fast: data sets, metrics, rate-distortion curves, speed. What `hpcm eval` and `hpcm bench` run.
+"""Data sets, metrics and rate-distortion curves: what `hpcm eval` and `hpcm compare` run.
 
-Import the modules: `datasets` finds pictures, `codecs` are what can be measured, `runner` measures them, `metrics`
-are the yardsticks, `bjontegaard` compares two curves, `speed` takes the time of one picture apart.
+`datasets` finds pictures, `codecs` are the codecs that can be measured, `runner` measures one picture, `campaign` many in several
+processes, `metrics` and `images.fidelity` compare pictures, `bjontegaard` compares curves.
 """

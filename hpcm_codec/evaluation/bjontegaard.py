@@ -1,9 +1,9 @@
 """Bjøntegaard deltas: how much rate one curve saves against another at equal quality, as one number.
 
-Curves are interpolated by PCHIP through their points, rate on a log10 axis, and compared over what they have in
-common. The interpolation and the integral are those of the `bjontegaard` package (FAU Erlangen-Nürnberg); here is
-what surrounds it: curves in CompressAI's JSON form, points that do not belong on a curve, and the refusal to compare
-curves that do not overlap.
+Curves are interpolated by PCHIP through their points, rate on a log10 axis, and compared over the range that both
+cover. The interpolation and the integral are those of the `bjontegaard` package (FAU Erlangen-Nürnberg); this
+module reads curves in CompressAI's JSON form, drops points that do not belong on a curve, and refuses to compare curves
+that do not overlap.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpcm_codec.system.files import file_error
 PSNR = "psnr-rgb"
 MS_SSIM_DB = "ms-ssim-rgb-db"
 FEWEST_POINTS = 3
-# Other names for the same column in results files people publish.
+# Other names for the same column in published results files.
 _ALIASES = {PSNR: (PSNR, "psnr"), MS_SSIM_DB: (MS_SSIM_DB, "ms-ssim-db", "ms_ssim_db")}
 _PLAIN_MS_SSIM = ("ms-ssim-rgb", "ms-ssim")
 
@@ -110,7 +110,7 @@ class Comparison:
     """A curve against an anchor.
 
     bd_rate:       per cent of rate at equal quality, negative: fewer bits than the anchor.
-    bd_quality:    dB at equal rate, positive: better than the anchor; None when the two have no rate in common.
+    bd_quality:    dB at equal rate, positive: better than the anchor; None when no rate is covered by both.
     quality_range: dB, where bd_rate was taken; bpp_range: where bd_quality was taken, or None.
     coverage:      share of the curve's own quality range that the anchor covers, 0 to 1.
     """
@@ -135,7 +135,7 @@ class Comparison:
 def compare(anchor: Curve, test: Curve) -> Comparison:
     """Bjøntegaard deltas of `test` against `anchor`.
 
-    Raises UsageError when they have no quality in common, HpcmError when the `bjontegaard` package is missing.
+    Raises UsageError when no quality is covered by both, HpcmError when the `bjontegaard` package is missing.
     """
     low, high = max(anchor.quality[0], test.quality[0]), min(anchor.quality[-1], test.quality[-1])
     if high <= low:

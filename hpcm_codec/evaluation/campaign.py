@@ -1,7 +1,7 @@
-"""Which measurements to make, and making them: in this process or in several, resuming what was begun.
+"""Many measurements, in this process or in several, resuming an interrupted run.
 
 A `Trial` is one picture at one quality with one codec. Its row does not depend on the process it is measured in, nor on
-what was measured before, so any number of processes gives the same figures; only times feel the company.
+what was measured before, so any number of processes gives the same figures; only times are longer when several run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Trial:
     """One measurement.
 
     codec:   what to measure; about: its settings, versions and weights in words, part of the measurement's identity.
-    name:    what the picture is called; sha256: of the file `path`.
+    name:    of the picture; sha256: of the file `path`.
     quality: of the codec; or, where `size` is not None, only the row's label: the codec then takes the quality that
              gives a file of about `size` bytes.
     verify:  check that the file decodes to the encoder's own reconstruction.
@@ -55,7 +55,7 @@ class Trial:
 
 
 class Crew:
-    """Those who measure: this process alone, or `jobs` others that are started when first needed.
+    """The processes that measure: this one alone, or `jobs` others that are started when first needed.
 
     threads: of torch in each of the others, so that their sums are in the same order as here.
     """
@@ -69,7 +69,7 @@ class Crew:
         """The trials' rows, in their order; those in the log are taken from there, the others added to it.
 
         on_row: called with each row as it comes, in any order.
-        Raises what the first failing measurement raises, WorkerDiedError where processes die of one; rows made until then are in the log.
+        Raises what the first failing measurement raises, WorkerDiedError if it ends its process; rows made before are in the log.
         """
         rows: dict[int, Row] = {}
 
@@ -107,7 +107,7 @@ class Crew:
 
 @contextmanager
 def crew(jobs: int = 1, threads: int | None = None) -> Iterator[Crew]:
-    """A Crew that is sent home in the end, whatever happens."""
+    """A Crew whose processes are always ended."""
     team = Crew(jobs, threads)
     try:
         yield team

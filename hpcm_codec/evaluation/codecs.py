@@ -1,7 +1,7 @@
-"""What can be measured: anything that turns a Picture into bytes and back.
+"""Codecs that can be measured: anything that turns a Picture into bytes and back.
 
 `hpcm_codec.codec.Codec` is one; `PillowCodec` wraps the ordinary formats behind the same two calls, so that they are
-measured by the same code on the same pictures. `CodecChoice` names one of either in a way that can be sent to another
+measured by the same code on the same pictures. `CodecChoice` names one of them in a form that can be sent to another
 process.
 """
 
@@ -49,7 +49,7 @@ class _Encoded(Protocol):
 
 @runtime_checkable
 class VerifiableCodec(Protocol):
-    """A codec whose encoder can tell what a decoder must arrive at."""
+    """A codec whose encoder knows what a decoder must arrive at."""
 
     def encode_with_latents(self, picture: Picture, quality: float) -> _Encoded: ...
 
@@ -64,11 +64,11 @@ class MissingCodecError(UsageError):
 class PillowFormat:
     """An ordinary format.
 
-    name:        as Pillow's `save` calls it; title: as people do.
+    name:        in Pillow's `save`; title: for people.
     settings:    of `save`, besides those that `options` makes of a quality.
     description: what the results file says about them.
     feature, version_of: as `PIL.features` calls the format and its library; None for a plug-in.
-    package, module: what to install and import for a plug-in.
+    package, module: of a plug-in, to install and to import.
     """
 
     name: str
@@ -239,7 +239,7 @@ class CodecChoice:
 
 @dataclass(frozen=True)
 class Matched:
-    """quality: the codec's own; data: the file it gives; short: no quality gives as many bytes as were wanted."""
+    """quality: the codec's own; data: the file it gives; short: no quality gives as many bytes as asked for."""
 
     quality: float
     data: bytes
@@ -256,7 +256,7 @@ def encode_to_size(codec: PictureCodec, picture: Picture, size: int, qualities: 
     def encoded(quality: float) -> bytes:
         return codec.encode(picture, quality)
 
-    # the last one is taken where no other is large enough
+    # the last one is used if no other is large enough
     chosen = qualities[bisect_left(qualities, size, hi=len(qualities) - 1, key=lambda quality: len(encoded(quality)))]
     data = encoded(chosen)
     return Matched(chosen, data, len(data) < size)

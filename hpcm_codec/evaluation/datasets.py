@@ -1,9 +1,9 @@
-"""Where pictures to measure on come from: the usual sets by name, or any folder.
+"""The pictures to measure on: the usual sets by name, or any folder.
 
 `kodak` is looked up in the folder the user names, in $HPCM_DATA, in ../shared/data beside the current directory and
 beside a source checkout, and at last downloaded once into the user's cache. Wherever it is found, its 24 files are
-compared with their known SHA-256: figures on other pictures would not be figures on Kodak. `clic2020` and `tecnick`
-are looked up in the same places and counted; their owners ask for a visit to their pages, so they are not downloaded.
+compared with their known SHA-256: only then are results comparable with other results on Kodak. `clic2020` and `tecnick`
+are looked up in the same places and counted; they are not downloaded, since their owners ask users to visit their pages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KODAK = "kodak"
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A set that people bring along. pictures: how many it has; what: which edition, and where it is to be had."""
+    """A set that users provide. pictures: how many it has; what: which edition, and where to get it."""
 
     pictures: int
     what: str
@@ -92,7 +92,7 @@ def find_dataset(
     """The data set called "kodak", "clic2020" or "tecnick", or the pictures in a folder and its subfolders.
 
     data_dir: where to look for a named set first.
-    announce: told in one line when something is about to be downloaded.
+    announce: called with one line before something is downloaded.
     Raises FileError when the folder is missing or holds no pictures, or the named set found is not complete
     and intact.
     """
@@ -111,7 +111,7 @@ def find_dataset(
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts names as people count: numbers inside a name by value.
+    """Sort key for names with numbers: the numbers are compared by value.
 
     >>> sorted(["b10.png", "b9.png", "a.png"], key=natural_key)
     ['a.png', 'b9.png', 'b10.png']
@@ -203,7 +203,7 @@ def check_kodak(folder: Path) -> None:
 
 
 def download_kodak(folder: Path, url: str = KODAK_URL) -> None:
-    """Download into `folder` what is not there yet or damaged there, and check all of it.
+    """Download what is missing or damaged in `folder`, and check all of it.
 
     Raises HpcmError when the package pooch is missing or the network fails, FileError when a file has a wrong SHA-256.
     """

@@ -1,4 +1,4 @@
-"""What the figures were measured on: without it, seconds mean nothing."""
+"""A description of the machine, without which times cannot be compared, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """The processor as its maker calls it, or the architecture where the system does not tell."""
+    """The processor's name, or the architecture where the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def usable_cores() -> int:
 
 
 def load_average() -> float:
-    """How many processes wanted a core, on average over the last minute; 0 where the system does not tell."""
+    """The number of processes that could run, on average over the last minute; 0 where the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -84,9 +84,9 @@ def peak_memory_of_this_process() -> int:
 
 
 class PeakMemory:
-    """The most memory this process holds at once, from one question to the next.
+    """The most memory this process holds at once, between two calls of `taken`.
 
-    Linux only: elsewhere, and where /proc cannot be written to, the answers are None.
+    Linux only: elsewhere, and where /proc cannot be written to, the result is None.
     """
 
     def __init__(self) -> None:

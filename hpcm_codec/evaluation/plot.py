@@ -1,7 +1,7 @@
-"""Rate-distortion curves as a picture: bits per pixel across, decibels up, every curve labelled where it ends.
+"""Rate-distortion curves as a picture: bits per pixel on the x axis, decibels on the y axis, every curve labelled at its end.
 
 Curves differ in dashes, marks and lightness as well as in colour, so the picture can be read without colours. The first
-curve is the one that matters: it is drawn black and heavy, and its range of rates is what is shown.
+curve is drawn black and thick, and its range of rates is shown.
 """
 
 from __future__ import annotations

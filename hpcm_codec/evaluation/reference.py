@@ -94,7 +94,7 @@ def anchor_results(anchor: str, dataset: str | None = None) -> dict[str, Any]:
 
 
 def dataset_of(anchor: str, dataset: str | None = None) -> str | None:
-    """The data set of a shipped curve; None for a file, which need not tell."""
+    """The data set of a shipped curve; None for a file, which need not say."""
     return None if is_path(anchor) else find_reference(anchor, dataset).dataset
 
 

@@ -1,7 +1,7 @@
-"""Pages to look at: one HTML file each, pictures, scripts and all, that asks nothing of any network.
+"""HTML pages of results: one file each, which contains pictures and scripts and needs no network.
 
 `report_page` is what `hpcm eval --report` writes (curves, tables, sliders), `compare_page` what `hpcm compare` writes
-(sliders). The page's parts are in page/; its data is a JSON object inside it, so whoever wants the figures can take them
+(sliders). The page's parts are in page/; its data is a JSON object inside it, so that the figures can be taken
 from there.
 """
 
@@ -76,7 +76,7 @@ def _page(title: str, lead: str, data: dict[str, Any]) -> str:
         "SCRIPT": "\n".join(map(_part, SCRIPTS)),
         "DATA": text,
     }
-    # the data last, so that nothing is looked for inside it
+    # the data last: it may contain text that looks like a placeholder
     page = _part("page.html")
     for name, part in parts.items():
         page = page.replace(f"<!--{name}-->", part, 1)

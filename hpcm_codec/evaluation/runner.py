@@ -1,9 +1,10 @@
 """Measure a codec on a data set: real files, really decoded.
 
-Every picture is encoded to the bytes of a whole file and those bytes are decoded again; nothing is estimated. Only
-the colour samples take part: metadata and transparency are left out before encoding, so that all codecs are asked for
-the same. `measure` is one picture at one quality, `means_of` their means, `summarise` puts them into the form of
-CompressAI's results files. Which pictures, codecs and processes: `campaign`.
+Every picture is encoded to the bytes of a whole file, and those bytes are decoded again; nothing is estimated. Metadata and
+transparency are removed before encoding, so that all codecs have the same task.
+
+`measure` measures one picture at one quality, `means_of` takes means over pictures, `summarise` puts them into the form of CompressAI's
+results files. `campaign` makes many measurements.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db
 from hpcm_codec.images import Picture
 from hpcm_codec.images.fidelity import psnr
 
-# Digits after the point that are kept: far below what any measurement here can tell apart.
+# Digits after the point that are kept: far below the accuracy of any measurement here.
 DIGITS = 6
 
 
 class MismatchError(HpcmError):
-    """The decoder arrived at other pixels than the encoder said it would."""
+    """The decoder's pixels differ from the encoder's reconstruction."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Row:
     psnr:    in dB, infinite when nothing was lost.
     ms_ssim: 0 to 1, None for pictures with a side below 161 pixels.
     Times are in seconds of wall clock; memory is the most bytes the process held meanwhile, None where the system
-    does not tell.
+    does not report it.
     """
 
     image: str
@@ -62,7 +63,7 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
     """Encode, decode and compare one picture.
 
     verify: also check that decoding gave exactly the encoder's own reconstruction.
-    Raises MismatchError when it did not, UsageError when the codec cannot tell; and whatever the codec raises.
+    Raises MismatchError when it did not, UsageError when the codec does not know; and whatever the codec raises.
     """
     picture = Picture(picture.pixels)
     encoded = None
@@ -74,7 +75,9 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
         encoded = codec.encode_with_latents(picture, quality)
         data = encoded.data
     else:
-        raise UsageError("this codec's encoder cannot tell what a decoder must arrive at", advice="leave out --verify")
+        raise UsageError(
+            "this codec's encoder does not know what a decoder must arrive at", advice="leave out --verify"
+        )
     encoding_time = time.perf_counter() - start
     encoding_memory = memory.taken()
     start = time.perf_counter()

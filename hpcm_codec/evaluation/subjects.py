@@ -1,4 +1,4 @@
-"""The codecs of one run: which of those asked for are here, what they are called, and what results files say about them."""
+"""The codecs of one run: those that are installed, their names, and their description in results files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = (HPCM, *PILLOW_FORMATS)
 class Subject:
     """A codec that is measured.
 
-    name:        what tables and curves call it; description: settings, versions and weights in one line.
+    name:        in tables and curves; description: settings, versions and weights in one line.
     codec:       loaded in this process.
     facts:       further entries of its results: "machine" and, for ours, "checkpoint".
     """
@@ -63,9 +63,9 @@ def find_subjects(
     model: str | None = None,
     device: str = "auto",
     profile: str = "auto",
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> list[Subject]:
-    """The codecs that are installed, in the order asked for; `tell` gets a line for each that is not.
+    """The codecs that are installed, in the order asked for; `report` is called with a line for each that is not.
 
     model, device, profile: for "hpcm".
     Raises MissingCodecError when none is left, or what loading a model raises.
@@ -76,8 +76,8 @@ def find_subjects(
             found.append(_hpcm(model, device, profile) if kind == HPCM else _ordinary(kind))
         except MissingCodecError as error:
             missing.append(error)
-            if tell is not None and len(kinds) > 1:
-                tell(f"{kind} is left out: {error}")
+            if report is not None and len(kinds) > 1:
+                report(f"{kind} is left out: {error}")
     if not found and missing:
         raise missing[0]
     return found

@@ -89,12 +89,12 @@ class Survey:
 
 
 def compare_all(
-    results: dict[str, Any], anchors: Sequence[Curve], metric: str, tell: Callable[[str], None]
+    results: dict[str, Any], anchors: Sequence[Curve], metric: str, report: Callable[[str], None]
 ) -> tuple[list[Comparison], UsageError | None]:
     """Deltas of the first codec against the anchors and the other codecs of the run.
 
-    Also gives back the last refusal of an anchor, to be raised when all else is done: the measurements themselves are
-    good. That another codec's curve cannot be compared is only told.
+    Also returns the last error of an anchor, to be raised at the end: the measurements themselves are
+    valid. That another codec's curve cannot be compared is only reported.
     """
     comparisons: list[Comparison] = []
     refusal: UsageError | None = None
@@ -105,10 +105,10 @@ def compare_all(
             refusal = error
     for other in results.get("other_codecs", ()):
         if len(results["qualities"]) < bjontegaard.FEWEST_POINTS:
-            continue  # nobody has asked for a curve
+            continue  # no curve was asked for
         try:
             curve = replace(Curve.from_results(other, metric), name=f"{other['name']} (this run)")
             comparisons.append(bjontegaard.compare(curve, Curve.from_results(results, metric)))
         except UsageError as error:
-            tell(f"no BD-rate against {other['name']}: {error}")
+            report(f"no BD-rate against {other['name']}: {error}")
     return comparisons, refusal

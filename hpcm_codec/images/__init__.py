@@ -1,7 +1,7 @@
 """Pictures in and out of image files, through Pillow.
 
 Everything Pillow can read becomes a `Picture`: 8-bit RGB or grey samples, upright, with transparency, ICC profile, EXIF and XMP beside
-them. Whatever a picture loses on the way (bits, frames, a CMYK profile) is told in a notice. Whatever cannot be read ends in a
+them. Whatever a picture loses on the way (bits, frames, a CMYK profile) is reported in a notice. Whatever cannot be read ends in a
 FileError with a reason; Pillow's own exceptions and warnings stay in here.
 """
 

@@ -56,7 +56,7 @@ def libvips() -> Any:
 def held_bytes(image: Image.Image, raw_mode: str) -> int | None:
     """Bytes that reading a file by libvips takes; None for a file that cannot be read so, or takes Pillow less.
 
-    image: as Pillow has identified it. raw_mode: as `reading.raw_mode_of` tells.
+    image: as Pillow has identified it. raw_mode: as `reading.raw_mode_of` gives it.
     """
     if raw_mode != image.mode or raw_mode not in _RAW_MODES.get(image.format or "", ()):
         return None

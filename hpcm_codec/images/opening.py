@@ -3,7 +3,7 @@
 Where the samples lie in the file as they are (PPM, uncompressed TIFF and BMP of 8-bit grey or RGB), rows are read from there. Of large
 PNG, JPEG and TIFF files libvips decodes rows, where it is installed. Other files are decoded by Pillow, whose image is then the only copy
 of the pixels; and what has to be converted as a whole (other modes, a picture that lies on its side) is read as `read_picture` reads
-it. What each way holds in memory is told before it is taken.
+it. What each way will hold in memory is reported before the memory is taken.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def open_picture(
     """An image file as the encoder takes it; the same pixels, metadata and notices as `read_picture` gives.
 
     source, name, max_pixels: as for `read_picture`; rows can be read inside the `with` only.
-    afford: told width, height and the bytes that will be held, before they are; raises when that is too much.
+    afford: called with width, height and the bytes that will be held, before they are; raises when that is too much.
     Raises FileError as `read_picture`, here or when rows are read.
     """
     with ExitStack() as stack:
@@ -98,13 +98,13 @@ def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> Pi
         afford(image.width, image.height, converted)
         return picture_of(found, max_pixels, (raw_mode, deep))
 
-    def with_rows(rows: Callable[[int, int], Samples], alpha: Samples | None, told: Image.Image) -> PixelSource:
-        """told: the image that knows the metadata."""
+    def with_rows(rows: Callable[[int, int], Samples], alpha: Samples | None, described: Image.Image) -> PixelSource:
+        """described: the image that has the metadata."""
         grey = image.mode[0] == "L"
-        icc = icc_of(told, found.code_points, grey, notices)
-        _, exif, exif_notices = exif_of(told)
+        icc = icc_of(described, found.code_points, grey, notices)
+        _, exif, exif_notices = exif_of(described)
         notices.extend(exif_notices)
-        extras, xmp = extras_of(told, turned_by_pillow(told), notices), xmp_of(told)
+        extras, xmp = extras_of(described, turned_by_pillow(described), notices), xmp_of(described)
         size = image.width, image.height
         return _OpenPicture(*size, grey, rows, name, alpha, icc, exif, xmp, extras, tuple(notices))
 
@@ -120,12 +120,12 @@ def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> Pi
     if in_strips is not None and libvips.libvips() is not None:
         afford(image.width, image.height, in_strips + of_alpha)
         with suppress(OSError):  # what libvips cannot begin is left to Pillow
-            told = _with_all_metadata(image, file)
-            if _plain(told, raw_mode) and not _turned(told):
+            described = _with_all_metadata(image, file)
+            if _plain(described, raw_mode) and not _turned(described):
                 decoder = libvips.Rows(image, file)
                 alpha = decoder.alpha() if has_alpha else None
                 colours = -1 if has_alpha else None
-                return with_rows(lambda top, bottom: decoder.read(top, bottom)[..., :colours], alpha, told)
+                return with_rows(lambda top, bottom: decoder.read(top, bottom)[..., :colours], alpha, described)
     try:
         afford(image.width, image.height, pixels * (_PILLOW + own) + of_alpha)
     except MemoryLimitError as error:

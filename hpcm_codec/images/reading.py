@@ -182,7 +182,7 @@ def picture_of(found: Identified, max_pixels: int, raw: tuple[str, bool] | None 
     if deep and image.mode in ("L", "LA", "RGB", "RGBA"):
         notices.append(f"{image.info.get('bit_depth', 16)} bits per sample reduced to 8")
     pixels, alpha = samples_of(image, raw_mode, notices, lower_bytes)
-    # of ink and Lab values, which are gone, a profile says nothing any more
+    # a profile of CMYK or Lab describes values that were converted
     grey = pixels.shape[2] == 1
     icc = None if image.mode in ("CMYK", "LAB") else icc_of(image, found.code_points, grey, notices)
     xmp = xmp_of(image)

@@ -139,7 +139,7 @@ def find_ninja() -> str | None:
 
 @cache
 def processor() -> str:
-    """What -march=native depends on: machine, processor model and instruction sets, as far as the system tells."""
+    """What -march=native depends on: machine, processor model and instruction sets, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:

@@ -149,7 +149,7 @@ class _CodeStep(torch.autograd.Function):
             "code_step_backward", rows, latents, gains, *kept, likelihood.contiguous(), rows_of(decoded), params, packed,
             gain, ctx.step.table, ctx.distribution.numbers, len(ctx.step.table), *rows.shape[:3], ctx.step.channels,
         )  # fmt: skip
-        # At the step's positions the plane before held zeros that nobody made: its gradient there is of no interest.
+        # At the step's positions the plane before held constant zeros: no gradient is needed there.
         return plane_of(params), decoded, packed, None, gain.view(ctx.gain_shape), None, None
 
 

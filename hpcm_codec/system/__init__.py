@@ -1,1 +1,1 @@
-"""What the operating system gives: whole or absent output files, temporary files, worker processes, threads."""
+"""Files that are written whole or not at all, temporary files, worker processes and threads."""

@@ -1,8 +1,8 @@
-"""Files that appear whole or not at all.
+"""Output files that are written whole or not at all.
 
-`write_atomically` writes under a temporary name beside its target and moves the result into place in one step. Whoever looks at the
-target sees the old file, no file, or the complete new file; a full disk or Ctrl-C leaves nothing behind, a `kill -9` at most the
-temporary file, which `temporaries.remove_left_behind` finds.
+`write_atomically` writes under a temporary name beside its target and moves the result into place in one step. A reader of the
+target sees the old file, no file, or the complete new file. A full disk or Ctrl-C leaves no temporary file; `kill -9` may leave one,
+which `temporaries.remove_left_behind` removes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _REASONS = {
     errno.EFBIG: ("larger than the file system or a limit allows", "choose another place"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
-# what os.link answers where the file system has no hard links
+# errors of os.link on file systems without hard links
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 
 
 def file_error(path: str | os.PathLike[str], error: OSError) -> FileError:
-    """The FileError that says about `path` what the operating system said."""
+    """The operating system's error about `path` as a FileError."""
     reason, advice = _REASONS.get(
         error.errno or 0, (error.strerror or str(error) or "cannot be used", "check the path")
     )
@@ -46,7 +46,7 @@ def file_error(path: str | os.PathLike[str], error: OSError) -> FileError:
 
 
 def as_hpcm_error(error: BaseException) -> HpcmError | None:
-    """The error itself, or what an error of the system means to a user; None for a bug."""
+    """An HpcmError itself, or one made of an error of the system; None for a bug."""
     if isinstance(error, HpcmError):
         return error
     if isinstance(error, OSError):
@@ -61,10 +61,10 @@ def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: boo
     """Make `data` the content of the file `path`; permissions are those of the file it replaces, or of any new one under the umask.
 
     data:      the bytes, or a function that writes them to the binary file it is given.
-    overwrite: replace an existing file; otherwise an existing one is left alone, even one that turns up while we write.
-    A device or pipe (/dev/null, say) has no content to protect or replace and is simply written to.
-    Raises FileError when that is not possible. On any failure, KeyboardInterrupt included, the temporary file is gone and the target
-    is as it was. An error that `data` raises, other than OSError, is passed on.
+    overwrite: replace an existing file; otherwise an existing one is left alone, even one that appears while we write.
+    A device or pipe (such as /dev/null) is written to directly.
+    Raises FileError when that is not possible. On any failure, KeyboardInterrupt included, the temporary file is removed and the target
+    is unchanged. An error that `data` raises, other than OSError, is passed on.
     """
     target = Path(path)
     try:
@@ -133,7 +133,7 @@ def _move(temporary: Path, target: Path, overwrite: bool) -> None:
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            # claim the name first: only an empty file of our own making can then be replaced
+            # create the name first: then only our own empty file can be replaced
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             try:
                 os.replace(temporary, target)

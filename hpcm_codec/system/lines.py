@@ -1,7 +1,7 @@
-"""Files of lines that grow by one line at a time, and survive the end of the process that writes them.
+"""Files to which lines are appended, and which stay readable if the process ends in the middle of one.
 
-A line is written in one piece and, where asked, forced to the disk. So a crash leaves whole lines and at most the beginning of one more,
-which `read_lines` gives apart from them.
+A line is written in one piece and, if asked for, forced to the disk. So a crash leaves whole lines and at most the beginning of one more,
+which `read_lines` returns separately.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from hpcm_codec.system.files import file_error
 
 
 def read_lines(path: str | Path) -> tuple[list[bytes], bytes]:
-    """(whole lines without their ends, what follows the last line end: empty unless a line was cut short).
+    """The whole lines without their ends, and what follows the last line end (empty unless a line was cut short).
 
-    A file that is not there has no lines. Raises FileError when it cannot be read.
+    A missing file has no lines. Raises FileError when it cannot be read.
     """
     try:
         content = Path(path).read_bytes()
@@ -28,7 +28,7 @@ def read_lines(path: str | Path) -> tuple[list[bytes], bytes]:
 
 
 def append_line(path: str | Path, line: str, *, durable: bool = False) -> None:
-    """Add a line; the file is made where it is missing. durable: it is on the disk when this returns. Raises FileError."""
+    """Add a line; the file is created if it is missing. durable: it is on the disk when this returns. Raises FileError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:

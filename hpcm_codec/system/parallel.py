@@ -1,4 +1,4 @@
-"""Work on several tiles at a time, with results in order and never more of them than that in memory."""
+"""Work on several tiles at a time, with results in order, holding no more results than workers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result]:
-    """work(item) for every item, in their order, by that many threads; with one, in this thread when it is asked for.
+    """work(item) for every item, in their order, in that many threads; with one worker, in this thread when the result is asked for.
 
-    An item is taken when a worker is about to be free for it: at most `workers` are being worked on or wait to be fetched. What an item or
-    its work raises is raised in its turn, and nothing is begun after it.
+    An item is taken only when a worker is free for it: at most `workers` items are in work or finished and not yet fetched. An exception of
+    an item or its work is raised in its place in the order, and no further item is started.
 
     >>> list(in_order(lambda number: number**2, range(5), workers=2))
     [0, 1, 4, 9, 16]

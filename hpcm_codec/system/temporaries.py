@@ -1,8 +1,8 @@
-"""Temporary files beside their targets, and what becomes of those whose process was killed.
+"""Temporary files beside their targets, and the removal of those whose process was killed.
 
-A temporary file is called `.hpcm-HOST-RANDOM.tmp` and is locked (flock) for as long as somebody writes it. The system gives the lock
-back when the process ends, however it ends. So a file of this machine that can be locked belongs to nobody any more. Locks of other
-machines may not be visible on a network file system: their files are only taken for left behind after a day without a change.
+A temporary file is called `.hpcm-HOST-RANDOM.tmp` and is locked (flock) while a process writes it. The system releases the lock
+when the process ends, however it ends. So a file of this machine that can be locked has no writer any more. Locks of other
+machines may not be visible on a network file system: their files are removed only after a day without a change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows, which refuses to delete a file that somebody has open
+except ImportError:  # Windows, which refuses to delete a file that is open
     fcntl = None  # type: ignore[assignment]
 
 NAME = re.compile(r"\.hpcm-([0-9a-f]{8})-[0-9a-f]{16}\.tmp")
@@ -35,7 +35,7 @@ def _this_host() -> str:
 
 @contextmanager
 def temporary_in(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new, locked, empty file in a folder; in the end its name is gone, unless it was moved away. Raises OSError."""
+    """A new, locked, empty file in a folder; in the end it is removed, unless it was moved away. Raises OSError."""
     path, file = _create(folder)
     try:
         with file:
@@ -48,7 +48,7 @@ def temporary_in(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 def _create(folder: Path) -> tuple[Path, BinaryIO]:
     while True:
-        # not derived from the target's name, which may be as long as names can be
+        # not derived from the target's name, which may already have the largest length
         path = folder / f".hpcm-{_this_host()}-{secrets.token_hex(8)}.tmp"
         _mine.add(path)
         try:
@@ -57,7 +57,7 @@ def _create(folder: Path) -> tuple[Path, BinaryIO]:
             _mine.discard(path)
             raise
         _lock(file, wait=True)
-        # between opening and locking, `remove_left_behind` may have taken it for nobody's
+        # between opening and locking, `remove_left_behind` may have taken it for one without a writer
         if path.exists():
             return path, file
         file.close()
@@ -65,7 +65,7 @@ def _create(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _lock(file: BinaryIO, wait: bool) -> bool:
-    """Whether the file is now locked by us; never where the system or the file system has no locks."""
+    """Whether the file is now locked by us; always False where the system or the file system has no locks."""
     if fcntl is None:
         return False
     try:
@@ -76,16 +76,16 @@ def _lock(file: BinaryIO, wait: bool) -> bool:
 
 
 def remove_mine() -> None:
-    """Remove the temporary files that this process is writing: for a process that is about to end without any `finally`."""
+    """Remove the temporary files that this process is writing: for a process that is about to end without running `finally` blocks."""
     for path in list(_mine):
         with suppress(OSError):
             os.unlink(path)
 
 
 def remove_left_behind(folder: str | os.PathLike[str]) -> int:
-    """Remove the temporary files in a folder (not below it) that nobody writes any more; returns how many.
+    """Remove the temporary files in a folder (not below it) that no process writes any more; returns how many.
 
-    Safe beside any number of other processes and machines that write there (see above). What cannot be looked at or removed stays.
+    Other processes and machines may write there at the same time (see above). Files that cannot be examined or removed stay.
     """
     removed = 0
     with suppress(OSError), os.scandir(folder) as entries:
@@ -94,11 +94,11 @@ def remove_left_behind(folder: str | os.PathLike[str]) -> int:
             if match is None:
                 continue
             with suppress(OSError):
-                removed += _remove_if_nobodys(Path(entry.path), here=match[1] == _this_host())
+                removed += _remove_if_abandoned(Path(entry.path), here=match[1] == _this_host())
     return removed
 
 
-def _remove_if_nobodys(path: Path, here: bool) -> bool:
+def _remove_if_abandoned(path: Path, here: bool) -> bool:
     if not here and time.time() - path.stat().st_mtime < DAY_SECONDS:
         return False
     with open(path, "rb") as file:

@@ -19,7 +19,7 @@ _forked = False
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use that many threads; None leaves it alone, and torch unloaded. In a forked child it stays at one."""
+    """Let torch use that many threads; None changes nothing and does not import torch. In a forked child it stays at one."""
     if threads is not None:
         import torch
 
@@ -29,7 +29,7 @@ def set_threads(threads: int | None) -> None:
 
 @contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """What is computed inside is computed on that many threads, whatever torch is set to. Raises HpcmError in a forked child."""
+    """Inside, torch computes on that many threads; afterwards on as many as before. Raises HpcmError in a forked child."""
     import torch
 
     if threads > 1 and after_fork("cpu"):

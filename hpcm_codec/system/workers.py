@@ -1,7 +1,7 @@
-"""Other processes that work through a list of items, each with its own copy of whatever it loads.
+"""Processes that work through a list of items, each with its own copy of what it loads.
 
-A process that dies (the system ends those that take too much memory) costs nobody else anything: what was under way is tried again,
-one item at a time, so that the item that brings a process down is found, and only that one fails.
+A process that dies (the system ends those that take too much memory) does not affect the others: the items that were in work are
+tried again one at a time, so that only the item that ends a process fails.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class WorkerDiedError(HpcmError):
 
 
 class Workers(Generic[Item, Made]):
-    """`jobs` processes, started when first needed, that apply one function to items. Use as a context: in the end they are gone.
+    """`jobs` processes, started when first needed, that apply one function to items. Use as a context: in the end they are stopped.
 
     threads: of torch in each of them; None divides those that torch would use by the number of processes, but not below
-             `FEWEST_THREADS`: what is made does not depend on how many processes made it.
+             `FEWEST_THREADS`, so that results do not depend on the number of processes.
     """
 
     def __init__(self, work: Callable[[Item], Made], jobs: int, threads: int | None = None) -> None:
@@ -56,14 +56,14 @@ class Workers(Generic[Item, Made]):
         self.close()
 
     def results(self, items: Iterable[Item]) -> Generator[tuple[int, Future[Made]], None, None]:
-        """(place of an item, its finished future), as they get finished.
+        """(index of an item, its future), in the order in which they finish.
 
         A future holds what the function returned or raised, or WorkerDiedError.
         """
         waiting = enumerate(items)
         running: dict[Future[Made], tuple[int, Item]] = {}
         while True:
-            # no more than keep everybody busy: what is under way when a process dies has to be tried again
+            # just enough to keep all busy: when a process dies, all items in work have to be tried again
             for place, item in islice(waiting, self._jobs + 1 - len(running)):
                 running[self._submit(item)] = place, item
             if not running:
@@ -123,9 +123,9 @@ def _died(future: Future[Made]) -> bool:
 
 
 def prepare_worker(threads: int | None, jobs: int) -> None:
-    """Make this process a worker: its threads, and an end without leftovers when it is told to end or its parent has ended."""
+    """Make this process a worker: set its threads, and let it end without leftovers on a signal or when its parent has ended."""
     tell_warnings()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to act on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: _end())

@@ -1,8 +1,8 @@
-"""Decoded latents of just the tiles around the one that is being synthesised, however large the picture is.
+"""Decoded latents of only the tiles around the one that is being synthesised, whatever the picture's size.
 
 A picture is synthesised tile by tile, row by row. Each tile's window sees a few latents of its neighbours (`HALO_LATENTS`), so
-`Neighbourhood` decodes a tile when the first window asks for it and forgets it after the last one; of a finished tile only the rows
-that the tiles below it see are kept. At most one row of tiles and three tiles more are held.
+`Neighbourhood` decodes a tile when the first window needs it and releases it after the last one; of a finished tile only the rows
+that the tiles below need are kept. At most one row of tiles and three tiles more are held.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Neighbourhood:
     """The latents that windows are made of; windows are asked for row by row, left to right.
 
     decode: a tile's decoded latents, 1×M×h×w; called once for a tile that some window needs, never for another (see `tiles_needed`).
-    seen:   in latents; what lies outside it has no influence on the pixels that are wanted, and is zero in the windows.
+    seen:   in latents; latents outside it do not influence the pixels that are wanted; they are zero in the windows.
     zeros:  makes latents of zeros, B×M×h×w, of B, h and w.
     """
 
@@ -82,7 +82,7 @@ class Neighbourhood:
         return self._held[tile.index][1:]
 
     def _forget(self, done: Tile, last_in_row: bool) -> None:
-        """Let go of what no window after this one sees: tiles of the row above, and all but the last rows of this row's."""
+        """Release what no later window needs: tiles of the row above, and all but the last rows of this row's."""
         for index, (tile, kept, latents) in list(self._held.items()):
             if tile.row > done.row or (tile.column >= done.column and not last_in_row):
                 continue

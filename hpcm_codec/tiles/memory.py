@@ -29,7 +29,7 @@ ADVICE = "raise it with --memory if the machine has that much"
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine, or the container we are in, has; 4 GiB where the system does not tell."""
+    """Bytes of memory that this machine, or the container we are in, has; 4 GiB where the system does not report it."""
     found = 4 * 2**30
     with suppress(OSError, ValueError, AttributeError):
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

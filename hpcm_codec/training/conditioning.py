@@ -3,7 +3,7 @@
 The projection starts as a block transform, whose lowest frequency is a hundred times as large as its highest ones. One step of Adam moves
 every weight by the same amount, so the weights of large channels change the function most. Divided by their standard deviation over
 pictures, with weights that undo it, all channels are alike to the optimiser. It wants a lower rate for the transforms then
-(`transform_rate_factor`): a step of one size now changes the whole of a block's output. docs/training-log.md tells what it brings.
+(`transform_rate_factor`): a step of one size now changes the whole of a block's output. docs/training-log.md has what it brings.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Verdict(Enum):
 class Guard:
     """Judges the steps of a run by their loss and the norm of their gradient.
 
-    The same numbers in the same order give the same answers, so processes that are told the same decide the same.
+    The same numbers in the same order give the same answers, so processes that get the same numbers decide alike.
     verdict: on the last step.
 
     >>> guard = Guard()

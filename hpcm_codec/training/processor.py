@@ -21,7 +21,7 @@ ARCH_PRCTL, ASK_FOR_TILES, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64, as
 
 
 def matrix_units() -> list[str]:
-    """Those of UNITS that the processor has; none where the system does not tell."""
+    """Those of UNITS that the processor has; none where the system does not report them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -49,10 +49,10 @@ def _compiled_for(compiler: list[str] | None) -> set[str]:
         return set()
     command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return set()
-    return set(re.findall(r"^#define (\w+)", told, re.MULTILINE))
+    return set(re.findall(r"^#define (\w+)", printed, re.MULTILINE))
 
 
 def _tiles_are_allowed() -> bool:

@@ -1,6 +1,6 @@
 """The score by which runs are compared: the training loss on validation pictures, estimated, without coding a bit.
 
-A minute instead of the hour that real files take (`hpcm train validate`), and fine enough to tell two settings apart.
+A minute instead of the hour that real files take (`hpcm train validate`), and accurate enough to compare two settings.
 docs/training-log.md has the scores of all runs.
 """
 

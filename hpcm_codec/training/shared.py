@@ -15,11 +15,11 @@ import torch
 
 from hpcm_codec.training.processes import Processes
 
-HEAD = 64  # bytes before what the callers store: a number that tells this memory from another
+HEAD = 64  # bytes before what the callers store: a number by which this memory is recognised
 
 
 def on_one_machine(processes: Processes) -> bool:
-    """Whether all processes run here, as torchrun tells in LOCAL_WORLD_SIZE."""
+    """Whether all processes run here, as torchrun says in LOCAL_WORLD_SIZE."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == processes.world
 
 

@@ -30,7 +30,7 @@ class GoodStates:
     """Reads and writes them, and chooses to which one a run goes back. All processes hold one each and ask it the same.
 
     step: of the state that was read or written last, None before.
-    say:  is told when a state had to be passed over.
+    say:  called with a line when a state was skipped.
     """
 
     def __init__(self, folder: Path, say: Say) -> None:

@@ -78,7 +78,7 @@ class Checkpoint:
 
     def build_model(self) -> HPCM:
         """The network with these weights, in evaluation mode, float32, on the CPU."""
-        model = HPCM(self.config, initialise=False)  # 0.15 s less than drawing 14 million numbers that nobody looks at
+        model = HPCM(self.config, initialise=False)  # saves 0.15 s: 14 million random numbers that would be overwritten
         model.load_state_dict({name: value.float() for name, value in self.weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
 

@@ -1,7 +1,7 @@
 """Identities of checkpoints: 8 bytes by which a bitstream names the weights that it was made with.
 
-An identity is a digest of the tensors' names, types, shapes and bytes. So whoever renames an attribute of a module (and with it a tensor),
-or changes a type, makes another model of every checkpoint there is, and no file that exists decodes any more. Nothing here imports torch.
+An identity is a digest of the tensors' names, types, shapes and bytes. Renaming an attribute of a module (and with it a tensor), or
+changing a type, therefore makes every checkpoint another model, and no existing file decodes any more. Nothing here imports torch.
 """
 
 from __future__ import annotations

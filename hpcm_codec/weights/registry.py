@@ -63,7 +63,7 @@ def find_checkpoint(name_or_path: str) -> Path:
 
 
 def known_name(identity: bytes) -> str | None:
-    """The name of the known checkpoint of that identity, or None; damaged ones are nobody's."""
+    """The name of the known checkpoint of that identity, or None; damaged checkpoints are skipped."""
     for name, path in known_checkpoints().items():
         try:
             if kept_identity(path) == identity:

@@ -1,6 +1,6 @@
 """The exact profile: the context model in integers, so that every machine decides the same probabilities.
 
-`tables` has the stored functions, `formats` what the numbers mean, `layers` the layers made of a trained network's, `network` the walk over
-the coding steps with them, `export` the calibration that `hpcm checkpoints export --exact` runs. The operators themselves are
-in `hpcm_codec.ops.integer`. docs/determinism.md says what is promised and why it holds.
+`layers` and `modules` make integer layers of a trained network's, `network` evaluates them over the coding steps, `export` is the
+calibration that `hpcm checkpoints export --exact` runs. The operators are in `ops.integer`, the stored functions in `ops.integer_tables`.
+docs/determinism.md says what is guaranteed and why it holds.
 """

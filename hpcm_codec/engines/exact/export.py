@@ -1,7 +1,7 @@
 """Calibration: which units every activation of a trained model needs, found by running it on pictures.
 
 A power of two is chosen for each channel (for all channels together where they meet in other ways than weighted sums), so that the largest
-magnitude seen, times a margin, fits the integers' range. What is larger later saturates, in the encoder as in the decoder.
+magnitude seen, times a margin, fits the integers' range. Larger values saturate later, in the encoder as in the decoder.
 """
 
 from __future__ import annotations
