@@ -27,8 +27,8 @@ from hpcm_codec.codec import Codec
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, SCALES
 from hpcm_codec.engines.ports import DecoderPort
 from hpcm_codec.errors import HpcmError
+from hpcm_codec.extensions import extras_in
 from hpcm_codec.images import Extras, Picture, decode_alpha, picture_to_pil, write_picture
-from hpcm_codec.images.extras import extras_in
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from small_model import checkpoint

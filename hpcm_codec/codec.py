@@ -30,11 +30,10 @@ from hpcm_codec.constants import (
 from hpcm_codec.engines.interface import Engine, Latents, Record
 from hpcm_codec.engines.loading import load_engines
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
+from hpcm_codec.extensions import extras_in, payloads_of
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
-from hpcm_codec.images.extras import extras_in, payloads_of
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.parallel import in_order
-from hpcm_codec.system.threads import after_fork, heed_forks
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid, Window
 from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
@@ -79,7 +78,6 @@ class Codec:
         tile_workers: int = 1,
     ) -> None:
         stored = checkpoint if isinstance(checkpoint, StoredCheckpoint) else checkpoint.as_stored()
-        heed_forks()
         self.engines = load_engines(stored, device)
         self.profile = self._profile(profile)
         self.tile_workers = tile_workers
@@ -179,7 +177,6 @@ class Codec:
 
     def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Latents]]:
         """Every tile of B pictures of one size with its latents before rounding, B×M×h×w."""
-        after_fork(self.device)
         height = pictures[0].height
         grid = TileGrid(pictures[0].width, height)
         for row in range(grid.rows):
@@ -195,7 +192,6 @@ class Codec:
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Latents]], quality: float, decoded: Latents | None
     ) -> bytes:
         """The file's bytes, of all tiles and their latents. decoded: if not None, filled with the latents that a decoder will decode."""
-        after_fork(self.device)
         header = self._header(picture, quality)
 
         def coded(item: tuple[Tile, Latents]) -> TileStreams:
@@ -285,7 +281,6 @@ class Codec:
         )
 
     def _decoded_strips(self, engine: Engine, stream: HpcmStream, area: Rectangle) -> Iterator[NDArray[np.uint8]]:
-        after_fork(engine.device)
         header, grid = stream.header, stream.header.grid
         # where a pixel may depend on latents outside its halo, windows are always filled completely
         seen = latents_seen(area, grid) if engine.local_synthesis else grid.latents
@@ -304,7 +299,6 @@ class Codec:
         """
         digest = hashlib.sha256()
         stream = self._parse(data, max_pixels, partial=False, scale=FINEST_SCALE)
-        after_fork(self._engine_of(stream.header).device)
         for tile in stream.header.grid:
             self._decode_tile(tile, stream, lambda symbols: digest.update(symbols.astype("<i4").tobytes()))
         return digest.hexdigest()
@@ -364,7 +358,6 @@ class Codec:
 
         window_latents: of a tile (and whether it is the last in its row), the latents of the tile and its halo.
         """
-        after_fork(engine.device)
         columns = header.grid.columns_of(area)
         for row in header.grid.rows_of(area):
             tiles = header.grid.row(row)[columns.start : columns.stop]

@@ -28,9 +28,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.errors import CorruptStreamError, CutShortError, HpcmError, UnsupportedError, UsageError
+from hpcm_codec.extensions import extras_in
 from hpcm_codec.images import EXIF_PREFIX, picture_from_pil, picture_to_pil
 from hpcm_codec.images.colour import other_space
-from hpcm_codec.images.extras import extras_in, info_of
+from hpcm_codec.images.extras import info_of
 
 FORMAT = "HPCM"
 EXTENSION = ".hpcm"

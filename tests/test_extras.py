@@ -20,8 +20,9 @@ from conftest import case, small_photograph
 from hpcm_codec import Codec, Picture
 from hpcm_codec.bitstream.container import EXTENSION_NAMES, IPTC, RESOLUTION, TEXTS, parse_stream
 from hpcm_codec.cli.main import main
+from hpcm_codec.extensions import extras_in, payloads_of
 from hpcm_codec.images import ORIENTATION, Extras, open_picture, read_picture, write_picture
-from hpcm_codec.images.extras import TEXTS_BYTES, as_raw_profile, extras_in, payloads_of, photoshop_segment
+from hpcm_codec.images.extras import TEXTS_BYTES, as_raw_profile, photoshop_segment
 from test_images import exif_with, file_bytes, noise, png, png_chunk
 
 RECORDS = b"\x1c\x02\x78\x00\x07caption\x1c\x02\x50\x00\x06author"

@@ -122,7 +122,7 @@ class Encoding:
 
     def inspect(self, job: Job) -> Outcome:
         from hpcm_codec.bitstream.container import parse_stream
-        from hpcm_codec.images.extras import payloads_of
+        from hpcm_codec.extensions import payloads_of
 
         codec = self._codec()
         data = read_input(job.target)

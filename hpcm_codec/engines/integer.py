@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from hpcm_codec.engines.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.ops import integer
+from hpcm_codec.system.threads import after_fork
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
 
 
@@ -34,19 +36,24 @@ class IntegerEngine:
         self.device = "cpu" if network.device is None else str(network.device)
         self.parallel_tiles = self.device == "cpu"
 
+    def _position(self, quality_code: int) -> Any:
+        """Where a quality lies among the network's levels. Raises HpcmError on a GPU in a forked child."""
+        after_fork(self.device)
+        return self.network.position(quality_code)
+
     def new_latents(self, pictures: int, height: int, width: int) -> Latents:
         shape = (pictures, height, width, self.network.config.latent_channels)
         return integer.channels_first(integer.zeros(shape, "int32", like=self.network.latent_fraction))
 
     def analyse(self, windows: Sequence[NDArray[np.uint8]]) -> Latents:
-        position = self.network.position(0)
+        position = self._position(0)
         with self.observer.stage("analysis"):
             analysed = [self.network.analyse(window, position) for window in windows]
         return integer.channels_first(analysed[0][None] if len(analysed) == 1 else integer.stacked(analysed))
 
     def encode(self, latents: Latents, quality_code: int) -> EncodedTile:
         network = self.network
-        position = network.position(quality_code)
+        position = self._position(quality_code)
         quality = network.at(position)
         tokens = integer.narrow(integer.channels_last(latents[0]))
         gain = network.steps_per_unit(quality, network.analysis.fraction)
@@ -75,7 +82,7 @@ class IntegerEngine:
         port = DecoderPort(
             dict(zip(SCALES, payloads, strict=True)), self._tables, network.device, record, begun, self.observer
         )
-        position = network.position(quality_code)
+        position = self._position(quality_code)
         height, width = (side // LATENTS_PER_UNIT for side in size)
         levels, _ = network.hyper_distribution(position)
         symbols = port.code_hyper((1, network.config.hyper_channels, height, width), levels)
@@ -90,5 +97,5 @@ class IntegerEngine:
         box = rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
         tokens = integer.as_int32(integer.channels_last(latents[0]))
         with self.observer.stage("synthesis"):
-            pixels: NDArray[np.uint8] = self.network.synthesise(tokens, self.network.position(quality_code), box, grey)
+            pixels: NDArray[np.uint8] = self.network.synthesise(tokens, self._position(quality_code), box, grey)
         return pixels

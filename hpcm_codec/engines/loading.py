@@ -15,7 +15,7 @@ from hpcm_codec.entropy.rans_encoder import CoderTables
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.ops import build
 from hpcm_codec.system.devices import device_of
-from hpcm_codec.system.threads import import_torch
+from hpcm_codec.system.threads import heed_forks, import_torch
 from hpcm_codec.weights.stored import StoredCheckpoint
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def load_engines(checkpoint: StoredCheckpoint, device: str) -> Engines:
     device: "cpu", "cuda", "cuda:N", or "auto" for CUDA where there is one. Raises UsageError for a device that does not exist,
     UnsupportedError for weights that the exact profile does not cover.
     """
+    heed_forks()
     return Engines(checkpoint, device_of(device))
 
 

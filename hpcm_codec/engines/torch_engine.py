@@ -24,12 +24,11 @@ from hpcm_codec.engines.interface import DecodedTile, EncodedTile, Record
 from hpcm_codec.engines.ports import DecoderPort, EncoderPort
 from hpcm_codec.entropy.distributions import sigma_index
 from hpcm_codec.entropy.rans_encoder import CoderTables
-from hpcm_codec.errors import HpcmError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.rate import quality_to_position
 from hpcm_codec.model.walk import SymbolPort
 from hpcm_codec.observing import UNOBSERVED, Observer
-from hpcm_codec.system.threads import ADVICE, after_fork, on_threads
+from hpcm_codec.system.threads import after_fork, on_threads
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
 
 # The float profile's context model always runs on this many threads: matrix products sum in another order under another number of
@@ -43,12 +42,14 @@ CodeHyper = Callable[
 Result = TypeVar("Result")
 
 
-def _in_its_own_precision(method: Callable[..., Result]) -> Callable[..., Result]:
-    """An engine's method, in which gradients and torch.autocast of the program around it have no effect."""
+def _by_itself(method: Callable[..., Result]) -> Callable[..., Result]:
+    """An engine's method, which computes without gradients, in its own precision whatever torch.autocast is set to around it, and on one
+    thread in a forked child."""
 
     @wraps(method)
     def computed(self: TorchEngine, *values: Any, **named: Any) -> Result:
-        with torch.inference_mode(), torch.autocast(torch.device(self.device).type, enabled=False):
+        after_fork(self.device)
+        with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
             return method(self, *values, **named)
 
     return computed
@@ -97,7 +98,7 @@ class TorchEngine(ABC):
 
     # -- latents of an image --------------------------------------------------------------------------------------
 
-    @_in_its_own_precision
+    @_by_itself
     def analyse(self, windows: Sequence[NDArray[np.uint8]]) -> Tensor:
         images = [self._image_of(window) for window in windows]
         batch = images[0] if len(images) == 1 else torch.cat(images)
@@ -110,7 +111,7 @@ class TorchEngine(ABC):
 
     # -- coding of latents ----------------------------------------------------------------------------------------
 
-    @_in_its_own_precision
+    @_by_itself
     def encode(self, latents: Tensor, quality_code: int) -> EncodedTile:
         rate = self._rate(quality_code)
         steps = latents * self._latent_gain(quality_code)
@@ -122,7 +123,7 @@ class TorchEngine(ABC):
         hyper_stream, s1, s2, s3 = (streams[scale] for scale in SCALES)
         return EncodedTile((hyper_stream, s1, s2, s3), port.symbol_check, decoded)
 
-    @_in_its_own_precision
+    @_by_itself
     def decode(
         self,
         payloads: Sequence[bytes | None],
@@ -153,7 +154,7 @@ class TorchEngine(ABC):
 
     # -- image of latents -----------------------------------------------------------------------------------------
 
-    @_in_its_own_precision
+    @_by_itself
     def synthesise(
         self, latents: Tensor, quality_code: int, area: tuple[slice, slice], grey: bool
     ) -> NDArray[np.uint8]:
@@ -183,8 +184,6 @@ class FloatEngine(TorchEngine):
         return 1.0 if log_gain is None else log_gain.exp()
 
     def _code(self, port: SymbolPort, code_hyper: CodeHyper, quality_code: int) -> Tensor:
-        if after_fork("cpu"):
-            raise HpcmError("the float profile needs two threads, and a forked process has one", advice=ADVICE)
         with on_threads(CONTEXT_THREADS):
             rate = self._rate(quality_code)
             with self.observer.stage("hyper synthesis"):

@@ -1,8 +1,4 @@
-"""What a picture carries besides profile, EXIF and XMP: IPTC data, resolution and texts; and as payloads of extension chunks.
-
-docs/bitstream.md, section 5, has the payloads. They are read as anything from outside: what does not fit them is left out with a notice,
-and costs nobody the picture.
-"""
+"""What a picture carries besides profile, EXIF and XMP: IPTC data, resolution and texts, out of image files and into them."""
 
 from __future__ import annotations
 
@@ -14,15 +10,13 @@ from typing import Any
 from PIL import Image
 from PIL import TiffImagePlugin as tiff
 
-from hpcm_codec.bitstream.byte_reader import ByteReader, varint_bytes
-from hpcm_codec.bitstream.container import IPTC, RESOLUTION, TEXTS
-from hpcm_codec.errors import CorruptStreamError
 from hpcm_codec.images.picture import COMMENT, PARSER_ERRORS, Extras
 
-TEXTS_BYTES = 65535  # of all texts of a picture, as a payload
+TEXTS_BYTES = 65535  # of all texts of a picture, with what is around them in a file of ours
+_AROUND_TEXT = 8  # bytes, at most
 KEYWORD_BYTES = 79  # in Latin-1, as PNG has them
 _IPTC_RESOURCE, IPTC_TAG, _PHOTOSHOP_TAG = 0x0404, 33723, 34377
-_INCH = 0.0254
+INCH = 0.0254
 _LARGEST = 2**32 - 1
 _PROFILE = "raw profile type "
 
@@ -42,6 +36,11 @@ def extras_of(image: Image.Image, sides_changed: bool, notices: list[str]) -> Ex
     if isinstance(aspect, tuple) and len(set(aspect)) > 1:
         notices.append(f"its pixels are not square ({aspect[0]}:{aspect[1]}), which is not kept")
     return Extras(_iptc_of(image), dpi, _texts_of(image, notices))
+
+
+def thousandths(dpi: float) -> int:
+    """A resolution in thousandths of a pixel per metre."""
+    return round(dpi / INCH * 1000)
 
 
 def raw_profile(image: Image.Image, kind: str) -> bytes | None:
@@ -65,11 +64,12 @@ def _dpi_of(image: Image.Image) -> tuple[float, float] | None:
         return None
     if (across, down) == (1, 1):
         return None  # what TIFF writers say that have none
-    return _dpi((across, down))
+    return dpi_that_fits((across, down))
 
 
-def _dpi(found: tuple[float, float]) -> tuple[float, float] | None:
-    return found if all(math.isfinite(value) and 1 <= _thousandths(value) <= _LARGEST for value in found) else None
+def dpi_that_fits(found: tuple[float, float]) -> tuple[float, float] | None:
+    """The resolution, unless a file of ours has no room for it."""
+    return found if all(math.isfinite(value) and 1 <= thousandths(value) <= _LARGEST for value in found) else None
 
 
 def _iptc_of(image: Image.Image) -> bytes | None:
@@ -119,8 +119,8 @@ def _texts_of(image: Image.Image, notices: list[str]) -> tuple[tuple[str, str], 
         if special or not isinstance(text, str) or not text.strip("\0"):
             continue
         entry = str(keyword), str(text).rstrip("\0")
-        more = len(_text_bytes(entry))
-        if not _is_keyword(keyword) or size + more > TEXTS_BYTES:
+        more = sum(len(part.encode("utf-8", "replace")) for part in entry) + _AROUND_TEXT
+        if not is_keyword(keyword) or size + more > TEXTS_BYTES:
             notices.append(f"its text {keyword!r} of {len(text)} characters is too long to be kept")
             continue
         kept.append(entry)
@@ -136,7 +136,7 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _is_keyword(keyword: str) -> bool:
+def is_keyword(keyword: str) -> bool:
     """Whether PNG would take it: 1 to 79 printable characters of Latin-1, without spaces at its ends."""
     latin = all(" " <= letter <= "~" or "\xa1" <= letter <= "\xff" for letter in keyword)
     return latin and 1 <= len(keyword) <= KEYWORD_BYTES and keyword == keyword.strip(" ")
@@ -172,57 +172,3 @@ def info_of(extras: Extras) -> dict[str | tuple[int, int], Any]:
         "photoshop": None if extras.iptc is None else {_IPTC_RESOURCE: extras.iptc},
     }
     return {name: value for name, value in info.items() if value is not None}
-
-
-# -------------------------------------------------------------------------------------------------------- extension chunks
-
-
-def payloads_of(extras: Extras) -> dict[int, bytes]:
-    """Extension chunks by type."""
-    found = {}
-    if extras.iptc is not None:
-        found[IPTC] = extras.iptc
-    if extras.dpi is not None and _dpi(extras.dpi) is not None:
-        found[RESOLUTION] = struct.pack("<II", *(_thousandths(value) for value in extras.dpi))
-    if extras.texts:
-        found[TEXTS] = b"".join(_text_bytes(entry) for entry in extras.texts)
-    return found
-
-
-def extras_in(extensions: Mapping[int, bytes]) -> tuple[Extras, tuple[str, ...]]:
-    """The extras in a file's extension chunks, and a notice for each that makes no sense."""
-    notices: list[str] = []
-    dpi, texts = None, tuple[tuple[str, str], ...]()
-    if (payload := extensions.get(RESOLUTION)) is not None:
-        if len(payload) == 8 and (found := struct.unpack("<II", payload)) and 0 not in found:
-            dpi = found[0] / 1000 * _INCH, found[1] / 1000 * _INCH
-        else:
-            notices.append("its resolution makes no sense, it was left out")
-    if (payload := extensions.get(TEXTS)) is not None:
-        try:
-            texts = _texts_in(payload)
-        except (CorruptStreamError, ValueError):
-            notices.append("its texts make no sense, they were left out")
-    return Extras(extensions.get(IPTC) or None, dpi, texts), tuple(notices)
-
-
-def _thousandths(dpi: float) -> int:
-    """A resolution in thousandths of a pixel per metre."""
-    return round(dpi / _INCH * 1000)
-
-
-def _text_bytes(entry: tuple[str, str]) -> bytes:
-    parts = (part.encode("utf-8", "replace") for part in entry)
-    return b"".join(varint_bytes(len(part)) + part for part in parts)
-
-
-def _texts_in(payload: bytes) -> tuple[tuple[str, str], ...]:
-    if len(payload) > TEXTS_BYTES:
-        raise ValueError("too many")
-    reader, found = ByteReader(memoryview(payload), 0), []
-    while reader.position < len(payload):
-        keyword, text = (bytes(reader.take(reader.varint("a text"), "a text")).decode("utf-8") for _ in range(2))
-        if not _is_keyword(keyword):
-            raise ValueError("not a keyword")
-        found.append((keyword, text))
-    return tuple(found)

@@ -72,9 +72,11 @@ def _cores() -> int:
 
 @contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """What torch computes inside is computed on that many threads, whatever it is set to."""
+    """What torch computes inside is computed on that many threads, whatever it is set to. Raises HpcmError in a forked child."""
     import torch
 
+    if threads > 1 and after_fork("cpu"):
+        raise HpcmError(f"the float profile needs {threads} threads, and a forked process has one", advice=ADVICE)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
