@@ -164,9 +164,10 @@ def no_leftovers(tmp_path: Path) -> Iterator[None]:
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".partial")]
 
 
-def torch_engine(codec: Codec) -> TorchEngine:
-    """What the codec encodes with, which in these tests computes with torch."""
+def torch_engine(codec: Codec, profile: str | None = None) -> TorchEngine:
+    """The codec's engine of a profile (None: the one that it encodes with), which in these tests computes with torch."""
     from hpcm_codec.engines.torch_engine import TorchEngine
 
-    assert isinstance(codec.engine, TorchEngine)
-    return codec.engine
+    engine = codec.engine if profile is None else codec.engines[profile]
+    assert isinstance(engine, TorchEngine)
+    return engine

@@ -106,21 +106,33 @@ def test_the_codec_is_timed_without_its_files_and_with_them(
 # -- work -------------------------------------------------------------------------------------------------------------
 
 
-def test_integer_operations_are_those_that_decoding_does(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integer_operations_are_those_that_decoding_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcm_codec.codec import load_codec
     from hpcm_codec.ops import integer
 
+    monkeypatch.setenv("HPCM_OPS", "torch")
+    codec = load_codec(device="cpu")
     done = 0
     linear, depthwise, attention = integer.linear, integer.depthwise, integer.window_attention
 
     def counted(operator: Any, amount: Any) -> Any:
         def call(x: Any, *arguments: Any, **options: Any) -> Any:
             nonlocal done
-            done += 2 * amount(x, *arguments)
+            weights = [options["weights"]] if "weights" in options else []
+            done += 2 * amount(x, *arguments, *weights)
             return operator(x, *arguments, **options)
 
         return call
 
-    monkeypatch.setattr(integer, "linear", counted(linear, lambda x, w: x.numel() * w.weight.shape[0]))
+    def in_linear(*parts: Any) -> int:
+        """Of one input or several and the weights of all of them."""
+        rows: int = parts[-1].weight.shape[0]
+        return rows * sum(x.numel() for x in parts[:-1])
+
+    monkeypatch.setattr(integer, "linear", counted(linear, in_linear))
+    monkeypatch.setattr(integer, "doubled", counted(integer.doubled, in_linear))
+    several = counted(integer.together, lambda x, layers: sum(in_linear(x, layer) for layer in layers))
+    monkeypatch.setattr(integer, "together", several)
     monkeypatch.setattr(
         integer, "depthwise", counted(depthwise, lambda x, w: x.numel() * math.prod(w.kernel.shape[:2]))
     )

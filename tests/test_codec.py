@@ -80,17 +80,17 @@ def test_tiles_leave_no_seam_in_the_transforms(codec: Codec) -> None:
     x = torch.zeros(1, 3, grid.pixels.height, grid.pixels.width)
     x[..., :1100, :200] = torch.from_numpy(picture.pixels).permute(2, 0, 1).float() / 255
     with torch.inference_mode():
-        whole = torch_engine(codec).model.analyse(x)
-        rate = torch_engine(codec).model.rate_at(3.0)
-        image = torch_engine(codec).model.synthesise(whole, rate)
+        whole = torch_engine(codec, "float").model.analyse(x)
+        rate = torch_engine(codec, "float").model.rate_at(3.0)
+        image = torch_engine(codec, "float").model.synthesise(whole, rate)
         for tile in grid:
             window = tile.with_halo(HALO_LATENTS)
             top = window.row_offset
-            part = torch_engine(codec).model.analyse(x[(..., *window.pixels.slices)])[
+            part = torch_engine(codec, "float").model.analyse(x[(..., *window.pixels.slices)])[
                 ..., top : top + tile.latents.height, :
             ]
             torch.testing.assert_close(part, whole[(..., *tile.latents.slices)], rtol=1e-4, atol=1e-4)
-            shown = torch_engine(codec).model.synthesise(whole[(..., *window.latents.slices)], rate)
+            shown = torch_engine(codec, "float").model.synthesise(whole[(..., *window.latents.slices)], rate)
             shown = shown[..., 16 * top : 16 * top + tile.pixels.height, :]
             torch.testing.assert_close(shown, image[(..., *tile.pixels.slices)], rtol=1e-4, atol=1e-4)
 
@@ -165,7 +165,7 @@ def test_files_are_as_long_as_the_estimated_bits_say(codec: Codec, kodak: Path, 
         data = codec.encode(picture, quality)
         x = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
-            likelihoods = torch_engine(codec).model(x, quality / 100 * 7)["likelihoods"]
+            likelihoods = torch_engine(codec, "float").model(x, quality / 100 * 7)["likelihoods"]
         bits = sum(float(-part.double().log2().sum()) for part in (likelihoods["y"], likelihoods["z"]))
         assert abs(8 * len(data) - bits) <= 0.01 * bits + 8 * 64
 

@@ -207,7 +207,7 @@ def test_exact_costs_next_to_nothing(shipped: Checkpoint, root: Path, quality: f
     files = [codec.encode(picture, quality) for codec in (exact, floating)]
     assert len(files[0]) < 1.01 * len(files[1])
     fidelities = [psnr(picture.pixels, exact.decode(data).pixels) for data in files]
-    assert fidelities[0] > fidelities[1] - 0.03
+    assert fidelities[0] > fidelities[1] - 0.05
 
 
 def test_files_decode_the_same_in_another_process_with_other_operators(
@@ -337,7 +337,10 @@ def test_powers_of_two_are_exact() -> None:
             assert np.array_equal(times_power_of_two(x.to(kind), torch.full((1000,), exponent)).numpy(), expected)
 
 
-def test_latents_that_cannot_be_coded_are_refused(codec: Codec) -> None:
+def test_latents_that_cannot_be_coded_are_refused() -> None:
+    codec = load_codec(
+        device="cpu", profile="float"
+    )  # those of the integer engine are integers of 16 bits, all of which can be coded
     for value in (float("nan"), 1e9):
         analysed = torch.zeros(1, codec.config.latent_channels, 4, 4)
         analysed[0, 3, 1, 2] = value

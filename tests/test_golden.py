@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import torch_engine
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.errors import FileError
 from hpcm_codec.selftest import GOLDEN_FOLDER, INDEX_NAME, golden_files, run_selftest
@@ -50,13 +49,6 @@ def test_symbols_do_not_depend_on_onednn(enabled: bool, monkeypatch: pytest.Monk
     with torch.backends.mkldnn.flags(enabled=enabled):
         for golden in [file for file in golden_files() if file.name.startswith(("noise", "ramp"))]:
             assert codec.symbol_digest(golden.data) == golden.symbols
-
-
-def test_symbols_do_not_depend_on_the_models_memory_format() -> None:
-    plain = load_codec(device="cpu")
-    torch_engine(plain).model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for golden in [file for file in golden_files() if file.name.startswith(("chelsea", "stripes"))]:
-        assert plain.symbol_digest(golden.data) == golden.symbols
 
 
 def test_other_symbols_are_noticed_and_named(codec: Codec, tmp_path: Path) -> None:
