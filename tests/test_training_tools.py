@@ -16,8 +16,9 @@ from PIL import Image
 from conftest import small_photograph
 from hpcm_codec.cli.main import main
 from hpcm_codec.errors import FileError, UnsupportedError
-from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.model.hpcm import HPCM, Noise
 from hpcm_codec.model.rate import spread_positions
+from hpcm_codec.training.compiling import COMPILED, compile_blocks
 from hpcm_codec.training.data import PackedPictures, pack_pictures
 from hpcm_codec.training.light import export_light, load_weights, pieces_of
 from hpcm_codec.training.loop import Trainer
@@ -184,23 +185,42 @@ def test_only_a_run_that_asks_for_it_is_compiled_and_failure_is_reported(
 ) -> None:
     from torch._dynamo.exc import Unsupported
 
-    class Uncompilable(torch.nn.Module):
-        def forward(self, *arguments: object) -> None:
-            raise Unsupported("no compiler")
+    def uncompilable(*arguments: object, **named: object) -> None:
+        raise Unsupported("no compiler")
 
-    compiled: list[torch.nn.Module] = []
+    compiled: list[object] = []
 
-    def compile_never(model: torch.nn.Module) -> torch.nn.Module:
-        compiled.append(model)
-        return Uncompilable()
+    def compile_never(function: object, **options: object) -> object:
+        compiled.append(function)
+        return uncompilable
 
     monkeypatch.setattr(torch, "compile", compile_never)
     Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=1)).run()
     assert not compiled
-    trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, compile=True))
+    trainer = Trainer(SMALL, pictures, tmp_path / "compiled", dataclasses.replace(QUICK, compile=True))
     with pytest.raises(UnsupportedError, match="no compiler.*leave --compile out"):
         trainer.run()
-    assert compiled == [trainer.model]
+    blocks = [module for module in trainer.model.modules() if isinstance(module, COMPILED)]
+    assert len(blocks) > 10 and len(compiled) == len(blocks) + 1, "every block, and the rates"
+
+
+def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = HPCM(SMALL), torch.rand(1, 3, 64, 64)
+    noise = Noise(torch.rand(1, SMALL.latent_channels, 4, 4) - 0.5, torch.rand(1, SMALL.hyper_channels, 1, 1) - 0.5)
+    results = []
+    usual = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: usual(function, backend="aot_eager", **options))
+    for compiled in (False, True):
+        if compiled:
+            compile_blocks(model)
+        model.zero_grad()
+        result = model(x, 3.0, noise)
+        (result["x_hat"].square().sum() - result["likelihoods"]["y"].log().sum()).backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        results.append([result["x_hat"].detach(), result["likelihoods"]["y"].detach(), *gradients])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------- the command line
