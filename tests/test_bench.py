@@ -249,7 +249,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
         training.train(version, 1, tmp_path / "none.pack", tmp_path / "run", settings)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_is_measured_by_the_real_command(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hpcm_codec.benchmark import training
 

@@ -36,7 +36,7 @@ def test_symbols_do_not_depend_on_threads(codec: Codec, threads: int, threads_re
     assert run_selftest(codec).failures == ()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_symbols_do_not_depend_on_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCM_OPS", "torch")
     assert run_selftest(load_codec(device="cpu")).failures == ()

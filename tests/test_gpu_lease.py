@@ -196,6 +196,7 @@ def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
     assert 0 < undecayed.training["steps"] < last["steps"]
 
 
+@pytest.mark.exhaustive
 def test_a_lost_machine_is_noticed_and_training_goes_on_from_what_came_back(here: Path, tmp_path: Path) -> None:
     from hpcm_codec.training.light import export_light
     from lease.calls import calls_after_a_loss

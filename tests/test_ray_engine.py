@@ -39,7 +39,7 @@ def kill_a_worker_half_way(out: Path, killed: list[tuple[int, float]], over: thr
                 return
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'hpcm-codec[ray]'")
 def test_a_killed_worker_loses_nothing_and_makes_nothing_twice(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
