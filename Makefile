@@ -1,5 +1,5 @@
 # make demo   a photograph to a .hpcm file and back
-# make test   the whole test suite
+# make test   the whole test suite, in two processes that take a file each
 # make lint   what CI checks besides
 # All in an environment of their own, made by the first of them: VENV=.venv PYTHON=python3
 
@@ -14,7 +14,7 @@ demo: $(READY)
 	@$(VENV)/bin/python tools/demo.py
 
 test: $(READY)
-	$(RUN) pytest $(PYTEST_ARGS)
+	$(RUN) pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(RUN) ruff check .
