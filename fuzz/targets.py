@@ -141,7 +141,10 @@ def fuzz_decode(data: bytes) -> bool:
         data = repaired(data, codec().identity)
     port = ForgedPort if options & FORGE else DecoderPort
     try:
-        with patch("hpcm_codec.engines.torch_engine.DecoderPort", port):
+        with (
+            patch("hpcm_codec.engines.torch_engine.DecoderPort", port),
+            patch("hpcm_codec.engines.integer.DecoderPort", port),
+        ):
             image = api.decode(
                 data,
                 checkpoint(),
