@@ -157,16 +157,6 @@ extern "C" void hpcm_step_parameters(const int64_t* pieces, int64_t count, const
   });
 }
 
-// An encoder's symbols of a step: its latents (h×w×M, in quantisation steps) less the means, rounded.
-extern "C" void hpcm_step_symbols(const int64_t* pieces, int64_t count, const float* latents, const float* means,
-                                  int32_t* symbols, int64_t height, int64_t width, int64_t channels, int64_t) {
-  const auto* of_step = reinterpret_cast<const hpcm::Piece*>(pieces);
-  hpcm::for_step(of_step, count, height, width, channels, [&](int64_t packed, int64_t place, int64_t) {
-    const float residual = std::nearbyint(latents[place] - means[packed]);
-    symbols[packed] = static_cast<int32_t>(std::min(33554432.0f, std::max(-33554432.0f, residual)));
-  });
-}
-
 // Puts a step's decoded latents into latents (int32 h×w×M): symbols times the inverse gain, and means.
 extern "C" void hpcm_step_place(const int64_t* pieces, int64_t count, const int32_t* symbols, const int16_t* means,
                                 const int64_t* inverse_gain, int32_t* latents, int64_t height, int64_t width,

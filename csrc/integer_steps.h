@@ -2,7 +2,6 @@
 // channel, row-major over the cells (hpcm_codec/model/schedule.py).
 #pragma once
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 namespace hpcm {

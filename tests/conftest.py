@@ -15,6 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpcm_codec.system.devices import has_cuda
+
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
     from hpcm_codec.engines.torch_engine import TorchEngine
@@ -25,6 +27,9 @@ SHARED = ROOT.parent / "shared"
 # waiting threads that spin make two busy processes on two cores several times slower than they are
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HPCM_MODELS"] = str(ROOT / "no-such-folder")  # the tester's own checkpoints have no part in this
+
+
+needs_cuda = pytest.mark.skipif(not has_cuda(), reason="there is no GPU")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from PIL import Image
 import hpcm_codec
 import hpcm_codec.api
 import hpcm_codec.pillow
-from conftest import small_photograph
+from conftest import needs_cuda, small_photograph
 from hpcm_codec import Codec, Picture
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.constants import DEFAULT_MODEL
@@ -79,7 +79,7 @@ def test_tensors_that_are_no_plain_memory_are_taken_too(codec: Codec) -> None:
         assert hpcm_codec.decode(hpcm_codec.encode(tensor.to(narrow), 30, codec), codec).size == (40, 30)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@needs_cuda
 def test_tensors_on_a_gpu_are_taken_too(codec: Codec) -> None:
     tensor = torch.from_numpy(RGB).permute(2, 0, 1)
     assert hpcm_codec.encode(tensor.cuda(), 30, codec) == hpcm_codec.encode(tensor, 30, codec)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import needs_cuda
 from hpcm_codec.errors import UnsupportedError, UsageError
 from hpcm_codec.training.captured import CapturedStep
 from hpcm_codec.training.data import PackedPictures
@@ -18,8 +19,6 @@ from hpcm_codec.training.settings import CropPhase
 from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @needs_cuda

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import ROOT, small_photograph, torch_engine
+from conftest import ROOT, needs_cuda, small_photograph, torch_engine
 from hpcm_codec.codec import Codec
 from hpcm_codec.engines import ports
 from hpcm_codec.engines.graphs import CHECKED_USES, KEPT_SIZES, PLAIN_USES, SETTING, WalkGraphs, graphs_for
@@ -350,7 +350,7 @@ def test_the_setting_switches_graphs_off(monkeypatch: pytest.MonkeyPatch) -> Non
         graphs_for(GPU)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@needs_cuda
 @pytest.mark.parametrize("profile", ["exact", "float"])
 def test_cuda_graphs_replay_the_default_model(codec: Codec, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HPCM_OPS")

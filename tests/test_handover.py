@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_photograph
+from conftest import needs_cuda, small_photograph
 from hpcm_codec.codec import Codec
 from hpcm_codec.engines import ports
 from hpcm_codec.engines.ports import EncoderPort
@@ -101,7 +101,7 @@ def test_the_encoder_does_not_wait_for_its_rans_coder(codec: Codec, monkeypatch:
     assert codec.encode(picture, 60) == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@needs_cuda
 @pytest.mark.parametrize("largest", [100, SHORT_LIMIT - 1, SHORT_LIMIT, LARGEST_SYMBOL])
 def test_a_gpu_passes_on_the_same_numbers(largest: int) -> None:
     residual = torch.linspace(-largest, largest, 1001)

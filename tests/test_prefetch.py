@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import needs_cuda
 from hpcm_codec.errors import FileError
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.loop import Trainer
@@ -24,7 +25,6 @@ from test_training import QUICK
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PHASE = CropPhase(0, 64, 2)
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def same(one: Batch, other: Batch) -> bool:

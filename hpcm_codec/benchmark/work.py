@@ -31,7 +31,6 @@ FLOAT, SHORT, INT = (
     2,
     4,
 )  # bytes of a number: float32; int16 activations and weights; int32 symbols and table indexes
-DECIDING = ("hyper synthesis", *STEPS)  # what the exact profile computes in integers
 
 Sides = tuple[int, int]
 

@@ -13,6 +13,7 @@ from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.bitstream.quality import quality_code
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS
 from hpcm_codec.errors import FileError, UsageError, printable
+from hpcm_codec.system.devices import is_device_name
 from hpcm_codec.targets import Target
 from hpcm_codec.tiles.memory import parse_size
 
@@ -120,8 +121,7 @@ def check_json(json: bool, output: str | None) -> None:
 
 def check_device(device: str) -> None:
     """Raise UsageError for a device that is none of auto, cpu, cuda, cuda:N."""
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdecimal())):
+    if not is_device_name(device):
         raise UsageError(f"--device takes auto, cpu, cuda or cuda:N, not {device!r}")
 
 

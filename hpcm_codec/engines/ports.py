@@ -1,4 +1,4 @@
-"""The encoder's and the decoder's ends of the entropy coder (`model.context.SymbolPort`), for arrays and tensors.
+"""The encoder's and the decoder's ends of the entropy coder (`model.walk.SymbolPort`), for arrays and tensors.
 
 Both cost one pass over the steps; the third port, the estimator's, is `model.hpcm.EstimatorPort`. They turn scales into table indexes
 and residuals into symbols, and keep the tile's symbol check over everything they code. Within a step they wait for a GPU at one place:

@@ -40,14 +40,20 @@ def has_cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def is_device_name(name: object) -> bool:
+    """Whether it is "auto", "cpu", "cuda" or "cuda:N"; not whether there is such a device."""
+    kind, colon, number = name.partition(":") if isinstance(name, str) else ("", "", "")
+    return kind in ("auto", "cpu", "cuda") and (not colon or (kind == "cuda" and number.isdecimal()))
+
+
 def device_of(name: str) -> str:
     """The device that "auto", "cpu", "cuda" or "cuda:N" means here: "cpu" or "cuda:N".
 
     Raises UsageError for other names and for a device that there is not.
     """
-    kind, _, number = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda") or (":" in str(name) and (kind != "cuda" or not number.isdecimal())):
+    if not is_device_name(name):
         raise UsageError(f"a device is auto, cpu, cuda or cuda:N, not {name!r}")
+    kind, _, number = name.partition(":")
     if kind == "cpu" or (kind == "auto" and not has_cuda()):
         return "cpu"
     if not has_cuda():

@@ -39,11 +39,6 @@ Longs = NDArray[np.int64]
 Fractions = Mapping[str, NDArray[np.int8]]  # activation → fraction of each channel
 
 
-def power_of_two_factors(exponent: Longs | int) -> Reals:
-    """2^exponent, exactly."""
-    return np.ldexp(1.0, exponent)
-
-
 def _rows_to_integers(
     rows: Reals, bias: Reals, fraction_out: Longs, bound: int, name: str
 ) -> tuple[NDArray[np.int16], NDArray[np.int32], NDArray[np.int32]]:
@@ -228,6 +223,21 @@ class LayerMaker:
     ) -> Linear:
         """A linear layer or a 1×1 convolution."""
         rows, bias = self.weights.rows(f"{name}.weight"), self.bias(name)
+        return self.matrix(rows, bias, fraction_in, fraction_out, name, row_factor=row_factor, bound=bound, limit=limit)
+
+    def matrix(
+        self,
+        rows: Any,
+        bias: Reals | None,
+        fraction_in: Longs,
+        fraction_out: Longs,
+        name: str,
+        *,
+        row_factor: NDArray[np.float32] | None = None,
+        bound: int = LIMIT,
+        limit: int = LIMIT,
+    ) -> Linear:
+        """A layer whose rows are given in the order of its inputs; arguments as `integer_linear` takes them."""
         return integer_linear(
             rows,
             bias,
@@ -238,22 +248,6 @@ class LayerMaker:
             bound=bound,
             limit=limit,
             compiled=self._compiled,
-        )
-
-    def matrix(
-        self,
-        rows: NDArray[np.float32],
-        bias: Reals,
-        fraction_in: Longs,
-        fraction_out: Longs,
-        name: str,
-        *,
-        bound: int = LIMIT,
-        limit: int = LIMIT,
-    ) -> Linear:
-        """A layer whose rows have been brought into the order of its inputs."""
-        return integer_linear(
-            rows, bias, fraction_in, fraction_out, name, bound=bound, limit=limit, compiled=self._compiled
         )
 
     def depthwise(

@@ -6,6 +6,7 @@ Planes are int16 h×w×C: numpy arrays or tensors, as the layers' weights are. N
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -47,22 +48,32 @@ class Block:
         return integer.linear(hidden, weights=self.project, factor=factor, added=x)
 
 
+class Blocks:
+    """Blocks one after the other, on one stream."""
+
+    def __init__(self, make: LayerMaker, stream: Longs, names: Iterable[str], *, wide: bool = False) -> None:
+        self._blocks = [Block(make, stream, name, wide=wide) for name in names]
+
+    def __getitem__(self, number: int) -> Block:
+        return self._blocks[number]
+
+    def __call__(self, x: Array, position: Array) -> Array:
+        for block in self._blocks:
+            x = block(x, position)
+        return x
+
+
 class IntegerPrior:
     """Blocks, a gain, blocks, and the head that refines the context."""
 
     def __init__(self, make: LayerMaker, blocks: tuple[int, int], context: Longs, name: str) -> None:
         stream = make.fraction(name)
-        self.before = [Block(make, stream, f"{name}.before.{i}") for i in range(blocks[0])]
-        self.after = [Block(make, stream, f"{name}.after.{i}") for i in range(blocks[1])]
+        self.before = Blocks(make, stream, (f"{name}.before.{i}" for i in range(blocks[0])))
+        self.after = Blocks(make, stream, (f"{name}.after.{i}" for i in range(blocks[1])))
         self.head = make.linear(f"{name}.head", stream, context)
 
     def __call__(self, adapted: Array, gain: Array, context: Array, position: Array) -> Array:
-        x = adapted
-        for block in self.before:
-            x = block(x, position)
-        x = integer.scale(x, gain)
-        for block in self.after:
-            x = block(x, position)
+        x = self.after(integer.scale(self.before(adapted, position), gain), position)
         return integer.linear(x, weights=self.head, added=context)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcm_codec.engines.exact.layers import LayerMaker, Longs
-from hpcm_codec.engines.exact.modules import Block
+from hpcm_codec.engines.exact.modules import Block, Blocks
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.config import PATCH, ModelConfig
 from hpcm_codec.ops import integer
@@ -76,14 +76,12 @@ class HyperSynthesis:
     def __init__(self, make: LayerMaker, context: Longs) -> None:
         inner = make.fraction("h_s.inner")
         self.first = Double(make, "h_s.0", make.fraction("h_s"), inner)
-        self.blocks = [Block(make, inner, f"h_s.{i}") for i in (1, 2)]
+        self.blocks = Blocks(make, inner, ("h_s.1", "h_s.2"))
         self.second = Double(make, "h_s.3", inner, context)
         self.last = Block(make, context, "h_s.4")
 
     def __call__(self, x: Array, position: Array) -> Array:
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x, position)
+        x = self.blocks(self.first(x), position)
         return self.last(self.second(x), position)
 
 
@@ -99,7 +97,7 @@ class Analysis:
         pixels = np.full(rows.shape[1], PIXEL_FRACTION, np.int64)
         self._kernel, self.table = config.patch_kernel, pixel_table()
         self.patches: Linear = make.matrix(rows, bias, pixels, inner, "g_a.0", limit=WIDE)
-        self.blocks = [Block(make, inner, f"g_a.{i + 1}", wide=True) for i in range(config.patch_blocks)]
+        self.blocks = Blocks(make, inner, (f"g_a.{i + 1}" for i in range(config.patch_blocks)), wide=True)
         number = config.patch_blocks + 1
         self.halve = Halve(make, f"g_a.{number}", inner, self.fraction, WIDE, WIDE)
         self.last = Block(make, self.fraction, f"g_a.{number + 1}", wide=True)
@@ -109,8 +107,7 @@ class Analysis:
         area = 0, 0, pixels.shape[0], pixels.shape[1]
         around = integer.pixels_in(pixels, area, (self._kernel - PATCH) // 2, self.table)
         x = integer.windows(around, self.patches, self._kernel, PATCH)
-        for block in self.blocks:
-            x = block(x, position)
+        x = self.blocks(x, position)
         return self.last(self.halve(x), position)
 
 
@@ -120,13 +117,11 @@ class HyperAnalysis:
     def __init__(self, make: LayerMaker, latents: Longs) -> None:
         inner, self.fraction = make.fraction("h_a.inner"), make.fraction("h_a")
         self.first = Halve(make, "h_a.0", latents, inner, WIDE, WIDE)
-        self.blocks = [Block(make, inner, f"h_a.{i}", wide=True) for i in (1, 2)]
+        self.blocks = Blocks(make, inner, ("h_a.1", "h_a.2"), wide=True)
         self.last = Halve(make, "h_a.3", inner, self.fraction, WIDE, WIDE)
 
     def __call__(self, x: Array, position: Array) -> Array:
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x, position)
+        x = self.blocks(self.first(x), position)
         return self.last(x)
 
 
@@ -137,7 +132,7 @@ class Synthesis:
         self.fraction, inner = make.fraction("g_s"), make.fraction("g_s.inner")
         self.first = Block(make, self.fraction, "g_s.0", wide=True)
         self.double = Double(make, "g_s.1", self.fraction, inner, WIDE, WIDE)
-        self.blocks = [Block(make, inner, f"g_s.{i + 2}", wide=True) for i in range(config.patch_blocks)]
+        self.blocks = Blocks(make, inner, (f"g_s.{i + 2}" for i in range(config.patch_blocks)), wide=True)
         name = f"g_s.{config.patch_blocks + 2}"
         self._across = config.patch_kernel // PATCH  # patches along an edge that draw a block of 8×8 pixels
         overlap = (config.patch_kernel - PATCH) // 2
@@ -155,9 +150,7 @@ class Synthesis:
 
     def __call__(self, x: Array, position: Array, area: tuple[int, int, int, int], grey: bool) -> Any:
         """x: int16 h×w×M, in the units of `g_s`; area: top, left, height, width of the pixels that are wanted. Returns uint8 numpy."""
-        x = self.double(self.first(x, position))
-        for block in self.blocks:
-            x = block(x, position)
+        x = self.blocks(self.double(self.first(x, position)), position)
         blocks = integer.windows(integer.bordered(x, self._beyond), self.draw, self._across, 1)
         top, left, height, width = area
         return integer.drawn_pixels(
