@@ -22,7 +22,7 @@ import click
 from hpcm_codec.batch.streams import replace_closed, silence_stdout
 from hpcm_codec.errors import bug, debugging
 from hpcm_codec.system.files import as_hpcm_error
-from hpcm_codec.system.told import tell_warnings
+from hpcm_codec.system.warning_filters import print_warnings
 from hpcm_codec.version import __version__
 
 # name → its short help; the module is hpcm_codec.cli.NAME, the click command in it `command`
@@ -113,7 +113,7 @@ class HpcmGroup(click.Group):
         received = _signals_as_exceptions()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            tell_warnings()
+            print_warnings()
             try:
                 status = _run(lambda: super(HpcmGroup, self).main(args, prog_name or "hpcm", **extra), received)
                 status = status or _run(sys.stdout.flush, received)

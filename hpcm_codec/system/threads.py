@@ -1,7 +1,8 @@
 """The number of threads that compute a picture: of the compiled operators, and of torch where it is loaded; and what forks make of it.
 
-The threads of OpenMP, which torch and our operators share their work among, do not survive a fork, but OpenMP in the child waits for them
-for ever. One thread is not waited for: a child of a process that has used the codec works on one, whatever else is asked for.
+The threads among which torch and our operators share their work (OpenMP's, and those of csrc/threads.h) do not survive a fork, and OpenMP
+in the child waits for them for ever. With one thread there is nothing to wait for: a child of a process that has used the codec works on
+one, whatever else is asked for.
 """
 
 from __future__ import annotations

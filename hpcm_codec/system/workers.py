@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from hpcm_codec.errors import HpcmError
 from hpcm_codec.system.temporaries import remove_mine
-from hpcm_codec.system.told import tell_warnings
+from hpcm_codec.system.warning_filters import print_warnings
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -124,7 +124,7 @@ def _died(future: Future[Made]) -> bool:
 
 def prepare_worker(threads: int | None, jobs: int) -> None:
     """Make this process a worker: set its threads, and let it end without leftovers on a signal or when its parent has ended."""
-    tell_warnings()
+    print_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
