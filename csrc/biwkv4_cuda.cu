@@ -24,7 +24,7 @@ struct Access<float, __nv_bfloat16> {
   static HPCM_HD void store(float lane, __nv_bfloat16* to, int) { *to = __float2bfloat16_rn(lane); }
 };
 
-constexpr int kWarp = 32, kChunksPerBlock = 4;
+constexpr int kWarp = 32, kChunksPerBlock = 4, kPartRows = 16;
 
 // Runs body for every place of the grid's (channel, chunk, batch); chunks and batch stride over grids smaller than the
 // problem.
@@ -71,12 +71,25 @@ __global__ void gradients_kernel(KeyValues<float, 2, Element> tokens, Gradients<
                 [&](const Place& p) { outputs_gradients<float>(tokens, gradients, work, w, grad_k, grad_v, p); });
 }
 
+// The chunks' shares of 32 channels, added up by a block: each row of threads takes every kPartRows-th share, then the
+// rows' sums are added in their order.
 __global__ void add_parts_kernel(const float* grad_w_parts, const float* grad_u_parts, float* grad_w, float* grad_u,
                                  Extent extent) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (c >= extent.channels) return;
-  grad_w[c] = add_parts(grad_w_parts, extent, c);
-  grad_u[c] = add_parts(grad_u_parts, extent, c);
+  __shared__ double sums[2][kPartRows][kWarp];
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+  const int64_t parts = c < extent.channels ? extent.batch * extent.chunks() : 0;
+  double sum_w = 0, sum_u = 0;
+  for (int64_t n = threadIdx.y; n < parts; n += kPartRows) {
+    sum_w += static_cast<double>(grad_w_parts[n * extent.channels + c]);
+    sum_u += static_cast<double>(grad_u_parts[n * extent.channels + c]);
+  }
+  sums[0][threadIdx.y][threadIdx.x] = sum_w;
+  sums[1][threadIdx.y][threadIdx.x] = sum_u;
+  __syncthreads();
+  if (threadIdx.y > 1 || c >= extent.channels) return;
+  double sum = 0;
+  for (int row = 0; row < kPartRows; ++row) sum += sums[threadIdx.y][row][threadIdx.x];
+  (threadIdx.y == 0 ? grad_w : grad_u)[c] = static_cast<float>(sum);
 }
 
 struct Launch {
@@ -128,8 +141,9 @@ void backward(const float* w, const float* u, const Element* k, const Element* v
   chunk_states<2>(gradients, gradient_work, w, stream);
   gradients_kernel<Element>
       <<<launch.grid, launch.block, 0, stream>>>(plain_tokens, gradients, gradient_work, w, grad_k, grad_v);
-  add_parts_kernel<<<static_cast<unsigned>((extent.channels + 127) / 128), 128, 0, stream>>>(grad_w_parts, grad_u_parts,
-                                                                                             grad_w, grad_u, extent);
+  const dim3 block(kWarp, kPartRows);
+  add_parts_kernel<<<static_cast<unsigned>((extent.channels + kWarp - 1) / kWarp), block, 0, stream>>>(
+      grad_w_parts, grad_u_parts, grad_w, grad_u, extent);
 }
 
 }  // namespace hpcm

@@ -102,7 +102,8 @@ class ResidualBlock(nn.Module):
         in_place = (
             not torch.is_grad_enabled() and torch.is_inference_mode_enabled()
         )  # torch.compile cannot ask the latter
-        branch = self.project(functional.leaky_relu(self.expand(self.spatial(x)), LEAKY_SLOPE, inplace=in_place))
+        hidden = pixelwise(self.expand, self.spatial(x))
+        branch = pixelwise(self.project, functional.leaky_relu(hidden, LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:
             factor = self.factor(rate)
             branch = branch.mul_(factor) if in_place else branch * factor
@@ -118,11 +119,19 @@ class RateSequential(nn.Sequential):
         return x
 
 
+def pixelwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution of B×C×h×w; on a GPU in training as a matrix product, whose gradients are matrix products too."""
+    if x.device.type == "cuda" and torch.is_grad_enabled():
+        return functional.linear(x.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+    return layer(x)
+
+
 def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
     """A 1×1 convolution of B×C×h×w, or a linear layer of tokens B×T×C, over one or two inputs side by side; plus `added`."""
     if fused.active(inputs[0], layer.weight):
         return fused.linear(layer.weight, layer.bias, *inputs, added=added)
-    y = layer(inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1))
+    x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
+    y = layer(x) if isinstance(layer, nn.Linear) else pixelwise(layer, x)
     return y if added is None else y + added.to(y.dtype)
 
 

@@ -5,6 +5,7 @@ Source: HPCM (Li, Zhang, Li, Liu, ICCV 2025, arXiv 2507.19125); which variant it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple, TypedDict
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from hpcm_codec.entropy.distributions import bounded, fused_distribution, lower_bounded_likelihood
 from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SMALLEST_SIGMA
-from hpcm_codec.model import schedule, transforms
+from hpcm_codec.model import lattices, schedule, transforms
 from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel
@@ -56,6 +57,19 @@ def round_and_rate(residual: Tensor, sigma: Tensor, noise: Tensor | None) -> tup
 RoundAndRate = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
+def likelihood_at(rated: Tensor, log_sigma: Tensor) -> Tensor:
+    """The likelihood of each value at its width, given as a logarithm."""
+    return lower_bounded_likelihood(rated, log_sigma.exp())
+
+
+class MaskedOperations(NamedTuple):
+    """What `MaskedEstimator` computes with, as it is or compiled."""
+
+    step: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    total: Callable[[list[Tensor], list[Tensor]], Tensor]
+    rate: Callable[[Tensor, Tensor], Tensor]
+
+
 class EstimatorPort:
     """The estimator's end of the entropy coder: rounds the true latents and keeps their likelihoods.
 
@@ -88,6 +102,61 @@ class EstimatorPort:
         for name, step, values in self._likelihoods:
             planes[name] = step.place(values, planes[name])
         return schedule.merge(planes)
+
+
+def masked_step(
+    params: Tensor, latents: Tensor, true: Tensor, noise: Tensor, log_gain: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A coding step of `MaskedEstimator`, computed at all positions of a plane: latents with the step's decoded, and what to rate.
+
+    Returns the latents, the values whose likelihoods are the rate, and log σ, B×M×h×w each; the last two count inside the mask only.
+    """
+    log_sigma, mean = params.to(torch.promote_types(params.dtype, torch.float32)).chunk(2, dim=1)
+    mean = mean * log_gain.exp()
+    residual = true - mean
+    decoded = (round_straight_through(residual) + mean) * (-log_gain).exp()
+    log_sigma = bounded(log_sigma + log_gain, math.log(SMALLEST_SIGMA), math.log(LARGEST_SIGMA))
+    return latents + torch.where(mask, decoded, 0.0), residual + noise, log_sigma
+
+
+def masked_sum(values: list[Tensor], masks: list[Tensor]) -> Tensor:
+    """The values inside their masks, which do not overlap; zero elsewhere."""
+    return torch.stack([torch.where(mask, value, 0.0) for value, mask in zip(values, masks, strict=True)]).sum(dim=0)
+
+
+class MaskedEstimator:
+    """`EstimatorPort` for training on a GPU, where a few operations on whole planes cost less than many on parts of them.
+
+    A step is computed everywhere and kept inside its mask; all likelihoods are taken at once in the end.
+    latents, noise: B×M×h×w, as `EstimatorPort` takes them. log_gain: B×M×1×1.
+    rate, step, total: `lower_bounded_likelihood`, `masked_step` and `masked_sum`, or their compiled forms.
+    """
+
+    def __init__(self, latents: Tensor, noise: Tensor, log_gain: Tensor, operations: MaskedOperations) -> None:
+        self._planes, self._noise, self._log_gain = schedule.split(latents), schedule.split(noise), log_gain
+        self._operations = operations
+        self._coded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in self._planes}
+
+    def begin(self, scale: Scale, number: int) -> None:
+        self._scale = scale
+
+    def code(self, step: Lattice, params: Tensor, latents: Tensor) -> Tensor:
+        """The latents B×M×h×w with those of the step decoded; params: B×2M×h×w, log-scales and means."""
+        name = self._scale.name
+        mask = lattices.mask(step, tuple(latents.shape[1:]), latents.device)
+        true, noise = self._planes[name], self._noise[name]
+        latents, rated, log_sigma = self._operations.step(params, latents, true, noise, self._log_gain, mask)
+        self._coded[name].append((rated, log_sigma, mask))
+        return latents
+
+    def likelihoods(self) -> Tensor:
+        """The likelihood of every latent, B×M×h×w."""
+        rated, log_sigma = {}, {}
+        for name, coded in self._coded.items():
+            values, sigmas, masks = (list(column) for column in zip(*coded, strict=True))
+            rated[name] = self._operations.total(values, masks)
+            log_sigma[name] = self._operations.total(sigmas, masks)
+        return self._operations.rate(schedule.merge(rated), schedule.merge(log_sigma))
 
 
 class FusedEstimator:
@@ -144,6 +213,7 @@ class HPCM(nn.Module):
         super().__init__()
         self.config = config
         self.round_and_rate: RoundAndRate = round_and_rate
+        self.masked_operations = MaskedOperations(masked_step, masked_sum, likelihood_at)
         with nullcontext() if initialise else WithoutInitialValues():
             self.g_a = transforms.analysis_transform(config)
             self.g_s = transforms.synthesis_transform(config)
@@ -227,10 +297,14 @@ class HPCM(nn.Module):
         log_gain = self.latent_log_gain(rate)
         scaled = wide if log_gain is None else wide * log_gain.exp()
         params = self.hyper_synthesis(rounded + mean, rate)
-        estimator: EstimatorPort | FusedEstimator
+        estimator: EstimatorPort | FusedEstimator | MaskedEstimator
+        masked = self.config.scale_domain == "log" and x.device.type == "cuda"
         quick = self.config.scale_domain == "log" and fused.active(x, self.hyper_mean.level_values)
         if quick and noise is not None and log_gain is not None:
             estimator = FusedEstimator(scaled, noise.latents, log_gain)
+            decoded = self.context.walk_with(params, estimator.code, estimator.begin, rate)
+        elif masked and noise is not None and log_gain is not None:
+            estimator = MaskedEstimator(scaled, noise.latents, log_gain, self.masked_operations)
             decoded = self.context.walk_with(params, estimator.code, estimator.begin, rate)
         else:
             estimator = EstimatorPort(scaled, noise and noise.latents, self.round_and_rate)

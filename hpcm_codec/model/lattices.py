@@ -21,6 +21,15 @@ def place(packed: Tensor, base: Tensor, lattice: Lattice) -> Tensor:
     return _Place.apply(packed, base, lattice)
 
 
+@lru_cache(maxsize=64)
+def mask(lattice: Lattice, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Where the latents of a lattice lie in planes M×h×w: bool, 1×M×h×w, channels last."""
+    inside = torch.zeros(1, *shape, dtype=torch.bool, device=device)
+    for piece in lattice.pieces:
+        piece.view(inside).fill_(True)
+    return inside.contiguous(memory_format=torch.channels_last)
+
+
 class _Take(torch.autograd.Function):
     """One zero-filled gradient for all pieces, where autograd's own slicing would make one for each."""
 

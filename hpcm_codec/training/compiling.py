@@ -6,10 +6,12 @@ Blocks of one kind and size share one compilation, which takes seconds; the whol
 from __future__ import annotations
 
 from hpcm_codec.model.blocks import ResidualBlock
-from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.model.rwkv import ChannelMix, SpatialMix
+from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
+from hpcm_codec.model.hpcm import HPCM, MaskedOperations
+from hpcm_codec.model.priors import StepAdaptor
+from hpcm_codec.model.transforms import PatchesOut
 
-COMPILED = (ResidualBlock, SpatialMix, ChannelMix)
+COMPILED = (ResidualBlock, StepAdaptor, RWKVContextCell, CrossAttentionCell, PatchesOut)
 SIZES = 64  # compilations of one piece of code before torch gives up on it; each kind of block has a few sizes
 
 
@@ -21,4 +23,7 @@ def compile_blocks(model: HPCM) -> None:
     for module in model.modules():
         if isinstance(module, COMPILED):
             module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
+    model.masked_operations = MaskedOperations(
+        *(torch.compile(operation, dynamic=False) for operation in model.masked_operations)
+    )
     model.round_and_rate = torch.compile(model.round_and_rate, dynamic=False)

@@ -188,20 +188,22 @@ class Trainer:
     def _train_step(self, batch: Batch, progress: float) -> dict[str, float]:
         outcome = self._losses(batch)
         norm = self.update.norm()
+        bits, error = outcome.bits_per_pixel.mean(), outcome.squared_error.log10().mean()
+        own_loss, bpp, log_error = torch.stack((outcome.loss.detach(), bits, error)).tolist()  # one wait for the device
         rate = self.settings.learning_rate * schedule_factor(progress, self.step, self.settings, self.warm_up)
         # All processes hold the same numbers, so they all skip or none does.
-        loss, size = self.processes.mean(
-            torch.tensor((float(outcome.loss.detach()), norm), device=self.device)
-        ).tolist()
+        loss, size = own_loss, norm
+        if self.processes.world > 1:
+            loss, size = self.processes.mean(torch.tensor((own_loss, norm), device=self.device)).tolist()
         if self.guard.judge(loss, size, kind=batch.pixels.shape) is Verdict.USE:
             self.update.apply(rate, clipping(norm, self.settings.clip_norm))
         else:
             self.update.skip()
             self.skipped += 1
         return {
-            "loss": float(outcome.loss.detach()),
-            "bpp": float(outcome.bits_per_pixel.mean()),
-            "psnr": float((-10 * outcome.squared_error.log10()).mean()),
+            "loss": own_loss,
+            "bpp": bpp,
+            "psnr": -10 * log_error,
             "gradient_norm": norm,
             "learning_rate": rate,
         }

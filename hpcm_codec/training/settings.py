@@ -29,7 +29,9 @@ class TrainSettings:
     patch_rate_factor: learning-rate factor of the projections between pixels and patches: sums over hundreds of pixels of one sign.
     clip_norm:        largest gradient norm.
     ema:              decay of the averaged weights, which are the ones to ship.
-    optimiser:        "adamw"; "muon": Muon for matrices, 1×1 convolutions among them, and AdamW for the rest.
+    optimiser:        "adamw"; "muon": Muon for matrices, 1×1 convolutions among them; "soap": SOAP for all weights of linear layers
+                      and convolutions but the depthwise ones; AdamW for the rest.
+    basis_refresh:    steps between two changes of SOAP's eigenbases.
     crops:            crop sizes over the run.
     smallest_scale:   crops are drawn from pictures shrunk by a random factor between this and 1; 1 never shrinks.
     loaders:          processes that draw samples ahead of their step; 0: the training process itself draws them.
@@ -50,7 +52,8 @@ class TrainSettings:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema: float = 0.998
-    optimiser: Literal["adamw", "muon"] = "adamw"
+    optimiser: Literal["adamw", "muon", "soap"] = "adamw"
+    basis_refresh: int = 10
     crops: tuple[CropPhase, ...] = (CropPhase(0.0, 128, 8), CropPhase(0.6, 256, 2))
     smallest_scale: float = 1.0
     loaders: int = 0

@@ -1,6 +1,6 @@
-"""From the loss to new weights: backward pass, gradient norm, AdamW and average, in one of two ways behind one interface.
+"""From the loss to new weights: backward pass, gradient norm, optimiser and average, in one of three ways behind one interface.
 
-`TorchUpdate` does it with DDP and torch's optimisers, on every device. `FusedUpdate` is for AdamW on the CPU and several
+`TorchUpdate` does it with DDP and torch's optimisers, on every device; `CapturedUpdate` is the same as a CUDA graph. `FusedUpdate` is for AdamW on the CPU and several
 times faster: one pass over memory (`hpcm_codec.ops.update`) and, with several processes on a machine, one copy of the weights
 and of all that belongs to them, in shared memory. Each process then updates its share, and all see all of the result.
 """
@@ -25,6 +25,7 @@ from hpcm_codec.training.shared import HEAD, on_one_machine, shared_memory
 
 PAGE = 1024  # weights in a page of memory
 LINE = 16  # and in a cache line
+WARM_UPS = 4  # plain updates before one is captured: SOAP's first one only starts its state
 
 
 class Update(Protocol):
@@ -66,6 +67,8 @@ def updating(model: nn.Module, optimiser: Optimiser, average: Averaged, processe
             if processes.rank == 0:
                 text = f"no memory that all processes share ({error}): they send their gradients instead, slower"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
+    if optimiser.can_be_captured and processes.device.type == "cuda" and processes.world == 1:
+        return CapturedUpdate(model, optimiser, average, processes)
     return TorchUpdate(model, optimiser, average, processes)
 
 
@@ -103,6 +106,44 @@ class TorchUpdate:
 
     def skip(self) -> None:
         pass
+
+
+class CapturedUpdate(TorchUpdate):
+    """`TorchUpdate` of one process on a CUDA device, replayed as a graph as soon as all gradients lie where they lay before."""
+
+    def __init__(self, model: nn.Module, optimiser: Optimiser, average: Averaged, processes: Processes) -> None:
+        super().__init__(model, optimiser, average, processes)
+        self._scale, self._part = torch.zeros(2, device=processes.device)
+        self._places: tuple[int, ...] = ()
+        self._plain_steps = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def apply(self, rate: float, scale: float) -> None:
+        self._scale.fill_(scale)
+        self._part.fill_(self._average.count())
+        self._optimiser.prepare(rate)
+        places = tuple(g.data_ptr() for g in self._gradients())
+        if places != self._places:
+            self._places, self._plain_steps, self._graph = places, 0, None
+        if self._graph is None and self._plain_steps >= WARM_UPS:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._change()
+        if self._graph is None:
+            self._change()
+            self._plain_steps += 1
+        else:
+            self._graph.replay()
+        self._optimiser.settle()
+
+    @torch.no_grad()
+    def _change(self) -> None:
+        torch._foreach_mul_(self._gradients(), self._scale)
+        self._optimiser.change()
+        averages = list(self._average.values.values())
+        differences = torch._foreach_sub([p.float() for p in self._parameters], averages)
+        torch._foreach_mul_(differences, self._part)
+        torch._foreach_add_(averages, differences)
 
 
 class FusedUpdate:

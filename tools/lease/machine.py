@@ -138,6 +138,7 @@ def train_command(
         "transform-rate-factor": plan.transform_rate_factor,
         "smallest-scale": plan.smallest_scale,
         "optimiser": choice.optimiser,
+        "basis-refresh": plan.basis_refresh,
         "ema": plan.ema,
         "loaders": plan.loaders,
         "log-every": plan.log_every,

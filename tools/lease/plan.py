@@ -22,6 +22,7 @@ class Plan:
     model:           preset, or a file of JSON in .lease/plan.
     edge, batches:   crops, and how many in a step are tried.
     optimisers:      the first is the usual one; others are taken if a step costs no more than `dearest_step` times as much.
+    basis_refresh:   steps between two changes of SOAP's eigenbases.
     compile:         whether --compile is tried.
     cuda_graph:      whether steps are replayed as a CUDA graph where that works.
     learning_rate:   the peak, whatever the batch.
@@ -43,6 +44,7 @@ class Plan:
     edge: int = 256
     batches: tuple[int, ...] = (32,)
     optimisers: tuple[str, ...] = ("adamw",)
+    basis_refresh: int = 25
     dearest_step: float = 1.2
     compile: bool = True
     cuda_graph: bool = True
