@@ -232,7 +232,7 @@ def test_the_schedule_of_all_stretches_ends_with_the_last_one() -> None:
     from lease.plan import Plan
     from lease.stretches import schedule
 
-    plan = Plan(stretches=3, stretch_seconds=120, start_seconds=10, end_seconds=10)
+    plan = Plan(stretches=3, stretch_seconds=120, start_seconds=10, end_seconds=10, decay_start=0.8)
     assert schedule(plan, 0, 100, 2, 0) == schedule(plan, 100, 100, 1, 0) == schedule(plan, 200, 100, 0, 0)
     assert schedule(plan, 0, 100, 2, 0).minutes == 5 and schedule(plan, 0, 100, 2, 0).decay_start == pytest.approx(0.8)
     # a slow second stretch: what is left becomes less, and the rate falls earlier
@@ -256,7 +256,7 @@ def test_the_choice_counts_crops_and_what_starting_costs() -> None:
     from lease.choosing import best
     from lease.plan import Choice, Plan
 
-    plan = Plan()
+    plan = Plan(optimisers=("adamw",))
     assert best(plan, [trial(32, 900), trial(64, 1000)]) == Choice(32)
     assert best(plan, [trial(32, 700), trial(64, 1000)]) == Choice(64)
     assert best(plan, [trial(32, 0), trial(64, 10)]) == Choice(64), "32 did not work"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +32,12 @@ def stretched(size: int, seed: int) -> Tensor:
     return basis @ torch.logspace(0, -3, size).diag() @ basis.mT
 
 
-def loss_after(steps: int, make: type[torch.optim.Optimizer], **options: object) -> float:
+def loss_after(steps: int, make: Callable[..., torch.optim.Optimizer], **options: Any) -> float:
     """What is left of a loss that falls steeply in some directions and hardly in others."""
     weight = nn.Parameter(torch.zeros(16, 24))
     aim = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
     left, right = stretched(16, 0), stretched(24, 1)
-    optimiser = make([weight], lr=0.03, **options)  # type: ignore[call-arg]
+    optimiser = make([weight], lr=0.03, **options)
 
     def loss() -> Tensor:
         return (left @ (weight - aim) @ right).square().sum()
@@ -88,7 +90,9 @@ def test_a_long_side_keeps_its_basis() -> None:
         optimiser.step()
     assert "rows_basis" in optimiser.state[weight] and "columns_basis" not in optimiser.state[weight]
     size = weight.detach().square().mean().sqrt()
-    assert float(size) == pytest.approx(0.1, rel=1e-3), "a gradient that stays moves by the rate, in every direction of its basis"
+    assert float(size) == pytest.approx(0.1, rel=1e-3), (
+        "a gradient that stays moves by the rate, in every direction of its basis"
+    )
 
 
 def test_weights_decay_and_gradients_may_be_missing() -> None:

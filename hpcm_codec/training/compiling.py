@@ -23,7 +23,6 @@ def compile_blocks(model: HPCM) -> None:
     for module in model.modules():
         if isinstance(module, COMPILED):
             module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
-    model.masked_operations = MaskedOperations(
-        *(torch.compile(operation, dynamic=False) for operation in model.masked_operations)
-    )
+    step, total, rate = (torch.compile(operation, dynamic=False) for operation in model.masked_operations)
+    model.masked_operations = MaskedOperations(step, total, rate)  # type: ignore[arg-type]
     model.round_and_rate = torch.compile(model.round_and_rate, dynamic=False)

@@ -68,7 +68,8 @@ class Soap(torch.optim.Optimizer):
         """Change averages and weights by the gradients."""
         with _quick_products():
             for group, numbers in zip(self.param_groups, self._numbers, strict=True):
-                parameters, changes = [], []
+                parameters: list[Tensor] = []
+                changes: list[Tensor] = []
                 for alike in self._batches(group):
                     if (update := self._update(alike, group, numbers)) is not None:
                         parameters += alike

@@ -1,8 +1,9 @@
 """From the loss to new weights: backward pass, gradient norm, optimiser and average, in one of three ways behind one interface.
 
-`TorchUpdate` does it with DDP and torch's optimisers, on every device; `CapturedUpdate` is the same as a CUDA graph. `FusedUpdate` is for AdamW on the CPU and several
-times faster: one pass over memory (`hpcm_codec.ops.update`) and, with several processes on a machine, one copy of the weights
-and of all that belongs to them, in shared memory. Each process then updates its share, and all see all of the result.
+`TorchUpdate` does it with DDP and torch's optimisers, on every device; `CapturedUpdate` is the same as a CUDA graph. `FusedUpdate` is
+for AdamW on the CPU and several times faster: one pass over memory (`hpcm_codec.ops.update`) and, with several processes on a
+machine, one copy of the weights and of all that belongs to them, in shared memory. Each process then updates its share, and all see
+all of the result.
 """
 
 from __future__ import annotations
