@@ -7,6 +7,7 @@
 #include "integer_weights.h"
 #include "rans_decoder.h"
 #include "rans_encoder.h"
+#include "symbol_check.h"
 #include "threads.h"
 
 #include <cmath>
@@ -313,4 +314,9 @@ extern "C" void hpcm_rans_encode(const int32_t* symbols, const uint8_t* indexes,
     intervals.add(static_cast<int64_t>(symbols[n]) - offsets[table], cumulative + starts[table], sizes[table]);
   }
   place[1] = hpcm::write_intervals(intervals.kept.data(), static_cast<int64_t>(intervals.kept.size()), words, room);
+}
+
+// Continues a symbol check over the bytes of symbols (int32, little-endian).
+extern "C" void hpcm_symbol_check(const uint8_t* bytes, int64_t count, uint16_t* check) {
+  *check = hpcm::symbol_check(bytes, count, *check);
 }

@@ -60,7 +60,7 @@ class Codec:
     profile:      how files are encoded: "exact" (probabilities in integers: they decode on every machine), "float", or "auto" for exact
                   where the checkpoint has it. Decoding follows the file.
     tile_workers: how many tiles of a large picture are coded at a time, each in a thread, on the CPU and in the exact profile. Files and
-                  pixels do not depend on it; each one after the first takes 0.3 GB.
+                  pixels do not depend on it; each one after the first takes 0.1 GB (0.3 GB where torch computes).
 
     >>> import numpy as np
     >>> from hpcm_codec import Picture, decode, encode, load_codec

@@ -19,7 +19,8 @@ from conftest import small_photograph
 from hpcm_codec.batch.jobs import plan
 from hpcm_codec.cli.main import COMMANDS, main
 from hpcm_codec.codec import Codec
-from hpcm_codec.errors import UsageError
+from hpcm_codec.errors import FileError, UsageError
+from hpcm_codec.weights import registry
 
 # The program, saying at its very end which of these modules it has imported, how many full garbage collections it has made, and
 # whether it has kept them away from torch's objects.
@@ -305,8 +306,26 @@ def test_info_lists_the_parts_of_a_file(compressed: Path, codec: Codec) -> None:
     assert sum(chunk["size"] for chunk in told["chunks"]) == told["bytes"] == compressed.stat().st_size
     assert told["checkpoint"] == {"identity": codec.identity.hex(), "known_as": "phase1-lite"}
     assert told["tiles"] == {"count": 1, "rows": 1, "columns": 1}
+    assert told["exact_pixels"] is True
     words = hpcm("info", compressed).stdout
     assert "known here as phase1-lite" in words and "s3 of tile 0" in words
+    assert "pixels      the same on every processor" in words
+
+
+def test_info_says_what_decoded_pixels_depend_on(compressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "has_integer_transforms", lambda path: False)
+    assert "may differ by 1 between machines" in hpcm("info", compressed).stdout
+    monkeypatch.setattr(registry, "known_name", lambda identity: None)
+    assert "depend on the checkpoint, which is not known here" in hpcm("info", compressed).stdout
+    assert json.loads(hpcm("info", compressed, "--json").stdout)["exact_pixels"] is None
+
+
+def test_a_checkpoint_tells_by_its_tensors_names_whether_its_pixels_are_exact(tmp_path: Path) -> None:
+    assert registry.has_integer_transforms(registry.find_checkpoint("phase1-lite"))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"\xff" * 40)
+    with pytest.raises(FileError, match="damaged or not a checkpoint"):
+        registry.has_integer_transforms(damaged)
 
 
 def test_info_shows_a_damaged_file_and_says_so(compressed: Path, stream: bytes) -> None:

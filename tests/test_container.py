@@ -373,6 +373,14 @@ def test_the_symbol_check_is_a_crc_16_over_little_endian_int32(symbols: list[int
     assert update_symbol_check(update_symbol_check(SYMBOL_CHECK_START, array[:cut]), array[cut:]) == whole
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 1001])
+def test_the_symbol_check_is_the_same_compiled_and_not(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = np.random.default_rng(count).integers(-(2**31), 2**31, count).astype(np.int32)
+    checks = [update_symbol_check(start, symbols) for start in (0, 1, SYMBOL_CHECK_START)]
+    monkeypatch.setenv("HPCM_OPS", "torch")
+    assert checks == [update_symbol_check(start, symbols) for start in (0, 1, SYMBOL_CHECK_START)]
+
+
 def test_a_symbol_beyond_32_bits_is_refused() -> None:
     with pytest.raises(ValueError, match="32 bits"):
         update_symbol_check(SYMBOL_CHECK_START, np.array([2**31]))

@@ -13,6 +13,13 @@ from hpcm_codec.errors import HpcmError, UsageError
 if TYPE_CHECKING:
     from hpcm_codec.weights.checkpoints import Checkpoint
 
+# by whether the decoded pixels follow from the file alone; None: the checkpoint is not here
+EXACT_PIXELS = {
+    True: "the same on every processor; a GPU may differ by 1 (HPCM_EXACT_PIXELS=1 prevents it)",
+    False: "may differ by 1 between machines",
+    None: "depend on the checkpoint, which is not known here",
+}
+
 
 @click.command("info")
 @click.argument("file", required=False, metavar="[FILE]")
@@ -56,11 +63,15 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     """What a .hpcm file says and is made of, and what is wrong with it; raises HpcmError when its header cannot be read."""
     from hpcm_codec.bitstream import container
     from hpcm_codec.bitstream.byte_reader import LARGEST_NUMBER
-    from hpcm_codec.weights.registry import known_name
+    from hpcm_codec.weights.registry import has_integer_transforms, known_checkpoints, known_name
 
     largest = LARGEST_NUMBER**2  # nothing is allocated for the pixels here
     found = container.describe(data, max_pixels=largest)
     header = found.header
+    known = known_name(header.checkpoint_id)
+    exact_pixels: bool | None = header.profile == "exact"
+    if exact_pixels:
+        exact_pixels = None if known is None else has_integer_transforms(known_checkpoints()[known])
     grid = header.grid
     described = {
         "format_version": container.FORMAT_VERSION,
@@ -69,7 +80,8 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "components": 1 if header.grey else 3,
         "quality": header.quality,
         "profile": header.profile,
-        "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known_name(header.checkpoint_id)},
+        "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known},
+        "exact_pixels": exact_pixels,
         "tiles": {
             "count": len(grid),
             "rows": grid.rows,
@@ -108,7 +120,7 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     colour = "grey" if described["components"] == 1 else "colour"
     profile = {
         "float": "floating point: decodes for certain on the machine that made it",
-        "exact": "integers: decodes the same on every machine",
+        "exact": "integers: decodes on every machine",
     }
     click.echo(f"{name}: .hpcm, format version {described['format_version']}")
     click.echo(f"  picture     {described['width']}×{described['height']}, {colour}")
@@ -116,6 +128,7 @@ def _print_file(name: str, described: dict[str, Any]) -> None:
     click.echo(f"  size        {described['bytes']} bytes, {described['bpp']:.3f} bits per pixel")
     click.echo(f"  checkpoint  {_checkpoint_in_words(checkpoint)}")
     click.echo(f"  arithmetic  {profile[described['profile']]}")
+    click.echo(f"  pixels      {EXACT_PIXELS[described['exact_pixels']]}")
     click.echo(f"  tiles       {tiles['columns']} across, {tiles['rows']} down")
     click.echo(f"  scales      {_scales_in_words(described['scales'], tiles['count'])}")
     table = Table("chunk", box=None, padding=(0, 2))

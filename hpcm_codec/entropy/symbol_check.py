@@ -1,13 +1,16 @@
 """The symbol check: a CRC-16 over all symbols of a tile, by which a decoder knows that it decoded what the encoder coded
-(docs/bitstream.md)."""
+(docs/bitstream.md). In C++ (csrc/symbol_check.h) where that is compiled, else by the standard library; both give the same number."""
 
 from __future__ import annotations
 
 import binascii
+import ctypes
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hpcm_codec.ops import build
 
 SYMBOL_CHECK_START = 0xFFFF
 
@@ -19,4 +22,10 @@ def update_symbol_check(check: int, symbols: NDArray[np.signedinteger[Any]]) -> 
     """
     if symbols.size and not -(2**31) <= int(symbols.min()) <= int(symbols.max()) < 2**31:
         raise ValueError("a symbol does not fit 32 bits")
-    return binascii.crc_hqx(np.ascontiguousarray(symbols, dtype="<i4").tobytes(), check)
+    stored = np.ascontiguousarray(symbols, dtype="<i4")
+    if not build.use_compiled("integer"):
+        return binascii.crc_hqx(stored.tobytes(), check)
+    continued = ctypes.c_uint16(check)
+    begin = ctypes.c_void_p(stored.ctypes.data)
+    build.function("integer", "hpcm_symbol_check")(begin, ctypes.c_int64(stored.nbytes), ctypes.byref(continued))
+    return continued.value

@@ -57,6 +57,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
         "integer_weights.h",
         "rans_decoder.h",
         "rans_encoder.h",
+        "symbol_check.h",
         "threads.h",
     ),
     "training": (

@@ -1,10 +1,12 @@
 """How much memory the work on a picture takes, and the limit it must keep to.
 
-The figures are of the whole process, Python and torch included, since that is what a machine or a container ends programs for. They
-are upper estimates for the default model, from measurements (the largest resident size of fresh processes, torch 2.13, x86;
-docs/benchmarks.md): a program with the model loaded holds 0.36 GB; a tile of 1024×1024 pixels and its halo took 0.21 GB on top, for
-encoding as for decoding, and so does each that is coded at the same time. What grows with the picture is only its pixels, where a format
-makes us hold them, and a band as wide as the picture and one tile high.
+The figures are of the whole process, Python included, since that is what a machine or a container ends programs for. They are upper
+estimates for the default model, from measurements (the largest resident size of fresh processes, torch 2.13, x86;
+docs/benchmarks.md), and hold for every engine. Those that compute with torch take most: a program with the model loaded holds 0.36
+GB; a tile of 1024×1024 pixels and its halo took 0.21 GB on top, for encoding as for decoding, and so does each that is coded at the
+same time. The integer engine without torch takes half of it or less: 0.22 GB for a picture of 2048×2048 pixels, 0.1 GB for each
+further tile at a time. What grows with the picture is only its pixels, where a format makes us hold them, and a band as wide as the
+picture and one tile high.
 """
 
 from __future__ import annotations

@@ -24,12 +24,11 @@ from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops.integer_tables import IntegerTables
 from hpcm_codec.system.files import write_atomically
-from hpcm_codec.weights.identity import identity_of_parts
+from hpcm_codec.weights.identity import FRACTION_PREFIX, identity_of_parts
 from hpcm_codec.weights.packing import pack_all, unpack_all
 from hpcm_codec.weights.stored import (
     EXACT_TABLE_PREFIX,
     FORMAT,
-    FRACTION_PREFIX,
     NOT_WEIGHTS,
     PACKED_FORMAT,
     TABLE_PREFIX,

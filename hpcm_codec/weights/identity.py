@@ -16,6 +16,7 @@ from safetensors import SafetensorError, deserialize
 from hpcm_codec.errors import FileError
 
 IDENTITY_BYTES = 8
+FRACTION_PREFIX = "exact.fractions."  # of the names of tensors: the units of the exact profile's activations
 # safetensors' names of types → torch's, which identities are made of
 TYPES = {
     "F64": "torch.float64",

@@ -5,13 +5,14 @@ Nothing here imports torch, so that what only has to name a model, such as `hpcm
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
 from hpcm_codec.system.folders import user_folder
-from hpcm_codec.weights.identity import kept_identity
+from hpcm_codec.weights.identity import FRACTION_PREFIX, damaged, kept_identity
 
 
 def shipped_folders() -> list[Path]:
@@ -47,6 +48,19 @@ def known_checkpoints() -> dict[str, Path]:
     for path in [] if folder is None else sorted(folder.glob("*.safetensors")):
         known[str(path) if path.stem in known else path.stem] = path
     return known
+
+
+def has_integer_transforms(path: Path) -> bool:
+    """Whether files of a checkpoint decode to the same pixels on every processor, by the names of its tensors alone.
+
+    Raises FileError when the file cannot be read as a checkpoint.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return f"{FRACTION_PREFIX}g_s" in header
+    except (OSError, ValueError, MemoryError, OverflowError) as error:
+        raise damaged(path, error) from error
 
 
 def find_checkpoint(name_or_path: str) -> Path:

@@ -16,13 +16,12 @@ from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.ops.integer_tables import IntegerTables
-from hpcm_codec.weights.identity import TYPES, damaged, identity_of_parts
+from hpcm_codec.weights.identity import FRACTION_PREFIX, TYPES, damaged, identity_of_parts
 from hpcm_codec.weights.registry import find_checkpoint
 
 FORMAT = "hpcm-checkpoint-1"
 PACKED_FORMAT = "hpcm-checkpoint-2"  # with matrices as `packing` stores them
 TABLE_PREFIX = "tables."
-FRACTION_PREFIX = "exact.fractions."
 EXACT_TABLE_PREFIX = "exact.tables."
 NOT_WEIGHTS = (TABLE_PREFIX, FRACTION_PREFIX, EXACT_TABLE_PREFIX)
 # safetensors' names of types → numpy's, which has no bfloat16
