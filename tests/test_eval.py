@@ -294,7 +294,7 @@ def test_the_shipped_model_is_measured_verified_and_written_the_same_each_time(f
                 del row[key]
     assert outputs[0] == outputs[1]
     results = outputs[0]["results"]
-    assert sorted(results) == ["bpp", "ms-ssim-rgb", "ms-ssim-rgb-db", "psnr-rgb"]
+    assert sorted(results) == ["bpp", "ms-ssim-rgb", "ms-ssim-rgb-db", "psnr-rgb", "ssimulacra2"]
     assert results["bpp"] == sorted(set(results["bpp"]))
     assert outputs[0]["qualities"] == [0.0, 50.0, 100.0]
     assert len(outputs[0]["per_image"]) == 6

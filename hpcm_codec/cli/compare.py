@@ -30,6 +30,11 @@ DEFAULT_CODECS = "hpcm,jpeg,webp,avif,jpeg2000,jxl"
     metavar="NAME,NAME…",
     help="Which, the first sets the size.",
 )
+@click.option(
+    "--perceptual",
+    metavar="none|NAME,…",
+    help="Also measure ssimulacra2, flip.  [default: ssimulacra2 where it is installed]",
+)
 @options.model("The checkpoint.  [default: phase1-lite]")
 @options.profile
 @options.max_pixels
@@ -43,6 +48,7 @@ def command(
     bpp: float | None,
     psnr: float | None,
     kinds: tuple[str, ...],
+    perceptual: str | None,
     model: str | None,
     profile: str,
     max_pixels: int | None,
@@ -54,6 +60,7 @@ def command(
 
     The page is one file that needs no network. A codec that is not installed is named and left out.
     """
+    from hpcm_codec.evaluation.perceptual import parse_perceptual
     from hpcm_codec.evaluation.report import compare_page
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.versions import versions_of
@@ -62,6 +69,7 @@ def command(
 
     target = options.target_of(quality, size, bpp, psnr)
     wanted = parse_kinds(kinds)
+    measures = parse_perceptual(perceptual)
     options.refuse_existing(output, force)
     options.check_device(device)
     set_threads(threads)
@@ -69,7 +77,7 @@ def command(
     subjects = find_subjects(wanted, model, device, profile, lambda line: click.echo(line, err=True))
     sliders = []
     for image, picture in zip(images, pictures, strict=True):
-        slider = versions_of(Path(image).name, picture, subjects, target)
+        slider = versions_of(Path(image).name, picture, subjects, target, measures)
         click.echo(f"{slider.name}")
         for version in slider.versions[1:]:
             click.echo(f"  {version.name}: {version.in_words()}")

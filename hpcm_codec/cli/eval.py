@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Eight positions spread evenly over 0 to 100, on the half steps a file can name.
 DEFAULT_QUALITIES = (0.0, 14.5, 28.5, 43.0, 57.0, 71.5, 85.5, 100.0)
-METRICS = ("psnr-rgb", "ms-ssim-rgb-db")
+METRICS = ("psnr-rgb", "ms-ssim-rgb-db", "ssimulacra2")
 REPORT_IMAGES = 3  # pictures with a slider, where none are named
 
 
@@ -93,6 +93,11 @@ def _list_anchors(context: click.Context, _: click.Parameter, wanted: bool) -> N
     help="List the curves that come with the program, and end.",
 )
 @click.option("--metric", type=click.Choice(METRICS), default=METRICS[0], show_default=True, help="For --anchor.")
+@click.option(
+    "--perceptual",
+    metavar="none|NAME,…",
+    help="Also measure ssimulacra2, flip.  [default: ssimulacra2 where it is installed]",
+)
 @click.option("--verify", is_flag=True, help="Check that files decode to exactly the encoder's own reconstruction.")
 @click.option("--per-image", is_flag=True, help="Print a row for every picture.")
 @click.option("--plot", metavar="CURVE.png", help="Draw the curves, anchors included (also .svg, .pdf).")
@@ -117,6 +122,7 @@ def command(
     memory: bool,
     anchors: tuple[str, ...],
     metric: str,
+    perceptual: str | None,
     verify: bool,
     per_image: bool,
     plot: str | None,
@@ -132,12 +138,16 @@ def command(
     from hpcm_codec.evaluation import bjontegaard, campaign
     from hpcm_codec.evaluation.codecs import PILLOW_QUALITIES, PillowCodec
     from hpcm_codec.evaluation.datasets import find_dataset, picture_digests
+    from hpcm_codec.evaluation.perceptual import SSIMULACRA2, parse_perceptual
     from hpcm_codec.evaluation.reference import dataset_of, load_anchor
     from hpcm_codec.evaluation.subjects import find_subjects, parse_kinds
     from hpcm_codec.evaluation.survey import Survey, compare_all
     from hpcm_codec.evaluation.worklog import WorkLog
 
     wanted = parse_kinds(kinds)
+    measures = parse_perceptual(perceptual)
+    if metric == SSIMULACRA2 and SSIMULACRA2 not in measures:
+        raise UsageError("--metric ssimulacra2 needs that measure", advice="give --perceptual ssimulacra2")
     _check_hpcm_options(wanted, model, verify)
     for name in (output, plot, report):
         options.refuse_existing(name, force)
@@ -169,7 +179,7 @@ def command(
     log = WorkLog(work or (None if output in (None, "-") else f"{output}.partial"))
     digests = picture_digests(pictures)
     with campaign.crew(jobs, _torch_threads()) as crew:
-        survey = Survey(subjects, plans, pictures, digests, matched, verify)
+        survey = Survey(subjects, plans, pictures, digests, matched, verify, measures)
         if len(log):
             _report_line(f"{len(log)} measurements are in {log.path} already")
         with _progress(survey.size) as advance:
@@ -185,8 +195,21 @@ def command(
     if output != "-":
         _print_tables(results, subjects, all_rows, per_image)
         for comparison in comparisons:
-            click.echo(comparison.in_words())
-    _draw(results, anchors, dataset, metric, plot, report, force, subjects, pictures, slider_names, report_quality)
+            click.echo(comparison.in_words("points" if metric == SSIMULACRA2 else "dB"))
+    _draw(
+        results,
+        anchors,
+        dataset,
+        metric,
+        plot,
+        report,
+        force,
+        subjects,
+        pictures,
+        slider_names,
+        report_quality,
+        measures,
+    )
     if refusal is not None:
         raise refusal
 
@@ -267,15 +290,19 @@ def _print_tables(
 
     from hpcm_codec.evaluation.machine import machine_in_words
     from hpcm_codec.evaluation.runner import means_of
-    from hpcm_codec.evaluation.tables import in_words_where_falling, means_table, rows_table
+    from hpcm_codec.evaluation.tables import in_words_where_falling, means_table, perceptual_table, rows_table
 
     console = Console(highlight=False)
     for subject, rows in zip(subjects, all_rows, strict=True):
         if per_image:
             console.print(rows_table(subject.name, rows))
+            if (table := perceptual_table(subject.name, rows)) is not None:
+                console.print(table)
         title = f"{subject.name}: means over {results['images']} pictures of {results['dataset']}"
         means = means_of(rows)
         console.print(means_table(title, means))
+        if (table := perceptual_table(title, means)) is not None:
+            console.print(table)
         for line in in_words_where_falling(means):
             _report_line(f"{subject.name}: {line}")
     click.echo(machine_in_words(results["machine"]))
@@ -293,6 +320,7 @@ def _draw(
     pictures: DataSet,
     slider_names: Sequence[str],
     report_quality: float | None,
+    perceptual: Sequence[str],
 ) -> None:
     """The plot and the report, where they are wanted."""
     if plot is None and report is None:
@@ -316,5 +344,5 @@ def _draw(
         sliders = []
         for name in slider_names:
             picture = Picture(read_picture(pictures.path(name)).pixels)
-            sliders.append(versions_of(name, picture, subjects, target))
+            sliders.append(versions_of(name, picture, subjects, target, perceptual))
         write_atomically(report, report_page(results, curves, sliders).encode(), overwrite=force)

@@ -122,13 +122,13 @@ class Comparison:
     bpp_range: tuple[float, float] | None
     coverage: float
 
-    def in_words(self) -> str:
-        """One line, the range included."""
+    def in_words(self, unit: str = "dB") -> str:
+        """One line, the range included; unit: of the quality."""
         low, high = self.quality_range
-        at_equal_rate = "" if self.bd_quality is None else f", {self.bd_quality:+.2f} dB at equal rate"
+        at_equal_rate = "" if self.bd_quality is None else f", {self.bd_quality:+.2f} {unit} at equal rate"
         return (
             f"BD-rate against {self.anchor}: {self.bd_rate:+.2f} %{at_equal_rate} "
-            f"(common range {low:.2f} to {high:.2f} dB, {self.coverage:.0%} of this curve)"
+            f"(common range {low:.2f} to {high:.2f} {unit}, {self.coverage:.0%} of this curve)"
         )
 
 

@@ -31,6 +31,7 @@ class Trial:
     quality: of the codec; or, where `size` is not None, only the row's label: the codec then takes the quality that
              gives a file of about `size` bytes.
     verify:  check that the file decodes to the encoder's own reconstruction.
+    perceptual: what else is measured (see `perceptual`).
     """
 
     codec: CodecChoice
@@ -41,10 +42,12 @@ class Trial:
     quality: float
     size: int | None = None
     verify: bool = False
+    perceptual: tuple[str, ...] = ()
 
     def key(self) -> dict[str, str | float | bool | None]:
-        """All that the figures depend on."""
+        """All that the figures depend on; without perceptual measures as in logs of versions that had none."""
         return {
+            **({"perceptual": ",".join(self.perceptual)} if self.perceptual else {}),
             "codec": self.codec.kind,
             "about": self.about,
             "sha256": self.sha256,
@@ -122,9 +125,9 @@ def perform(trial: Trial) -> Row:
         codec = _codec(trial.codec)
         _warm_up(codec, trial.codec, picture, trial.quality if trial.size is None else trial.codec.qualities[0])
         if trial.size is None:
-            return measure(codec, picture, trial.quality, trial.name, trial.verify)
+            return measure(codec, picture, trial.quality, trial.name, trial.verify, trial.perceptual)
         setting = encode_to_size(codec, picture, trial.size, trial.codec.qualities).quality
-        row = measure(codec, picture, setting, trial.name, trial.verify)
+        row = measure(codec, picture, setting, trial.name, trial.verify, trial.perceptual)
         return replace(row, quality=trial.quality, setting=setting)
     except MismatchError:
         raise

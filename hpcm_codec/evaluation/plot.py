@@ -16,9 +16,10 @@ import numpy as np
 
 from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.bjontegaard import MS_SSIM_DB, PSNR, Curve
+from hpcm_codec.evaluation.perceptual import SSIMULACRA2
 
 SUFFIXES = (".png", ".svg", ".pdf")
-AXIS_NAMES = {PSNR: "RGB PSNR, dB", MS_SSIM_DB: "RGB MS-SSIM, dB"}
+AXIS_NAMES = {PSNR: "RGB PSNR, dB", MS_SSIM_DB: "RGB MS-SSIM, dB", SSIMULACRA2: "SSIMULACRA 2"}
 SIZE = (8.0, 5.4)  # inches
 DPI = 160  # dots per inch, of PNG
 LABEL_SPACE = 0.76  # of the width is left of the labels

@@ -16,6 +16,7 @@ from typing import Any
 from hpcm_codec.evaluation.bjontegaard import MS_SSIM_DB, PSNR
 from hpcm_codec.evaluation.machine import machine_in_words
 from hpcm_codec.evaluation.metrics import ms_ssim_db
+from hpcm_codec.evaluation.perceptual import FLIP, SSIMULACRA2, TITLES
 from hpcm_codec.evaluation.versions import Slider
 
 STYLES = ("style.css",)
@@ -29,6 +30,8 @@ COLUMNS = (
     ("bpp", "bpp", 4),
     ("psnr", "PSNR dB", 2),
     ("ms_ssim", "MS-SSIM", 4),
+    (SSIMULACRA2, TITLES[SSIMULACRA2], 2),
+    (FLIP, TITLES[FLIP], 4),
     ("encoding_time", "encode s", 3),
     ("decoding_time", "decode s", 3),
 )
@@ -41,11 +44,15 @@ def report_page(results: dict[str, Any], curves: Sequence[dict[str, Any]], slide
     curves:  the results objects that are drawn, those of the run first, then reference curves.
     """
     measured = [results, *results.get("other_codecs", ())]
+    there = {key for own in measured for row in own["per_image"] for key in row}
+    columns = [column for column in COLUMNS if column[0] in there or column[0] == "codec"]
+    perceptual = [(name, TITLES[name]) for name in (SSIMULACRA2, FLIP) if name in there]
     data = {
         "sliders": [slider.for_page() for slider in sliders],
         "curves": [_curve(curve, any(curve is own for own in measured)) for curve in curves],
-        "columns": [{"key": key, "heading": heading, "digits": digits} for key, heading, digits in COLUMNS],
-        "rows": [{"codec": own["name"], **_shown(row)} for own in measured for row in own["per_image"]],
+        "columns": [{"key": key, "heading": heading, "digits": digits} for key, heading, digits in columns],
+        "perceptual": perceptual,
+        "rows": [{"codec": own["name"], **_shown(row, columns)} for own in measured for row in own["per_image"]],
         "means": [_means(own) for own in measured],
         "comparisons": results.get("comparisons", []),
         "notes": [f"{own['name']}: {own['description']}" for own in measured]
@@ -99,6 +106,7 @@ def _curve(data: dict[str, Any], own: bool) -> dict[str, Any]:
             "bpp": results["bpp"][place],
             PSNR: results.get(PSNR, [None] * count)[place],
             MS_SSIM_DB: None if decibels is None else decibels[place],
+            SSIMULACRA2: results.get(SSIMULACRA2, [None] * count)[place],
             "quality": None if settings is None else settings[place],
         }
         for place in range(count)
@@ -108,13 +116,13 @@ def _curve(data: dict[str, Any], own: bool) -> dict[str, Any]:
 
 def _means(data: dict[str, Any]) -> dict[str, Any]:
     results = data["results"]
-    keys = ("bpp", PSNR, "ms-ssim-rgb", "encoding_time", "decoding_time")
+    keys = ("bpp", PSNR, "ms-ssim-rgb", SSIMULACRA2, FLIP, "encoding_time", "decoding_time")
     rows = [
-        {"quality": quality, **{key: results[key][place] for key in keys}}
+        {"quality": quality, **{key: results[key][place] for key in keys if key in results}}
         for place, quality in enumerate(data["qualities"])
     ]
     return {"name": data["name"], "rows": rows}
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key, _, _ in COLUMNS if key != "codec"}
+def _shown(row: dict[str, Any], columns: Sequence[tuple[str, str, int | None]]) -> dict[str, Any]:
+    return {key: row.get(key) for key, _, _ in columns if key != "codec"}

@@ -21,6 +21,7 @@ from hpcm_codec.errors import HpcmError, UsageError
 from hpcm_codec.evaluation.codecs import PictureCodec, VerifiableCodec
 from hpcm_codec.evaluation.machine import PeakMemory
 from hpcm_codec.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db
+from hpcm_codec.evaluation.perceptual import MODULES, measure_perceptual
 from hpcm_codec.images import Picture
 from hpcm_codec.images.fidelity import psnr
 
@@ -42,6 +43,7 @@ class Row:
     ms_ssim: 0 to 1, None for pictures with a side below 161 pixels.
     Times are in seconds of wall clock; memory is the most bytes the process held meanwhile, None where the system
     does not report it.
+    ssimulacra2, flip: as `perceptual` measures them, None where they were not measured.
     """
 
     image: str
@@ -57,12 +59,22 @@ class Row:
     setting: float | None = None
     encoding_memory: int | None = None
     decoding_memory: int | None = None
+    ssimulacra2: float | None = None
+    flip: float | None = None
 
 
-def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, verify: bool = False) -> Row:
+def measure(
+    codec: PictureCodec,
+    picture: Picture,
+    quality: float,
+    name: str,
+    verify: bool = False,
+    perceptual: Sequence[str] = (),
+) -> Row:
     """Encode, decode and compare one picture.
 
-    verify: also check that decoding gave exactly the encoder's own reconstruction.
+    verify:     also check that decoding gave exactly the encoder's own reconstruction.
+    perceptual: what else to measure, names of `perceptual.MODULES`.
     Raises MismatchError when it did not, UsageError when the codec does not know; and whatever the codec raises.
     """
     picture = Picture(picture.pixels)
@@ -89,6 +101,7 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
         if not np.array_equal(promised, decoded.pixels):
             raise MismatchError(f"{name} at quality {quality:g} does not decode to what its encoder reconstructed")
     similarity = ms_ssim(picture.pixels, decoded.pixels)
+    perceived = measure_perceptual(perceptual, picture.pixels, decoded.pixels)
     return Row(
         image=name,
         quality=quality,
@@ -102,6 +115,7 @@ def measure(codec: PictureCodec, picture: Picture, quality: float, name: str, ve
         decoding_time=round(decoding_time, DIGITS),
         encoding_memory=encoding_memory,
         decoding_memory=decoding_memory,
+        **{measure: round(value, DIGITS) for measure, value in perceived.items()},
     )
 
 
@@ -110,6 +124,7 @@ class Means:
     """Means over the pictures at one quality.
 
     ms_ssim is the mean over the pictures that are large enough for it, None without any; ms_ssim_db is of that mean.
+    ssimulacra2, flip: over the pictures that have them, None without any.
     Memory is not a mean but the most that any picture took, in bytes, None where it was not measured.
     """
 
@@ -122,6 +137,8 @@ class Means:
     decoding_time: float
     encoding_memory: int | None = None
     decoding_memory: int | None = None
+    ssimulacra2: float | None = None
+    flip: float | None = None
 
 
 def means_of(rows: Sequence[Row]) -> list[Means]:
@@ -129,8 +146,7 @@ def means_of(rows: Sequence[Row]) -> list[Means]:
     result = []
     for quality in sorted({row.quality for row in rows}):
         here = [row for row in rows if row.quality == quality]
-        similarities = [row.ms_ssim for row in here if row.ms_ssim is not None]
-        similarity = _mean(similarities) if similarities else None
+        similarity = _mean_of_known([row.ms_ssim for row in here])
         result.append(
             Means(
                 quality,
@@ -142,6 +158,8 @@ def means_of(rows: Sequence[Row]) -> list[Means]:
                 _mean([row.decoding_time for row in here]),
                 max((row.encoding_memory for row in here if row.encoding_memory is not None), default=None),
                 max((row.decoding_memory for row in here if row.decoding_memory is not None), default=None),
+                _mean_of_known([row.ssimulacra2 for row in here]),
+                _mean_of_known([row.flip for row in here]),
             )
         )
     return result
@@ -149,6 +167,17 @@ def means_of(rows: Sequence[Row]) -> list[Means]:
 
 def _mean(values: Sequence[float]) -> float:
     return round(math.fsum(values) / len(values), DIGITS)
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are there; None without any."""
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
+
+
+def perceptual_of(figures: Sequence[Row] | Sequence[Means]) -> list[str]:
+    """The perceptual measures of which there is any figure."""
+    return [name for name in MODULES if any(getattr(one, name) is not None for one in figures)]
 
 
 MEMORY = ("encoding_memory", "decoding_memory")
@@ -163,6 +192,8 @@ def summarise(name: str, description: str, rows: Sequence[Row], *, memory: bool 
     means = means_of(rows)
     left_out = {"setting"} if all(row.setting is None for row in rows) else set()
     left_out |= set() if memory else set(MEMORY)
+    perceptual = perceptual_of(rows)
+    left_out |= set(MODULES) - set(perceptual)
     small = {row.image for row in rows if row.ms_ssim is None}
     if small:
         description += f"; MS-SSIM without {len(small)} pictures with a side below {SMALLEST_SIDE} pixels"
@@ -176,7 +207,7 @@ def summarise(name: str, description: str, rows: Sequence[Row], *, memory: bool 
             "ms-ssim-rgb-db": [_finite(point.ms_ssim_db) for point in means],
             "encoding_time": [point.encoding_time for point in means],
             "decoding_time": [point.decoding_time for point in means],
-            **{key: [getattr(point, key) for point in means] for key in MEMORY if memory},
+            **{key: [getattr(point, key) for point in means] for key in (*perceptual, *(MEMORY if memory else ()))},
         },
         "qualities": [point.quality for point in means],
         "images": len({row.image for row in rows}),

@@ -24,6 +24,7 @@ class Survey:
     qualities: of each subject. digests: SHA-256 of each picture's file.
     matched:   the others get the file sizes of the first, picture by picture, and their qualities do not count.
     verify:    check our own files against the encoder's reconstruction.
+    perceptual: what else is measured (see `perceptual`).
     """
 
     subjects: Sequence[Subject]
@@ -32,6 +33,7 @@ class Survey:
     digests: dict[str, str]
     matched: bool
     verify: bool
+    perceptual: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -82,6 +84,7 @@ class Survey:
                 quality=quality,
                 size=sizes.get((name, quality)),
                 verify=self.verify and subject.choice.kind == HPCM,
+                perceptual=self.perceptual,
             )
             for name in self.pictures.names
             for quality in self._qualities_of(place)

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from hpcm_codec.evaluation.runner import Means, Row
+from hpcm_codec.evaluation.perceptual import FLIP, SSIMULACRA2, TITLES
+from hpcm_codec.evaluation.runner import Means, Row, perceptual_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 DASH = "–"
 MEGABYTE = 1e6
+PERCEPTUAL_DIGITS = {SSIMULACRA2: 2, FLIP: 4}
 
 
 def rows_table(title: str, rows: Sequence[Row]) -> Table:
@@ -40,6 +42,29 @@ def means_table(title: str, means: Sequence[Means]) -> Table:
     for mean in means:
         figures = (mean.bpp, mean.psnr, mean.ms_ssim, mean.ms_ssim_db, mean.encoding_time, mean.decoding_time)
         table.add_row(f"{mean.quality:g}", *map(shown, figures, (4, 2, 4, 2, 3, 3)), _memory(mean))
+    return table
+
+
+def perceptual_table(title: str, figures: Sequence[Row] | Sequence[Means]) -> Table | None:
+    """The perceptual measures, a line for every picture and quality, or for every quality; None where there are none.
+
+    In a table of their own: with all figures in one, a terminal of 80 columns has no room for digits.
+    """
+    from rich.table import Table
+
+    names = perceptual_of(figures)
+    if not names:
+        return None
+    table = Table(title=title)
+    if isinstance(figures[0], Row):
+        table.add_column("picture")
+    for heading in ("quality", *(TITLES[name] for name in names)):
+        table.add_column(heading, justify="right")
+    for one in figures:
+        start = [one.image] if isinstance(one, Row) else []
+        table.add_row(
+            *start, f"{one.quality:g}", *(shown(getattr(one, name), PERCEPTUAL_DIGITS[name]) for name in names)
+        )
     return table
 
 

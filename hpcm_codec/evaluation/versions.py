@@ -11,6 +11,7 @@ from typing import Any
 from hpcm_codec.errors import UsageError
 from hpcm_codec.evaluation.codecs import HPCM, encode_to_size
 from hpcm_codec.evaluation.metrics import ms_ssim
+from hpcm_codec.evaluation.perceptual import FLIP, SSIMULACRA2, TITLES, measure_perceptual
 from hpcm_codec.evaluation.subjects import Subject
 from hpcm_codec.images import Picture, Samples, picture_to_pil
 from hpcm_codec.images.fidelity import psnr
@@ -31,6 +32,8 @@ class Version:
     psnr: float | None = None
     ms_ssim: float | None = None
     short: bool = False
+    ssimulacra2: float | None = None
+    flip: float | None = None
 
     @property
     def bpp(self) -> float | None:
@@ -45,6 +48,9 @@ class Version:
         parts = [f"{self.bytes:,} bytes", f"{self.bpp:.3f} bpp", f"{self.psnr:.2f} dB"]
         if self.ms_ssim is not None:
             parts.append(f"MS-SSIM {self.ms_ssim:.4f}")
+        for measure, digits in ((SSIMULACRA2, 1), (FLIP, 4)):
+            if (value := getattr(self, measure)) is not None:
+                parts.append(f"{TITLES[measure]} {value:.{digits}f}")
         parts.append(f"quality {self.quality:g}")
         return ", ".join(parts) + (" (its largest file)" if self.short else "")
 
@@ -70,10 +76,13 @@ class Slider:
         }
 
 
-def versions_of(name: str, picture: Picture, subjects: Sequence[Subject], target: Target) -> Slider:
+def versions_of(
+    name: str, picture: Picture, subjects: Sequence[Subject], target: Target, perceptual: Sequence[str] = ()
+) -> Slider:
     """Encode and decode the picture: the first codec meets the target, the others the first one's file size.
 
     A codec that cannot make a file of that size is shown with its nearest. Metadata and alpha take no part.
+    perceptual: what is measured beside PSNR and MS-SSIM (see `perceptual`).
     Raises UsageError for a target that the first codec cannot be given, TargetError for one out of its reach.
     """
     picture = Picture(picture.pixels)
@@ -88,7 +97,8 @@ def versions_of(name: str, picture: Picture, subjects: Sequence[Subject], target
             quality, data, short = match.quality, match.data, match.short
         pixels = subject.codec.decode(data).pixels
         figures = (psnr(picture.pixels, pixels), ms_ssim(picture.pixels, pixels))
-        versions.append(Version(subject.name, pixels, quality, len(data), *figures, short))
+        perceived = measure_perceptual(perceptual, picture.pixels, pixels)
+        versions.append(Version(subject.name, pixels, quality, len(data), *figures, short, **perceived))
     return Slider(name, tuple(versions))
 
 

@@ -1,7 +1,7 @@
 "use strict";
 // Rate-distortion curves as SVG, drawn anew for the width there is. Dashes and marks tell curves apart without colour.
 
-const METRICS = [["psnr-rgb", "PSNR"], ["ms-ssim-rgb-db", "MS-SSIM"]];
+const METRICS = [["psnr-rgb", "PSNR", "dB"], ["ms-ssim-rgb-db", "MS-SSIM", "dB"], ["ssimulacra2", "SSIMULACRA 2", ""]]; // key, name, unit
 const LOOKS = [["#000", "", "●"], ["#c1440e", "", "■"], ["#2a6fbb", "9 3", "▲"], ["#7a7a7a", "3 3", "◆"], ["#1b7f4d", "12 3 3 3", "▼"],
   ["#8a4fbf", "6 2 2 2", "✚"], ["#b98900", "2 2", "✖"], ["#3b3b8f", "14 4", "◀"], ["#d0679d", "5 5", "▶"]];
 
@@ -35,11 +35,12 @@ function spreadApart(heights, gap) { // rising heights moved as little as possib
 }
 
 function curveChart(curves) {
-  const state = { metric: METRICS[0][0], hidden: new Set(), chosen: null };
+  const metrics = METRICS.filter(([key], place) => place < 2 || curves.some((curve) => curve.points.some((point) => point[key] !== null)));
+  const state = { metric: metrics[0][0], hidden: new Set(), chosen: null };
   const look = (curve) => LOOKS[curves.indexOf(curve) % LOOKS.length];
   const chart = svg("svg", { class: "chart", role: "img", tabindex: "0" });
   const reading = element("p", { class: "reading", "aria-live": "polite" });
-  const metricBar = chips("Quality", METRICS.map(([, name]) => name), (place) => { state.metric = METRICS[place][0]; state.chosen = null; draw(); });
+  const metricBar = chips("Quality", metrics.map(([, name]) => name), (place) => { state.metric = metrics[place][0]; state.chosen = null; draw(); });
   const legend = element("fieldset", { class: "legend", "aria-label": "Curves" }, ...curves.map((curve) => {
     const [colour, dashes, mark] = look(curve);
     const sample = svg("svg", { "aria-hidden": "true" }, svg("line", { x1: 0, x2: 40, y1: 7, y2: 7, stroke: colour, "stroke-width": curve === curves[0] ? 3 : 1.6, "stroke-dasharray": dashes }),
@@ -64,10 +65,11 @@ function curveChart(curves) {
     const edge = { left: 50, right: narrow ? 12 : 175, top: 14, bottom: 46 };
     const valued = (curve) => curve.points.filter((point) => point[state.metric] !== null && point.bpp > 0);
     const shown = curves.filter((curve) => !state.hidden.has(curve) && valued(curve).length > 1);
-    metricBar.show(METRICS.findIndex(([key]) => key === state.metric));
+    metricBar.show(metrics.findIndex(([key]) => key === state.metric));
     chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
     chart.setAttribute("height", height);
-    const title = `${METRICS.find(([key]) => key === state.metric)[1]} against bits per pixel of ${shown.map((curve) => curve.name).join(", ")}`;
+    const [, metric, unit] = metrics.find(([key]) => key === state.metric);
+    const title = `${metric} against bits per pixel of ${shown.map((curve) => curve.name).join(", ")}`;
     chart.setAttribute("aria-label", title + ". Arrow keys walk along the points.");
     marks = [];
     chart.replaceChildren();
@@ -90,7 +92,7 @@ function curveChart(curves) {
       svg("text", { x: edge.left - 8, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(up.digits)));
     chart.append(svg("line", { class: "axis", x1: edge.left, x2: width - edge.right, y1: height - edge.bottom, y2: height - edge.bottom }),
       svg("text", { x: (edge.left + width - edge.right) / 2, y: height - 8, "text-anchor": "middle" }, "rate, bits per pixel"),
-      svg("text", { x: 14, y: (height - edge.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(height - edge.bottom) / 2})` }, `${METRICS.find(([key]) => key === state.metric)[1]}, dB`));
+      svg("text", { x: 14, y: (height - edge.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(height - edge.bottom) / 2})` }, unit ? `${metric}, ${unit}` : metric));
     const clip = svg("clipPath", { id: "inside" }, svg("rect", { x: edge.left, y: edge.top, width: width - edge.left - edge.right + 6, height: height - edge.top - edge.bottom }));
     const lines = svg("g", { "clip-path": "url(#inside)" });
     chart.append(clip, lines);
@@ -129,8 +131,9 @@ function curveChart(curves) {
     if (!found) return;
     state.chosen = found;
     chart.append(svg("circle", { class: "chosen", cx: found.x, cy: found.y, r: 9, fill: "none", stroke: "#0b5fa5", "stroke-width": 2.5 }));
+    const unit = metrics.find(([key]) => key === state.metric)[2];
     const quality = found.point.quality === null ? "" : `, quality ${found.point.quality}`;
-    reading.textContent = `${found.curve.name}: ${found.point.bpp.toFixed(3)} bpp, ${found.point[state.metric].toFixed(2)} dB${quality}`;
+    reading.textContent = `${found.curve.name}: ${found.point.bpp.toFixed(3)} bpp, ${found.point[state.metric].toFixed(2)}${unit && ` ${unit}`}${quality}`;
   }
 
   function nearest(event) {

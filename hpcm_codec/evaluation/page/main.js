@@ -13,7 +13,7 @@ if (data.sliders.length) add(data.curves ? "Look" : "Compare", viewer(data.slide
 if (data.curves) {
   add("Curves", curveChart(data.curves));
   if (data.comparisons.length) add("Bits at equal quality", comparisonsTable(data.comparisons));
-  add("Means", meansTable(data.means));
+  add("Means", meansTable(data.means, data.perceptual));
   add("Every picture", sortableTable(data.columns, data.rows));
 }
 add("How it was made", element("ul", { class: "notes" }, ...data.notes.map((note) => element("li", {}, note))));

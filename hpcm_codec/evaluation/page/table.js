@@ -57,14 +57,15 @@ function plainTable(headings, rows, label) {
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((cell, place) => element("td", { class: place ? "" : "word" }, cell)))))));
 }
 
-function meansTable(means) {
+function meansTable(means, perceptual) {
   const rows = means.flatMap((codec) => codec.rows.map((row) => [codec.name, shownFigure(row.quality, 1), shownFigure(row.bpp, 4), shownFigure(row["psnr-rgb"], 2),
-    shownFigure(row["ms-ssim-rgb"], 4), shownFigure(row.encoding_time, 3), shownFigure(row.decoding_time, 3)]));
-  return plainTable(["codec", "quality", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"], rows, "Means");
+    shownFigure(row["ms-ssim-rgb"], 4), ...perceptual.map(([key]) => shownFigure(row[key], 3)), shownFigure(row.encoding_time, 3), shownFigure(row.decoding_time, 3)]));
+  return plainTable(["codec", "quality", "bpp", "PSNR dB", "MS-SSIM", ...perceptual.map(([, title]) => title), "encode s", "decode s"], rows, "Means");
 }
 
 function comparisonsTable(comparisons) {
   const sign = (value, digits) => (value === null ? "–" : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(digits)}`);
-  const rows = comparisons.map((one) => [one.anchor, `${sign(one.bd_rate, 1)} %`, `${sign(one.bd_quality, 2)} dB`, `${one.quality_range.map((value) => value.toFixed(2)).join(" to ")} dB`, `${Math.round(100 * one.coverage)} %`]);
+  const unit = (one) => (one.metric === "ssimulacra2" ? "points" : "dB");
+  const rows = comparisons.map((one) => [one.anchor, `${sign(one.bd_rate, 1)} %`, `${sign(one.bd_quality, 2)} ${unit(one)}`, `${one.quality_range.map((value) => value.toFixed(2)).join(" to ")} ${unit(one)}`, `${Math.round(100 * one.coverage)} %`]);
   return plainTable(["against", "bits at equal quality", "quality at equal bits", "compared over", "share of our range"], rows, "Bjøntegaard deltas");
 }
