@@ -11,65 +11,44 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import json
 import logging
 import os
-import platform
 import shlex
-import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import warnings
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hpcm_codec.errors import UsageError
 from hpcm_codec.ops.cache import ADVICE, BuildError, cache_directory, is_sound, publish
+from hpcm_codec.ops.shipped import shipped_library
+from hpcm_codec.ops.sources import FLAGS, SOURCES, Backend, source_digest, source_directory
+from hpcm_codec.ops.toolchain import architecture_of, compile_command, find_compiler, find_ninja, processor, version_of
 
 if TYPE_CHECKING:
     import torch
 
-# Bi-WKV4 in C++ and in CUDA, the exact profile's operators in C++, those of a training step, the update of weights
-Backend = Literal["cpp", "cuda", "integer", "training", "update"]
+__all__ = [
+    "FLAGS",
+    "SOURCES",
+    "Backend",
+    "compile_command",
+    "ensure_built",
+    "find_compiler",
+    "find_ninja",
+    "function",
+    "last_error",
+    "processor",
+    "setting",
+    "source_directory",
+    "use_compiled",
+]
 
-SOURCES: dict[str, str] = {
-    "cpp": "biwkv4_cpu.cpp",
-    "cuda": "biwkv4_cuda.cu",
-    "integer": "integer_cpu.cpp",
-    "training": "training_cpu.cpp",
-    "update": "update_cpu.cpp",
-}
-HEADERS: dict[str, tuple[str, ...]] = {
-    "cpp": ("biwkv4.h",),
-    "cuda": ("biwkv4.h",),
-    "integer": (
-        "integer.h",
-        "integer_depthwise.h",
-        "integer_linear.h",
-        "integer_mixing.h",
-        "integer_steps.h",
-        "integer_weights.h",
-        "rans_decoder.h",
-        "rans_encoder.h",
-        "threads.h",
-    ),
-    "training": (
-        "bfloat16.h",
-        "matrix_block.h",
-        "matrix_product.h",
-        "training_mixing.h",
-        "training_patches.h",
-        "training_planes.h",
-        "training_rate.h",
-    ),
-    "update": (),
-}
 WORK: dict[str, str] = {
     "cpp": "Bi-WKV4 operator in C++",
     "cuda": "Bi-WKV4 operator for the GPU",
@@ -84,24 +63,6 @@ WITHOUT: dict[str, str] = {
     "integer": "the integer operators run",
     "training": "training steps run",
     "update": "the update of weights in training runs",
-}
-# -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
-CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
-# No result is a NaN or looks at errno or at the floating-point exceptions: rounding down can be one instruction.
-EXACT_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
-# These have threads of their own (csrc/threads.h), so that a library works where OpenMP's is not installed.
-INTEGER_FLAGS = tuple("-pthread" if flag == "-fopenmp" else flag for flag in EXACT_FLAGS)
-# Training asks for speed, not for the same bits everywhere.
-TRAINING_FLAGS = tuple(flag for flag in EXACT_FLAGS if flag != "-ffp-contract=off")
-CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off")
-# Nothing looks at errno: a square root can be one instruction.
-UPDATE_FLAGS = (*CPP_FLAGS, "-fno-math-errno")
-FLAGS: dict[str, tuple[str, ...]] = {
-    "cpp": CPP_FLAGS,
-    "cuda": CUDA_FLAGS,
-    "integer": INTEGER_FLAGS,
-    "training": TRAINING_FLAGS,
-    "update": UPDATE_FLAGS,
 }
 BUILD_SECONDS = 600  # longest a build may take, and longest another process waits for it
 logger = logging.getLogger("hpcm_codec.ops")
@@ -121,120 +82,6 @@ class _State:
 _state = _State()
 
 
-def source_directory() -> Path:
-    """csrc/ inside the installed package, or beside it in a source checkout. Raises BuildError if neither is there."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "csrc", package.parent / "csrc"):
-        if (folder / "biwkv4.h").is_file():
-            return folder
-    raise BuildError("the C++ sources (csrc/) are not installed", advice="reinstall hpcm-codec")
-
-
-def find_compiler(backend: Backend) -> list[str] | None:
-    """The command of the C++ compiler or of nvcc; None if absent.
-
-    Looked for in this order: $CXX, or c++, g++, clang++ on PATH; nvcc in $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda.
-    """
-    if backend != "cuda":
-        chosen = shlex.split(os.environ.get("CXX", ""))
-        candidates = [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]
-        return next(([path, *command[1:]] for command in candidates if (path := shutil.which(command[0]))), None)
-    folders = [Path(root) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if (root := os.environ.get(name))]
-    nvcc = next((path for folder in folders if (path := shutil.which("nvcc", path=str(folder)))), None)
-    nvcc = nvcc or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    return [nvcc] if nvcc else None
-
-
-def find_ninja() -> str | None:
-    """ninja on PATH, or beside this Python: pip puts it there, also when the environment is not activated."""
-    return shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
-
-
-@cache
-def processor() -> str:
-    """What -march=native depends on: machine, processor model and instruction sets, as far as the system reports them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    wanted = ("model name", "flags", "CPU part", "CPU implementer", "Features", "isa")
-    return "\n".join([platform.machine(), *(line for line in lines if len(lines) == 1 or line.startswith(wanted))])
-
-
-def architecture_of(backend: Backend, device: torch.device | None = None) -> str:
-    """The processor's identity, or the CUDA device's compute capability ('90' for 9.0; None: the current device)."""
-    if backend != "cuda":
-        return processor()
-    import torch
-
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"{major}{minor}"
-
-
-def compile_command(backend: Backend, compiler: list[str], source: Path, output: Path, architecture: str) -> list[str]:
-    """The one command that turns a source file into a shared library."""
-    if backend != "cuda":
-        return [*compiler, *FLAGS[backend], str(source), "-o", str(output)]
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    return [*compiler, *CUDA_FLAGS, target, str(source), "-o", str(output)]
-
-
-# The instruction sets that a wheel has the integer operators for, best first: what /proc/cpuinfo must name, and the compiler's flags.
-LEVELS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
-    "avx512vnni": (
-        frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"]),
-        ("-march=x86-64-v4", "-mavx512vnni"),
-    ),
-    "avx2": (frozenset(["avx2", "bmi1", "bmi2", "fma", "f16c", "movbe", "abm"]), ("-march=x86-64-v3",)),
-    "x86-64": (frozenset(), ("-march=x86-64",)),
-}
-
-
-def compiled_directory() -> Path:
-    """Where a wheel has compiled libraries; a checkout has none."""
-    return Path(__file__).resolve().parent / "compiled"
-
-
-def shipped_name(level: str) -> str:
-    """The file of the integer operators for an instruction set; any change of sources or flags changes it."""
-    return f"integer-{level}-{_digest('integer', (' '.join((*INTEGER_FLAGS, *LEVELS[level][1])),))}.so"
-
-
-def shipped_library(backend: Backend) -> Path | None:
-    """The best of the libraries that came with the program and that this machine can run; None where there is none."""
-    folder = compiled_directory()
-    if backend != "integer" or not folder.is_dir() or platform.machine() not in ("x86_64", "AMD64"):
-        return None
-    there = set(processor().split())
-    for level, (needed, _) in LEVELS.items():
-        if needed <= there and (found := folder / shipped_name(level)).is_file():
-            return found
-    return None
-
-
-def compile_levels(target: Path) -> list[Path]:
-    """Compile the integer operators for every instruction set in LEVELS that the compiler knows, into a folder; the files.
-
-    No files where there is no compiler, or on other machines than x86-64: there a program compiles when it is first used.
-    """
-    compiler = find_compiler("integer")
-    if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
-        return []
-    target.mkdir(parents=True, exist_ok=True)
-    made = []
-    for level, (_, flags) in LEVELS.items():
-        output = target / shipped_name(level)
-        plain = [flag for flag in INTEGER_FLAGS if not flag.startswith("-march")]
-        command = [*compiler, *plain, *flags, "-static-libstdc++", "-static-libgcc"]
-        source = source_directory() / SOURCES["integer"]
-        done = subprocess.run([*command, str(source), "-o", str(output)], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            made.append(output)
-        else:
-            logger.warning("hpcm: not compiled for %s: %s", level, done.stderr.strip()[-500:])
-    return made
-
-
 def _torch_version(backend: Backend) -> str:
     """Torch's version, for what works on its tensors; what works without it must not depend on it."""
     if backend == "integer":
@@ -247,34 +94,10 @@ def _torch_version(backend: Backend) -> str:
 def cache_key(backend: Backend, architecture: str) -> str:
     """Names the cache entry; any change of sources, flags or architecture changes it, and of torch where that matters."""
     parts = (_torch_version(backend), " ".join(FLAGS[backend]), os.environ.get("CXX", ""), architecture)
-    return f"{backend}-{_digest(backend, parts)}"
+    return f"{backend}-{source_digest(backend, parts)}"
 
 
-def _digest(backend: Backend, parts: tuple[str, ...]) -> str:
-    """20 hexadecimal digits of the sources and whatever else matters."""
-    digest = hashlib.sha256()
-    folder = source_directory()
-    for part in parts:
-        digest.update(part.encode() + b"\0")
-    for name in (*HEADERS[backend], SOURCES[backend]):
-        digest.update((folder / name).read_bytes() + b"\0")
-    return digest.hexdigest()[:20]
-
-
-def version_of(command: list[str] | None) -> str:
-    """The line of `command --version` that names the version, or 'not found'."""
-    if command is None:
-        return "not found"
-    try:
-        answer = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{command[0]} does not run ({error})"
-    lines = [line for line in answer.stdout.splitlines() if line.strip()]
-    named = next((line for line in lines if "release" in line), lines[0] if lines else "unknown version")
-    return f"{command[0]} ({named.strip()})"
-
-
-def _missing_tool(backend: Backend) -> str | None:
+def missing_tool(backend: Backend) -> str | None:
     """What to install before a build can be tried, or None."""
     if find_compiler(backend) is None:
         if backend != "cuda":
@@ -324,7 +147,7 @@ def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
     library = folder / f"{cache_key(backend, architecture)}.so"
     if is_sound(library):
         return library
-    if missing := _missing_tool(backend):
+    if missing := missing_tool(backend):
         raise BuildError(missing)
     from filelock import FileLock, Timeout  # only a process that builds needs it
 
@@ -457,68 +280,3 @@ def function(backend: Backend, name: str, device: torch.device | None = None) ->
     found.restype = ctypes.c_char_p if backend == "cuda" else None
     _state.functions[(*entry, name)] = found
     return found
-
-
-def toolchain_report(build: bool = False) -> dict[str, str]:
-    """What `hpcm doctor` prints about the compiled backends: one line of text per topic.
-
-    build: also build what is missing, even if it failed before; without it nothing is compiled, and a backend is
-    reported as 'not built yet'.
-    """
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    report = {
-        "torch": torch.__version__,
-        "HPCM_OPS": os.environ.get("HPCM_OPS") or "auto",
-        "C++ compiler": version_of(find_compiler("cpp")),
-        "nvcc": version_of(find_compiler("cuda")),
-        "ninja": find_ninja() or "not found",
-        "GPU": f"{torch.cuda.get_device_name()} (sm_{architecture_of('cuda')})" if has_cuda else "none visible",
-        "cache": _cache_in_words(),
-    }
-    backends: dict[Backend, str] = {
-        "cpp": "backend on cpu",
-        "cuda": "backend on cuda",
-        "integer": "integer operators",
-        "training": "training operators",
-        "update": "update of weights",
-    }
-    for backend, topic in backends.items():
-        if backend == "cuda" and not has_cuda:
-            report[topic] = "none: no CUDA device"
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the report is the warning
-            status, error = _status(backend, build)
-        report[topic] = status
-        report[f"last build error, {backend}"] = error or "none"
-    return report
-
-
-def _cache_in_words() -> str:
-    try:
-        return str(cache_directory())
-    except BuildError as error:
-        return f"none: {error}"
-
-
-def _status(backend: Backend, build: bool) -> tuple[str, str]:
-    """The backend that an operator would choose, in words, and the last build error."""
-    if (os.environ.get("HPCM_OPS") or "auto") == "torch":
-        return "torch (HPCM_OPS)", last_error(backend)
-    ready = "cuda" if backend == "cuda" else "cpp"  # as HPCM_OPS calls it
-    if build:
-        return (ready, "") if ensure_built(backend, retry=True) else ("torch", last_error(backend))
-    if missing := last_error(backend) or _missing_tool(backend):
-        return "torch", missing
-    try:
-        library = cache_directory() / f"{cache_key(backend, architecture_of(backend))}.so"
-        if is_sound(library):
-            return ready, ""
-        failure = library.with_suffix(".failed.json")
-        if failure.is_file():
-            return "torch", str(json.loads(failure.read_text(encoding="utf-8"))["error"])
-    except (BuildError, OSError, ValueError, KeyError) as error:
-        return "torch", str(error)
-    return f"{ready} (not built yet: compiled at first use)", ""
