@@ -116,7 +116,8 @@ class Scratch {
  public:
   Element* get(int64_t count) {
     if (count > size_) {
-      memory_.reset(static_cast<Element*>(std::aligned_alloc(64, static_cast<size_t>(blocks_of(count * sizeof(Element), 64)) * 64)));
+      memory_.reset(static_cast<Element*>(
+          std::aligned_alloc(64, static_cast<size_t>(blocks_of(count * sizeof(Element), 64)) * 64)));
       size_ = count;
     }
     return memory_.get();

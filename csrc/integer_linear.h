@@ -16,9 +16,9 @@ constexpr int kSegments = 16;
 
 struct Linear {
   Segment segments[kSegments];
-  int64_t count, pairs;    // segments, and the pairs of all of them
-  const int16_t* packed;   // as `pack` makes it
-  const int32_t* offset;   // bias and rounding of the shift, and the shift, padded to blocks
+  int64_t count, pairs;   // segments, and the pairs of all of them
+  const int16_t* packed;  // as `pack` makes it
+  const int32_t* offset;  // bias and rounding of the shift, and the shift, padded to blocks
   const int32_t* shift;
   const int16_t* factor;  // N, or null
   const int16_t* added;   // h×w×N, or cell×cell×N which is repeated, or null

@@ -1,5 +1,5 @@
-// The latents of one coding step between planes (h×w×C in memory) and their packed form: piece by piece, each channel by
-// channel, row-major over the cells (hpcm_codec/model/schedule.py).
+// The latents of one coding step between planes (h×w×C in memory) and their packed form: piece by piece, each channel
+// by channel, row-major over the cells (hpcm_codec/model/schedule.py).
 #pragma once
 #include <algorithm>
 #include <cstdint>

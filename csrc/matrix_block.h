@@ -1,5 +1,5 @@
-// Blocks of 32×32 results of a matrix product in bfloat16 with sums in float32: by the matrix unit (AMX), by AVX-512's bfloat16
-// dot products, or by plain vectors, whichever the machine has. What is packed has one layout for all three.
+// Blocks of 32×32 results of a matrix product in bfloat16 with sums in float32: by the matrix unit (AMX), by AVX-512's
+// bfloat16 dot products, or by plain vectors, whichever the machine has. What is packed has one layout for all three.
 #pragma once
 #include "bfloat16.h"
 

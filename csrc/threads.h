@@ -1,5 +1,5 @@
-// Shares work out between threads: whole results each, so that their number changes no result. The threads are our own: a
-// library that is compiled in one place and used in another should not depend on that of a compiler.
+// Shares work out between threads: whole results each, so that their number changes no result. The threads are our own:
+// a library that is compiled in one place and used in another should not depend on that of a compiler.
 #pragma once
 #include <algorithm>
 #include <atomic>

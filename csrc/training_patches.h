@@ -1,5 +1,5 @@
-// Between pixels and patches: patches that overlap, taken out of an image and added up to one. Images are batch × 3 × height ×
-// width in float32, patches batch × rows × columns × (3 × edge × edge) in bfloat16.
+// Between pixels and patches: patches that overlap, taken out of an image and added up to one. Images are batch × 3 ×
+// height × width in float32, patches batch × rows × columns × (3 × edge × edge) in bfloat16.
 #pragma once
 #include "matrix_product.h"
 
@@ -63,7 +63,8 @@ inline void add_patches(const BFloat16* patches, const float* bias, float* image
       if (from >= 0 && from + live <= p.width) {
         write(read(line + from, live) + values, line + from, live);
       } else {
-        for (int64_t n = std::max<int64_t>(0, -from); n < std::min(live, p.width - from); ++n) line[from + n] += values[n];
+        for (int64_t n = std::max<int64_t>(0, -from); n < std::min(live, p.width - from); ++n)
+          line[from + n] += values[n];
       }
     }
   });

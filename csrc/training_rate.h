@@ -1,6 +1,6 @@
-// The rate of a coding step in training: latents rounded and placed, their likelihoods under a generalised Gaussian of shape
-// 1.5, and the gradients of both. Planes are batch × height × width × channels; a step's latents are packed batch × n, in the
-// order of its pieces, then of their positions, then of their channels.
+// The rate of a coding step in training: latents rounded and placed, their likelihoods under a generalised Gaussian of
+// shape 1.5, and the gradients of both. Planes are batch × height × width × channels; a step's latents are packed batch
+// × n, in the order of its pieces, then of their positions, then of their channels.
 #pragma once
 #include <cmath>
 #include <utility>
@@ -19,7 +19,8 @@ struct Step {
   int64_t count, batch, height, width;
 };
 
-// Calls body(b, token, packed, first, last) for every position of every piece: `packed` is where its first latent is packed.
+// Calls body(b, token, packed, first, last) for every position of every piece: `packed` is where its first latent is
+// packed.
 template <class Body>
 void for_each_position(const Step& step, const Body& body) {
   int64_t packed = 0;
@@ -141,11 +142,11 @@ inline void code_step(const Step& step, int64_t channels, const Survival& surviv
 struct StepBackward {
   const BFloat16* params;
   const float *latents, *log_gain, *likelihood, *by_latent, *by_log_scale;  // as in StepForward
-  const float* likelihood_gradient;                                        // packed
-  const BFloat16* decoded_gradient;                                        // tokens × channels
-  BFloat16* params_gradient;   // tokens × 2·channels, zero outside the step's positions
-  float* latents_gradient;     // packed
-  float* log_gain_gradient;    // batch × channels, added to
+  const float* likelihood_gradient;                                         // packed
+  const BFloat16* decoded_gradient;                                         // tokens × channels
+  BFloat16* params_gradient;  // tokens × 2·channels, zero outside the step's positions
+  float* latents_gradient;    // packed
+  float* log_gain_gradient;   // batch × channels, added to
 };
 
 inline void code_step_backward(const Step& step, int64_t channels, const Bounds& bounds, const StepBackward& io) {
