@@ -59,7 +59,9 @@ SHARE = click.FloatRange(0, 1)
     type=click.Choice(["adamw", "muon", "soap"]),
     help="muon, soap: for matrices only.  [default: adamw]",
 )
-@click.option("--basis-refresh", type=click.IntRange(min=1), help="Steps between changes of SOAP's bases.  [default: 10]")
+@click.option(
+    "--basis-refresh", type=click.IntRange(min=1), help="Steps between changes of SOAP's bases.  [default: 10]"
+)
 @click.option("--clip-norm", type=POSITIVE, help="Largest norm of the gradient.  [default: 1]")
 @click.option("--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of the average.  [default: 0.998]")
 @click.option("--batch", type=click.IntRange(min=1), help="Crops in a step and process, in place of those in --crops.")
@@ -195,11 +197,12 @@ def parse_crops(text: str, batch: int | None = None) -> tuple[CropPhase, ...]:
 
 def _configuration(name: str) -> ModelConfig:
     """A preset's configuration, or one in a file of JSON, as `hpcm checkpoints show` prints it."""
+    from hpcm_codec.constants import own_name
     from hpcm_codec.model.config import ModelConfig, preset
 
     path = Path(name)
     if path.suffix != ".json":
-        return preset(name)
+        return preset(own_name(name))
     options.refuse_missing(path)
     return ModelConfig.from_json(path.read_text())
 
