@@ -9,7 +9,7 @@
 #ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
-// HPCM_PLAIN and HPCM_NO_AMX are for tests: as if the machine lacked what they name.
+// HPCM_PLAIN and HPCM_NO_AMX are for tests: they act as if the machine lacked the named instructions.
 #if defined(__AVX512BF16__) && !defined(HPCM_PLAIN)
 #define HPCM_DOT_PRODUCTS
 #endif

@@ -1,5 +1,5 @@
-// Weighted sums over channels, of one plane, of two side by side, or of small windows: one matrix product each. What an
-// output is the sum of lies in a few runs of neighbours in memory, so nothing is gathered before.
+// Weighted sums over channels, of one plane, of two side by side, or of small windows: one matrix product each. The
+// inputs of an output lie in a few contiguous runs of memory, so nothing is gathered first.
 #pragma once
 #include "integer.h"
 #include "threads.h"

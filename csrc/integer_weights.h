@@ -54,7 +54,7 @@ inline double sum_of_magnitudes(const Real* row, int64_t length) {
 }
 
 // Rounds a row of weights, in units of inputs that stay within `bound`, to int16: the shift of the sum is as large as
-// int32 and int16 bear. False when there is none.
+// int32 and int16 allow. False when there is none.
 template <class Real>
 inline bool integer_row(const Real* row, int64_t length, double bias, int fraction, int64_t bound, int16_t* integers,
                         int32_t& offset, int32_t& shift) {

@@ -18,12 +18,13 @@ constexpr int64_t kStep = 2 * kTile;       // packed elements of 32 inputs by 32
 // ---- the matrix unit
 
 #ifdef HPCM_AMX
-inline bool matrix_unit() {  // the system gives the tiles' memory to a process that asks for it
+inline bool matrix_unit() {  // the system allows AMX to a process that requests it
   static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
   return granted;
 }
 
-// While one exists, the thread's tiles are 16 rows of 64 bytes. It puts back what was set: other libraries rely on it.
+// While one exists, the thread's tiles are 16 rows of 64 bytes. It restores the previous setting, on which other
+// libraries rely.
 class Tiles {
  public:
   Tiles() {

@@ -25,7 +25,7 @@ void for_each_line(const Patches& p, int64_t threads, const Body& body) {
   });
 }
 
-// Patches of an image; what they see outside of it repeats its border, or is zero.
+// Patches of an image; outside of it they get its border repeated, or zeros.
 inline void take_patches(const float* image, BFloat16* patches, const Patches& p, bool repeat, int64_t threads) {
   for_each_line(p, threads, [&](int64_t at, int64_t plane, int64_t y, int64_t x) {
     BFloat16* to = patches + at;

@@ -32,7 +32,7 @@ struct Finish {
     for (int64_t r = 0; r < place.rows; ++r) {
       const int64_t token = place.row + r, output = place.column, at = token * outputs + output;
       const float* sums = block.sums[r];
-      if (place.columns == kEdge) {  // whole vectors, without a question at each
+      if (place.columns == kEdge) {  // whole vectors, without a branch at each
         Floats first = activation(sums, output, kLanes), second = activation(sums + kLanes, output + kLanes, kLanes);
         if (before) stream_both(first, second, before + at);
         first = result(first, token, output, kLanes);
@@ -111,8 +111,8 @@ inline void factor_backward(const BFloat16* g, const BFloat16* branch, const flo
 
 // ---- depthwise convolutions, zeros outside the plane; taps: size² × channels, float32
 
-// Rows of 32 channels in float32, `size / 2` zeros on each side: what a depthwise convolution of a plane has to see of
-// it.
+// Rows of 32 channels in float32, `size / 2` zeros on each side: the inputs of a depthwise convolution of a
+// plane.
 template <int size>
 class Rows {
  public:

@@ -176,7 +176,7 @@ inline void code_step_backward(const Step& step, int64_t channels, const Bounds&
   });
 }
 
-// Latents of a plane packed, and back; of numbers outside the step's positions nothing is said.
+// Latents of a plane packed, and back; numbers outside the step's positions are undefined.
 inline void take(const Step& step, int64_t channels, const float* plane, float* packed) {
   for_each_position(step, [&](int64_t, int64_t token, int64_t at, int64_t first, int64_t last) {
     std::memcpy(packed + at, plane + token * channels + first, static_cast<size_t>(last - first) * sizeof(float));

@@ -71,10 +71,10 @@ double sum_of_squares(const float* x, int64_t length) {
 // What holds for all weights of a step; see hpcm_codec/ops/update.py.
 struct Step {
   float scale;                   // of the summed gradients
-  float mean_part, square_part;  // 1 - beta1, 1 - beta2: what a new gradient has in the moments
+  float mean_part, square_part;  // 1 - beta1, 1 - beta2: the share of a new gradient in the moments
   float square_kept;             // beta2
   float epsilon;
-  float average_part;  // what the new weights have in the averages
+  float average_part;  // the share of the new weights in the averages
 };
 
 struct Rates {

@@ -59,7 +59,7 @@ Afford = Callable[[int, int, int], None]
 
 
 def _anything(width: int, height: int, held: int) -> None:
-    """There is memory for everything."""
+    """Accepts every amount of memory."""
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> Pi
     in_strips = libvips.held_bytes(image, raw_mode) if is_large(image.width, image.height) else None
     if in_strips is not None and libvips.libvips() is not None:
         afford(image.width, image.height, in_strips + of_alpha)
-        with suppress(OSError):  # what libvips cannot begin is left to Pillow
+        with suppress(OSError):  # Pillow reads what libvips cannot open
             described = _with_all_metadata(image, file)
             if _plain(described, raw_mode) and not _turned(described):
                 decoder = libvips.Rows(image, file)

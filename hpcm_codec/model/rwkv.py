@@ -72,7 +72,7 @@ class SpatialMix(nn.Module):
         self.value = nn.Linear(channels, channels, bias=False)
         self.receptance = nn.Linear(channels, channels, bias=False)
         self.output = nn.Linear(channels, channels, bias=False)
-        # Some channels look far and some near, as in Vision-RWKV.
+        # Some channels start with a long range and some with a short one, as in Vision-RWKV.
         spread = torch.linspace(0, 1, channels)
         self.decay = nn.Parameter(-5 + 8 * spread**0.9)
         self.boost = nn.Parameter(0.5 * ((torch.arange(channels) + 1) % 3 - 1).float())

@@ -1,10 +1,10 @@
-"""Compiles csrc/ on first use, keeps the results, and says what is missing when it cannot.
+"""Compiles csrc/ on first use, keeps the results, and reports what is missing when it cannot.
 
 A library is cached per (torch version, sources and flags, processor or GPU architecture) in `cache_directory()`, built
 by ninja behind a file lock and moved into place whole, so processes that start together build it once. A failed build
-is remembered beside it and not tried again until the compiler changes or `toolchain_report(build=True)` (which is what
+is recorded beside it and not tried again until the compiler changes or `toolchain_report(build=True)` (which is what
 `hpcm doctor` calls) asks for it. Nothing here raises at import or when a tool is missing: `ensure_built` returns False
-and warns once per process, and the caller goes on without.
+and warns once per process, and the caller uses plain PyTorch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WORK: dict[str, str] = {
     "training": "operators of a training step in C++",
     "update": "update of weights in C++",
 }
-# what goes on in plain PyTorch without it
+# what runs in plain PyTorch where the library is missing
 WITHOUT: dict[str, str] = {
     "cpp": "Bi-WKV4 runs",
     "cuda": "Bi-WKV4 runs",
@@ -69,7 +69,7 @@ logger = logging.getLogger("hpcm_codec.ops")
 
 
 class _State:
-    """What this process has loaded, and why it has not; guarded by `lock`."""
+    """Libraries that this process has loaded, and errors of those that it could not; guarded by `lock`."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -133,14 +133,14 @@ def _run_ninja(backend: Backend, library: Path, architecture: str) -> None:
             raise BuildError(f"the build did not finish: {error}") from error
         if done.returncode != 0:
             said = (done.stdout + done.stderr).strip()[-2000:]
-            if os.strerror(errno.ENOSPC) in said:  # no fault of the compiler's, to be remembered as one
+            if os.strerror(errno.ENOSPC) in said:  # not the compiler's fault: not recorded as a failed build
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise BuildError(f"the build failed: {said}")
         publish(folder / library.name, library)
 
 
 def _library_file(backend: Backend, architecture: str, *, retry: bool) -> Path:
-    """The compiled library, built if need be. Raises BuildError; remembers it unless only a tool was missing."""
+    """The compiled library, built if need be. Raises BuildError; records it unless only a tool was missing."""
     if (shipped := shipped_library(backend)) is not None:
         return shipped
     folder = cache_directory()
@@ -202,7 +202,7 @@ def ensure_built(
     """Whether the compiled backend is ready for use in this process.
 
     block: True builds it now if it is not in the cache (seconds; one line on stderr); False builds it in a background
-           thread and says whether it is ready already.
+           thread and returns whether it is ready already.
     device: the CUDA device it is for (None: the current one). retry: try again although a build has failed.
     Never raises for what the machine lacks: it warns once per process and returns False; `last_error` has the reason.
     """
@@ -231,7 +231,7 @@ def ensure_built(
                 _state.warned.add(backend)
                 same = "the same results but for rounding" if backend in ("training", "update") else "the same results"
                 text = f"{WITHOUT[backend]} in plain PyTorch, slower and with {same}; {backend} backend: {error}"
-                with suppress(RuntimeWarning):  # programs may make errors of warnings
+                with suppress(RuntimeWarning):  # programs may turn warnings into errors
                     warnings.warn(text, RuntimeWarning, stacklevel=2)
             return False
 
@@ -240,21 +240,21 @@ def _is_cached(backend: Backend, device: torch.device | None) -> bool:
     try:
         return is_sound(cache_directory() / f"{cache_key(backend, architecture_of(backend, device))}.so")
     except BuildError:
-        return True  # loading it fails at once and says why
+        return True  # loading it fails at once with the reason
 
 
 def setting() -> str:
     """HPCM_OPS: auto, torch, cpp or cuda. Raises UsageError for anything else."""
     chosen = os.environ.get("HPCM_OPS") or "auto"
     if chosen not in ("auto", "torch", "cpp", "cuda"):
-        raise UsageError(f"HPCM_OPS={chosen} means nothing", advice="use auto, torch, cpp or cuda")
+        raise UsageError(f"HPCM_OPS={chosen} is not a known value", advice="use auto, torch, cpp or cuda")
     return chosen
 
 
 def use_compiled(backend: Backend, device: torch.device | None = None) -> bool:
     """Whether HPCM_OPS and the machine give this backend; it is loaded then.
 
-    Raises BuildError when HPCM_OPS insists on it and it cannot be built, UsageError when HPCM_OPS has no meaning.
+    Raises BuildError when HPCM_OPS requires it and it cannot be built, UsageError when HPCM_OPS has an unknown value.
     """
     chosen = setting()
     if chosen == "torch":
@@ -272,7 +272,7 @@ def last_error(backend: Backend) -> str:
 
 
 def function(backend: Backend, name: str, device: torch.device | None = None) -> Any:
-    """A C function of a backend that `ensure_built` said is ready; cuda functions return None or a message (bytes)."""
+    """A C function of a backend for which `ensure_built` returned True; cuda functions return None or a message (bytes)."""
     entry = (backend, architecture_of(backend, device) if backend == "cuda" else "")
     if (known := _state.functions.get((*entry, name))) is not None:
         return known

@@ -1,7 +1,7 @@
 """The rates of a training step as single operations with their own gradients: what `fused` is for the network's blocks.
 
-A coding step's latents are packed B×n float32 in an order of their own (pieces, positions, channels); only these functions
-see it. The likelihoods are those of `entropy.distributions`, by a table of log(1 − cdf) to about 1e-6.
+A coding step's latents are packed B×n float32 in an order of their own (pieces, positions, channels), which only these functions
+use. The likelihoods are those of `entropy.distributions`, by a table of log(1 − cdf) to about 1e-6.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REACH = 14.0  # beyond, 1 − cdf is below 1e-23
 
 
 class Distribution(NamedTuple):
-    """What the operators have to know of a distribution: its table and the bounds of its parameters.
+    """Parameters of a distribution for the operators: its table and the bounds of its scales and likelihoods.
 
     table:   float32, entries×2: log(1 − cdf) and its slope times SPACING at multiples of SPACING.
     numbers: float32: entries per unit, density at zero, smallest and largest log-scale, smallest likelihood.

@@ -1,6 +1,6 @@
 """The integer operators in C++ (csrc/integer_cpu.cpp), for numpy arrays; the same numbers as `integer_reference`.
 
-Shapes and dtypes are checked, as nothing else stands between them and raw pointers: ValueError and TypeError say what
+Shapes and dtypes are checked here, since C++ gets raw pointers and cannot check them: ValueError and TypeError name what
 does not fit. Strided arrays are copied. `build` compiles and loads the library; `integer_weights` makes the weights.
 """
 

@@ -1,6 +1,6 @@
-"""The stored functions of the exact profile: made once, in float64, when a checkpoint is exported, and read from it ever after.
+"""The stored functions of the exact profile: made once, in float64, when a checkpoint is exported, and always read from there.
 
-Two machines never compute their own: an exponential that differs in a last bit is a file that does not decode.
+No machine computes its own: if an exponential differed in its last bit, files would not decode.
 """
 
 from __future__ import annotations
