@@ -4,11 +4,11 @@
 //
 // A sum of such terms is carried as an *anchored* state: its largest exponent is not stored as a number but as the
 // token it came from, (key, distance) meaning e^{key - w*distance}, and the sums are relative to it. Differences of two
-// anchors are then taken exactly where they matter, so the rounding errors of a large key or a long distance never
-// accumulate, and every weight is e^{something <= 0}.
+// anchors are then taken without rounding where they matter, so the rounding errors of a large key or a long distance
+// never accumulate, and every weight is e^{something <= 0}.
 //
-// Exponents (w, u, k) carry a factor 2^-27 and values a factor 2^-24: both exact, and no finite input can then overflow
-// for T < 2^24.
+// Exponents (w, u, k) carry a factor 2^-27 and values a factor 2^-24: both powers of two, so nothing is rounded, and no
+// finite input can then overflow for T < 2^24.
 //
 // T is cut into chunks. Three passes, in each of which all threads are independent:
 // - summarise, one thread per (batch, chunk, channel): the state of the chunk alone, as its right and its left end see

@@ -52,9 +52,9 @@ inline void add_up(const int16_t* x, int64_t channels, int64_t& sum, int64_t& sq
   }
 }
 
-// All numbers are integers (or halves, and so on) below 2^52 units in float64, where products and sums are exact, and
-// so is the floor of a quotient: a rounded quotient of a and b is off by less than a / b · 2^-52 < 1 / b, and cannot
-// cross an integer.
+// All numbers are integers (or halves, and so on) below 2^52 units in float64, where products and sums are not
+// rounded, and the floor of a quotient is right: a rounded quotient of a and b is off by less than a / b · 2^-52 < 1 /
+// b, and cannot cross an integer.
 void layer_norm_token(const int16_t* x, const Norm& norm, int16_t* y, int64_t channels, int64_t epsilon) {
   int64_t sum, squares;
   add_up(x, channels, sum, squares);
@@ -258,7 +258,7 @@ extern "C" void hpcm_integer_squared_relu(const int16_t* x, int16_t* y, int64_t 
   });
 }
 
-// rows, columns: of a window, at most 64 positions; at most 32 channels a head.
+// rows, columns: of a window, at most 64 places; at most 32 channels a head.
 extern "C" void hpcm_integer_window_attention(const int16_t* q, const int16_t* k, const int16_t* v,
                                               const int16_t* table, int16_t* y, int64_t height, int64_t width,
                                               int64_t channels, int64_t heads, int64_t rows, int64_t columns,

@@ -117,7 +117,7 @@ void attend(const Attention& a, int64_t top, int64_t left, int64_t head) {
     for (int64_t r = 0; r < live; ++r) {
       const double total = sums[r][dims];
       for (int64_t first = 0; first < dims; first += kBlock) {
-        for (int64_t c = first; c < first + kBlock; ++c) {  // exact, as in layer_norm_token
+        for (int64_t c = first; c < first + kBlock; ++c) {  // without rounding, as in layer_norm_token
           values[c] = saturate(static_cast<int32_t>(std::floor((2.0 * sums[r][c] + total) / (2 * total))));
         }
       }

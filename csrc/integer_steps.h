@@ -6,7 +6,7 @@
 
 namespace hpcm {
 
-// Positions (row + i·stride, column + j·stride) of the channels first .. last-1.
+// Places (row + i·stride, column + j·stride) of the channels first .. last-1.
 struct Piece {
   int64_t first, last, row, column, stride;
 };

@@ -1,5 +1,5 @@
 // Integer layers out of stored weights: rows of 9 to 12 bits are unpacked, rounded to int16 and laid out for the matrix
-// product. All of it is exact in float64 (powers of two, roundings to integers, sums of few bits), so hpcm_codec's
+// product. float64 rounds none of it (powers of two, roundings to integers, sums of few bits), so hpcm_codec's
 // numpy gives the same numbers.
 #pragma once
 #include <cmath>
@@ -40,7 +40,7 @@ inline void unpack_row(const uint8_t* stored, int64_t length, int64_t bits, int 
 constexpr int64_t kLargestSum = (int64_t{1} << 31) - 1, kLargestWeight = (1 << 15) - 1;
 constexpr int kLargestShift = 30;
 
-// Σ|row|, exact in any order.
+// Σ|row|, the same in any order.
 template <class Real>
 inline double sum_of_magnitudes(const Real* row, int64_t length) {
   double lanes[8] = {};

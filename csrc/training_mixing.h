@@ -21,7 +21,7 @@ struct Tokens {
   int64_t batch, length, channels;
 };
 
-// Bi-WKV4 of 16 channels of a picture by plain sums of exponentials, relative to the largest key. That is exact to
+// Bi-WKV4 of 16 channels of a picture by plain sums of exponentials, relative to the largest key. The only error is
 // rounding as long as no sum that matters vanishes beside it: `fits` says whether exponents stay within kReach.
 class PlainWkv {
  public:

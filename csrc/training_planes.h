@@ -154,7 +154,7 @@ class Rows {
 template <int size>
 void depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
                BFloat16* kept, const Plane& plane, bool flipped, int64_t threads) {
-  constexpr int pad = size / 2, together = 2;  // positions that share what they load
+  constexpr int pad = size / 2, together = 2;  // places that share what they load
   const int64_t slabs = blocks_of(plane.channels, kEdge);
   for_each(plane.batch * slabs, threads, [&](int64_t n) {
     static thread_local Scratch<float> memory;

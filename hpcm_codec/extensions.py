@@ -62,7 +62,7 @@ def _texts_in(payload: bytes) -> tuple[tuple[str, str], ...]:
     if len(payload) > TEXTS_BYTES:
         raise ValueError("too many")
     reader, found = ByteReader(memoryview(payload), 0), []
-    while reader.position < len(payload):
+    while reader.offset < len(payload):
         keyword, text = (bytes(reader.take(reader.varint("a text"), "a text")).decode("utf-8") for _ in range(2))
         if not is_keyword(keyword):
             raise ValueError("not a keyword")

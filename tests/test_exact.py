@@ -38,13 +38,13 @@ from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import build, integer, integer_weights
 from hpcm_codec.ops.integer import LIMIT, WIDE, LinearWeights
-from hpcm_codec.ops.integer_tables import build_tables, power_of_two
+from hpcm_codec.ops.integer_tables import build_functions, power_of_two
 from hpcm_codec.ops.powers import times_power_of_two
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
 from hpcm_codec.weights.packing import pack, unpack
 from test_hpcm_phase1 import SMALL
 
-TABLES = build_tables()
+TABLES = build_functions()
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
     moved = network.to(torch.device("meta"))
     cell = moved.cells[2]
     for tensor in (
-        moved.tables.power,
+        moved.functions.power,
         moved.latent_fraction,
         moved.hyper_synthesis.first.weights.weight,  # type: ignore[union-attr]
         moved.adaptors[1][0].phase,
@@ -323,7 +323,7 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
         moved.prior_s3.after[1].project.shift,
         cell.norm1.gamma,  # type: ignore[union-attr]
         cell.spatial.key.bias,  # type: ignore[union-attr]
-        cell.channel.tables.sigmoid,  # type: ignore[union-attr]
+        cell.channel.functions.sigmoid,  # type: ignore[union-attr]
     ):
         assert tensor is not None and tensor.is_meta
 

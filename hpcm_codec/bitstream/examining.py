@@ -111,29 +111,29 @@ def examine(
     data = data.cast("B")
     head = _read_head(data, max_pixels)
     contents = Contents(head, file_size=len(data))
-    position = head.size
+    offset = head.size
     try:
         if head.has_extensions:
-            position = _examine_extensions(ByteReader(data, position), contents)
+            offset = _examine_extensions(ByteReader(data, offset), contents)
     except CorruptStreamError as error:
         contents.framing_error = error
         return contents
     for scale, scale_name in enumerate(SCALES[:scales]):
         for tile, lengths in enumerate(head.lengths):
             size = lengths[scale] + CRC_BYTES
-            chunk = data[position : position + size]
+            chunk = data[offset : offset + size]
             payload, check = chunk[: lengths[scale]], chunk[lengths[scale] :]
             sound = len(check) == CRC_BYTES and zlib.crc32(payload, head.crc) == int.from_bytes(check, "little")
             contents.payloads.append(bytes(payload) if sound else None)
             if 0 < len(chunk) < size:
                 contents.begun = scale, tile, bytes(payload)
-            contents.chunks.append(ChunkInfo(f"{scale_name} of tile {tile}", position, size, sound))
+            contents.chunks.append(ChunkInfo(f"{scale_name} of tile {tile}", offset, size, sound))
             contents.confirmed |= sound
-            position += size
+            offset += size
             if stop_when_confirmed and contents.confirmed:
                 return contents
-    contents.missing = max(0, position - len(data))
-    contents.trailing = max(0, len(data) - position) if scales == len(SCALES) else 0
+    contents.missing = max(0, offset - len(data))
+    contents.trailing = max(0, len(data) - offset) if scales == len(SCALES) else 0
     return contents
 
 
@@ -141,20 +141,20 @@ def _examine_extensions(reader: ByteReader, contents: Contents) -> int:
     """Note every extension chunk in `contents`; returns where the picture data starts. Raises when the chain of chunks is broken."""
     previous = 0
     while True:
-        start = reader.position
+        start = reader.offset
         kind = reader.number(1, "the extensions")
         if kind == 0 and previous:
             contents.chunks.append(ChunkInfo("end of the extensions", start, 1, True))
-            return reader.position
+            return reader.offset
         if kind <= previous:
             raise CorruptStreamError("damaged: extensions missing, repeated or out of order", advice=DAMAGED)
         name = EXTENSION_NAMES.get(kind, f"extension of type {kind}")
         length = reader.varint(name)
         payload = reader.take(length, name)
-        framed = reader.data[start : reader.position]
+        framed = reader.data[start : reader.offset]
         sound = zlib.crc32(framed, contents.head.crc) == reader.number(CRC_BYTES, name)
         contents.extensions[kind] = bytes(payload) if sound else None
-        contents.chunks.append(ChunkInfo(name, start, reader.position - start, sound))
+        contents.chunks.append(ChunkInfo(name, start, reader.offset - start, sound))
         contents.confirmed |= sound
         previous = kind
 
@@ -206,6 +206,6 @@ def _read_head(data: memoryview, max_pixels: int) -> Head:
         tuple(lengths),
         tuple(symbol_checks),
         bool(flags & FLAG_EXTENSIONS),
-        reader.position,
-        zlib.crc32(data[: reader.position]),
+        reader.offset,
+        zlib.crc32(data[: reader.offset]),
     )

@@ -68,7 +68,7 @@ class CodePoints(NamedTuple):
 
 def code_points_of(file: BinaryIO) -> CodePoints | None:
     """What a PNG's cICP chunk, or the nclx box of an AVIF or HEIC file, says; None without one. The file's position is kept."""
-    position = file.tell()
+    kept = file.tell()
     try:
         start = content_of(file, 0, 12)
         if start.startswith(SIGNATURE):
@@ -76,7 +76,7 @@ def code_points_of(file: BinaryIO) -> CodePoints | None:
             return CodePoints(found[0], found[1], found[3] != 0) if found is not None and len(found) == 4 else None
         return _nclx(file) if start[4:8] == b"ftyp" else None
     finally:
-        file.seek(position)
+        file.seek(kept)
 
 
 def _nclx(file: BinaryIO) -> CodePoints | None:

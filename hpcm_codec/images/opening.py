@@ -215,9 +215,9 @@ def _raw_pieces(image: Image.Image, file: BinaryIO, raw_mode: str) -> list[_Piec
     if image.mode not in ("L", "RGB") or raw_mode not in _RAW_MODES:
         return []
     row_bytes = image.width * _RAW_MODES[raw_mode][0]
-    position = file.tell()
+    start = file.tell()
     length = file.seek(0, os.SEEK_END)
-    file.seek(position)
+    file.seek(start)
     pieces, row = [], 0
     for codec, (left, top, right, bottom), offset, arguments in sorted(tiles, key=lambda tile: tile[1][1]):
         found, stride, direction = (arguments, 0, 1) if isinstance(arguments, str) else (*arguments, 0, 1)[:3]

@@ -103,13 +103,13 @@ def png_in_strips(
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Kind, and offset and length of the content, of a PNG's chunks up to IEND, or up to where the file ends."""
-    position = len(SIGNATURE)
-    while len(start := content_of(file, position, 8)) == 8:
+    offset = len(SIGNATURE)
+    while len(start := content_of(file, offset, 8)) == 8:
         length, kind = struct.unpack(">I4s", start)
-        yield kind, position + 8, length
+        yield kind, offset + 8, length
         if kind == b"IEND":
             return
-        position += 12 + length
+        offset += 12 + length
 
 
 def content_of(file: BinaryIO, offset: int, length: int) -> bytes:

@@ -59,13 +59,13 @@ def _repaired_jpeg(file: BinaryIO) -> tuple[BinaryIO, list[str]]:
 def _has_all_scans(jpeg: bytes) -> bool:
     """Whether a JPEG without end mark has scans for every coefficient of every component to its last bit (ITU T.81, annexes B and G)."""
     missing: dict[int, set[int]] = {}
-    position = 2
-    while match := re.compile(rb"\xff+([^\x00\xff\xd0-\xd8])", re.DOTALL).search(jpeg, position):
+    offset = 2
+    while match := re.compile(rb"\xff+([^\x00\xff\xd0-\xd8])", re.DOTALL).search(jpeg, offset):
         marker, begin = match[1][0], match.end()
         if marker == JPEG_END[1]:
             return False  # it has one: what follows does not matter
         segment = jpeg[begin + 2 : begin + int.from_bytes(jpeg[begin : begin + 2], "big")]
-        position = begin + 2 + len(segment)
+        offset = begin + 2 + len(segment)
         if marker in _FRAMES and len(segment) >= 6:
             missing = {segment[place]: set(range(_COEFFICIENTS)) for place in range(6, len(segment) - 2, 3)}
         elif marker == _SCAN and segment and len(segment) >= 4 + 2 * segment[0]:

@@ -61,12 +61,12 @@ def lower_bytes_of(image: Image.Image, raw_mode: str) -> Samples | None:
     if image.format != "PNG" or raw_mode != "RGB;16B" or "transparency" not in image.info:
         return None
     file = image.fp  # type: ignore[attr-defined]
-    position = file.tell()
+    start = file.tell()
     file.seek(0)
     with Image.open(file, formats=["PNG"]) as other:
         other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]
         samples = _array(other)
-    file.seek(position)
+    file.seek(start)
     return samples
 
 

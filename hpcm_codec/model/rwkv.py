@@ -85,10 +85,10 @@ class SpatialMix(nn.Module):
         if fused.active(x, self.decay):
             mixed = fused_mixing.gated_wkv(self.decay / length, self.boost / length, key, value, receptance)
         else:
-            exact = torch.promote_types(key.dtype, torch.float32)
+            wide = torch.promote_types(key.dtype, torch.float32)
             mixed = biwkv4(
-                self.decay.to(exact) / length, self.boost.to(exact) / length, key.to(exact).contiguous(),
-                value.to(exact).contiguous(),
+                self.decay.to(wide) / length, self.boost.to(wide) / length, key.to(wide).contiguous(),
+                value.to(wide).contiguous(),
             )  # fmt: skip
             mixed = torch.sigmoid(receptance) * mixed.to(receptance.dtype)
         out = pointwise(self.output, mixed)

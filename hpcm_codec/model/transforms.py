@@ -155,8 +155,8 @@ def hyper_synthesis_transform(config: ModelConfig) -> RateSequential:
 
 def _dct_basis(size: int) -> Tensor:
     """The orthonormal DCT-II basis, size×size: row u is frequency u."""
-    position = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * (position[None] + 0.5) * position[:, None] / size) * math.sqrt(2 / size)
+    sample = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * (sample[None] + 0.5) * sample[:, None] / size) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
     return basis
 

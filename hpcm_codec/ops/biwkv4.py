@@ -24,7 +24,7 @@ from hpcm_codec.ops import build, native, scan
 
 PARAMETER_TYPES = (torch.float32, torch.float64)
 TOKEN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LONGEST = (1 << 24) - 1  # tokens; distances stay exact in float32
+LONGEST = (1 << 24) - 1  # tokens; float32 holds every distance
 
 
 def biwkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ def window_attention(
 ) -> Array:
     """Softmax attention inside non-overlapping windows, h×w×C each; a window's part outside the plane does not exist.
 
-    Head a has the channels a·C/heads ... A window is min(window, h) × min(window, w) positions. With s_j the products of a query with the
+    Head a has the channels a·C/heads ... A window is min(window, h) × min(window, w) places. With s_j the products of a query with the
     window's keys and m their maximum: e_j = (table[round_shift((m − s_j) · multiplier, shift)] + 2) >> 2 (0 past the table's end),
     output round_divide(Σ e_j·v_j, Σ e_j). table: int16, e^(−n/256) in units of 2^-14.
     """

@@ -178,7 +178,7 @@ def squared_relu(x: Plane, shift: int) -> Plane:
 
 
 def can_attend(channels: int, heads: int, window: int) -> bool:
-    """Whether int32 holds the products and sums of attention with windows of window×window positions and such heads."""
+    """Whether int32 holds the products and sums of attention with windows of window×window places and such heads."""
     return window**2 <= KEYS and channels % heads == 0 and channels // heads <= HEAD
 
 

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-EXPONENT_SCALE = 2.0**-27  # on w, u, k: exact, and no sum of exponents can then overflow for T < 2^24
+EXPONENT_SCALE = (
+    2.0**-27
+)  # on w, u, k: a power of two, so nothing is rounded, and no sum of exponents can then overflow for T < 2^24
 VALUE_SCALE = 2.0**-24  # on v: T of the largest numbers still add up to a finite one
 LOG2_E = 1.4426950408889634
 # 2^f on |f| <= 1/2, interpolated at Chebyshev nodes, highest power first, last term 1 left out; relative error 5.1e-9.

@@ -1,6 +1,7 @@
 """What is compiled out of csrc/ and with which flags: one shared library for each backend.
 
-With -march=native a library runs on one kind of processor, which `toolchain` identifies; those of `shipped` need one of three instruction sets.
+With -march=native a library runs on one kind of processor, which `toolchain` identifies; those of `shipped` need an instruction set
+only.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ HEADERS: dict[str, tuple[str, ...]] = {
 # -ffp-contract=off and -fmad=false: a multiply-add that rounds once would give other bits than the other backends.
 CPP_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 # No result is a NaN, and nothing reads errno or the floating-point exceptions: rounding down can be one instruction.
-EXACT_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
+FINITE_FLAGS = (*CPP_FLAGS, "-fno-math-errno", "-fno-trapping-math")
 # These have threads of their own (csrc/threads.h), so that a library works where OpenMP's is not installed.
-INTEGER_FLAGS = tuple("-pthread" if flag == "-fopenmp" else flag for flag in EXACT_FLAGS)
+INTEGER_FLAGS = tuple("-pthread" if flag == "-fopenmp" else flag for flag in FINITE_FLAGS)
 # Training needs speed, not the same bits everywhere.
-TRAINING_FLAGS = tuple(flag for flag in EXACT_FLAGS if flag != "-ffp-contract=off")
+TRAINING_FLAGS = tuple(flag for flag in FINITE_FLAGS if flag != "-ffp-contract=off")
 CUDA_FLAGS = ("-O3", "-std=c++17", "-shared", "-fmad=false", "-Xcompiler", "-fPIC,-ffp-contract=off")
 # Nothing reads errno: a square root can be one instruction.
 UPDATE_FLAGS = (*CPP_FLAGS, "-fno-math-errno")
