@@ -9,7 +9,7 @@
 #ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
-// HPCM_PLAIN and HPCM_NO_AMX are for tests: as if the machine lacked what they name.
+// HPCM_PLAIN and HPCM_NO_AMX are for tests: they act as if the machine lacked the named instructions.
 #if defined(__AVX512BF16__) && !defined(HPCM_PLAIN)
 #define HPCM_DOT_PRODUCTS
 #endif
@@ -116,7 +116,8 @@ class Scratch {
  public:
   Element* get(int64_t count) {
     if (count > size_) {
-      memory_.reset(static_cast<Element*>(std::aligned_alloc(64, static_cast<size_t>(blocks_of(count * sizeof(Element), 64)) * 64)));
+      memory_.reset(static_cast<Element*>(
+          std::aligned_alloc(64, static_cast<size_t>(blocks_of(count * sizeof(Element), 64)) * 64)));
       size_ = count;
     }
     return memory_.get();

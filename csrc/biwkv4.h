@@ -4,16 +4,19 @@
 //
 // A sum of such terms is carried as an *anchored* state: its largest exponent is not stored as a number but as the
 // token it came from, (key, distance) meaning e^{key - w*distance}, and the sums are relative to it. Differences of two
-// anchors are then taken exactly where they matter, so the rounding of a large key or a long distance never piles up,
-// and every weight is e^{something <= 0}.
+// anchors are then taken without rounding where they matter, so the rounding errors of a large key or a long distance
+// never accumulate, and every weight is e^{something <= 0}.
 //
-// Exponents (w, u, k) carry a factor 2^-27 and values a factor 2^-24: both exact, and no finite input can then overflow
-// for T < 2^24.
+// Exponents (w, u, k) carry a factor 2^-27 and values a factor 2^-24: both powers of two, so nothing is rounded, and no
+// finite input can then overflow for T < 2^24.
 //
 // T is cut into chunks. Three passes, in each of which all threads are independent:
-//   summarise   one thread per (batch, chunk, channel): the state of the chunk alone, seen from its right and from its
-//   left end carry       one thread per (batch, channel): turns those into the state of everything before, and
-//   everything after, each chunk outputs     one thread per (batch, chunk, channel): the results of the chunk's tokens
+// - summarise, one thread per (batch, chunk, channel): the state of the chunk alone, as its right and its left end see
+//   it;
+// - carry, one thread per (batch, channel): turns those into the state of everything before, and of everything after,
+//   each chunk;
+// - outputs, one thread per (batch, chunk, channel): the results of the chunk's tokens.
+//
 // A Lane is a float (CUDA: one channel) or a vector of neighbouring channels (C++). Every operation is an IEEE one in a
 // fixed order, built without contraction to fma, so results depend neither on the number of threads nor on the lane's
 // width; hpcm_codec/ops/scan.py performs the same operations in the same order, and in float32 all three give the same
@@ -31,7 +34,7 @@
 
 namespace hpcm {
 
-constexpr int kMaxChunk = 32;  // tokens a thread keeps states of; ops/scan.py never asks for more
+constexpr int kMaxChunk = 32;  // tokens a thread keeps states of; ops/scan.py never uses more
 constexpr double kExponentScale = 0x1p-27;
 constexpr double kValueScale = 0x1p-24;
 
@@ -383,7 +386,7 @@ HPCM_HD void outputs_backward(const KeyValues<Lane, 4, Element>& tokens, const W
   store(grad_u * splat<Lane>(1 / kValueScale), grad_u_parts + part, p.live);
 }
 
-// Second half: what every other token's output asks of this token's k and v.
+// Second half: the gradients of every other token's output by this token's k and v.
 template <class Lane, class Element>
 HPCM_HD void outputs_gradients(const KeyValues<Lane, 2, Element>& tokens, const Gradients<Lane>& gradients,
                                const Workspace<Lane, 2>& work, const RealOf<Lane>* w, RealOf<Lane>* grad_k,

@@ -59,7 +59,7 @@ struct Access<Floats, float> : VectorAccess<Floats, float> {};
 template <>
 struct Access<Doubles, double> : VectorAccess<Doubles, double> {};
 
-constexpr int64_t kMergesPerThread = 1 << 17;  // about half a millisecond: less does not pay for waking a thread
+constexpr int64_t kMergesPerThread = 1 << 17;  // about half a millisecond: less is faster without another thread
 
 // Calls body(place) for every (batch, chunk, block of channels), or every (batch, block of channels) when chunks is 1;
 // a place takes about `merges` merges.
@@ -124,7 +124,7 @@ void backward(const Real* w, const Real* u, const Real* k, const Real* v, const 
 
 // scratch: forward 8, backward 14 numbers per (batch, chunk, channel), and backward another 4 per (batch, token,
 // channel).
-// *_scalar: the instantiation that a CUDA thread runs, one channel at a time; it is there to be tested.
+// *_scalar: the instantiation that a CUDA thread runs, one channel at a time; for tests.
 #define HPCM_INTERFACE(suffix, Lane, Real)                                                                          \
   extern "C" void hpcm_biwkv4_forward_##suffix(const Real* w, const Real* u, const Real* k, const Real* v, Real* y, \
                                                Real* scratch, int64_t batch, int64_t length, int64_t channels,      \

@@ -148,7 +148,7 @@ void backward(const float* w, const float* u, const Element* k, const Element* v
 
 }  // namespace hpcm
 
-// Each returns nullptr, or what went wrong with the launch. The caller has made the tensors' device the current one;
+// Each returns nullptr, or the launch's error message. The caller has made the tensors' device the current one;
 // `stream` belongs to it.
 #define HPCM_INTERFACE(suffix, Element)                                                                             \
   extern "C" const char* hpcm_biwkv4_forward_##suffix(const float* w, const float* u, const Element* k,             \

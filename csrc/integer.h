@@ -93,7 +93,8 @@ inline void pack(const int16_t* weight, int64_t outputs, int64_t inputs, int64_t
 // which are `apart` pairs from one to the next.
 template <int rows, int blocks>
 inline __attribute__((always_inline)) void products(const int16_t* x, int64_t stride, const int16_t* packed,
-                                                    int64_t pairs, int64_t apart, Ints (&sums)[rows][blocks * kVectors]) {
+                                                    int64_t pairs, int64_t apart,
+                                                    Ints (&sums)[rows][blocks * kVectors]) {
   for (int64_t pair = 0; pair < pairs; ++pair) {
     Ints weights[blocks * kVectors];
 #pragma GCC unroll 8

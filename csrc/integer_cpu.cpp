@@ -1,5 +1,7 @@
 // The integer operators of the exact profile on the processor, bit for bit as hpcm_codec/ops/integer.py defines them.
 // A plain C interface; planes are contiguous, h×w×C or T×C. Threads share out whole results, so they change no number.
+#include <cmath>
+
 #include "integer_depthwise.h"
 #include "integer_linear.h"
 #include "integer_mixing.h"
@@ -9,8 +11,6 @@
 #include "rans_encoder.h"
 #include "symbol_check.h"
 #include "threads.h"
-
-#include <cmath>
 
 namespace hpcm {
 
@@ -53,9 +53,9 @@ inline void add_up(const int16_t* x, int64_t channels, int64_t& sum, int64_t& sq
   }
 }
 
-// All numbers are integers (or halves, and so on) below 2^52 units in float64, where products and sums are exact, and so
-// is the floor of a quotient: a rounded quotient of a and b is off by less than a / b · 2^-52 < 1 / b, and cannot cross
-// an integer.
+// All numbers are integers (or halves, and so on) below 2^52 units in float64, where products and sums are not
+// rounded, and the floor of a quotient is right: a rounded quotient of a and b is off by less than a / b · 2^-52 < 1 /
+// b, and cannot cross an integer.
 void layer_norm_token(const int16_t* x, const Norm& norm, int16_t* y, int64_t channels, int64_t epsilon) {
   int64_t sum, squares;
   add_up(x, channels, sum, squares);
@@ -77,14 +77,16 @@ extern "C" void hpcm_integer_pack(const int16_t* weight, int16_t* packed, int64_
   hpcm::pack(weight, outputs, inputs, inputs, packed);
 }
 
-// segments: count × (address, inputs, row and column strides), all in int16 numbers, even numbers of inputs; offset: bias
-// plus rounding; offset and shift padded to blocks of 16; factor and added may be null. parts: 1, or 2 for outputs of 2×2.
+// segments: count × (address, inputs, row and column strides), all in int16 numbers, even numbers of inputs; offset:
+// bias plus rounding; offset and shift padded to blocks of 16; factor and added may be null. parts: 1, or 2 for outputs
+// of 2×2.
 extern "C" void hpcm_integer_linear(const int64_t* segments, int64_t count, const int16_t* packed,
                                     const int32_t* offset, const int32_t* shift, const int16_t* factor,
                                     const int16_t* added, int64_t cell, int16_t* y, int64_t height, int64_t width,
                                     int64_t outputs, int64_t parts, int64_t leaky, int64_t limit, int64_t threads) {
-  hpcm::Linear layer{{},    count, 0, packed, offset,  shift, factor, added,
-                     cell, y,     width, outputs, parts, leaky, static_cast<int32_t>(limit)};
+  hpcm::Linear layer{{},    count,   0,     packed, offset,
+                     shift, factor,  added, cell,   y,
+                     width, outputs, parts, leaky,  static_cast<int32_t>(limit)};
   for (int64_t n = 0; n < count; ++n, segments += 4) {
     layer.segments[n] = {reinterpret_cast<const int16_t*>(segments[0]), segments[1] / 2, segments[2], segments[3]};
     layer.pairs += segments[1] / 2;
@@ -94,10 +96,10 @@ extern "C" void hpcm_integer_linear(const int64_t* segments, int64_t count, cons
 
 // Returns how many rows cannot be done, in failed.
 extern "C" void hpcm_integer_make_linear(const uint8_t* stored, const int8_t* exponents, int64_t bits,
-                                         const float* rows, const float* factor, const float* input,
-                                         const double* bias, const int64_t* fraction, int64_t bound, int64_t outputs,
-                                         int64_t inputs, int16_t* packed, int32_t* offset, int32_t* shift,
-                                         int64_t* failed, int64_t threads) {
+                                         const float* rows, const float* factor, const float* input, const double* bias,
+                                         const int64_t* fraction, int64_t bound, int64_t outputs, int64_t inputs,
+                                         int16_t* packed, int32_t* offset, int32_t* shift, int64_t* failed,
+                                         int64_t threads) {
   const hpcm::Matrix matrix{stored, exponents, bits, rows, factor, input, bias, fraction, bound, outputs, inputs};
   *failed = hpcm::make_linear(matrix, packed, offset, shift, threads);
 }
@@ -165,7 +167,8 @@ extern "C" void hpcm_step_place(const int64_t* pieces, int64_t count, const int3
   const int64_t rounding = (int64_t{1} << shift) >> 1, most = 1 << 30;
   const auto* of_step = reinterpret_cast<const hpcm::Piece*>(pieces);
   hpcm::for_step(of_step, count, height, width, channels, [&](int64_t packed, int64_t place, int64_t c) {
-    const int64_t value = ((symbols[packed] * inverse_gain[c] + rounding) >> shift) + means[packed] * (int64_t{1} << fine);
+    const int64_t value =
+        ((symbols[packed] * inverse_gain[c] + rounding) >> shift) + means[packed] * (int64_t{1} << fine);
     latents[place] = static_cast<int32_t>(std::min(most, std::max(-most, value)));
   });
 }
@@ -245,7 +248,8 @@ extern "C" void hpcm_integer_gate(const int16_t* control, const int16_t* x, cons
 
 extern "C" void hpcm_integer_squared_relu(const int16_t* x, int16_t* y, int64_t elements, int64_t shift,
                                           int64_t threads) {
-  const int by = static_cast<int>(std::min<int64_t>(shift, 29));  // squares are below 2^26: after 27 bits nothing is left
+  const int by =
+      static_cast<int>(std::min<int64_t>(shift, 29));  // squares are below 2^26: after 27 bits nothing is left
   const int32_t rounding = (1 << by) >> 1;
   hpcm::for_each_run(elements, 16, threads, [&](int64_t first, int64_t end) {
     for (int64_t n = first; n < end; ++n) {
@@ -255,15 +259,15 @@ extern "C" void hpcm_integer_squared_relu(const int16_t* x, int16_t* y, int64_t 
   });
 }
 
-// rows, columns: of a window, at most 64 positions; at most 32 channels a head.
+// rows, columns: of a window, at most 64 places; at most 32 channels a head.
 extern "C" void hpcm_integer_window_attention(const int16_t* q, const int16_t* k, const int16_t* v,
                                               const int16_t* table, int16_t* y, int64_t height, int64_t width,
                                               int64_t channels, int64_t heads, int64_t rows, int64_t columns,
                                               int64_t multiplier, int64_t shift, int64_t size, int64_t threads) {
   std::vector<int16_t> weights = hpcm::with_end<int16_t>(table, size);
   for (int16_t& weight : weights) weight = static_cast<int16_t>((weight + 2) >> 2);
-  const hpcm::Attention attention{q,    k,       v,          y,     height,         width, channels, heads,
-                                  rows, columns, multiplier, shift, weights.data(), size};
+  const hpcm::Attention attention{q,     k,    v,       y,          height, width,          channels,
+                                  heads, rows, columns, multiplier, shift,  weights.data(), size};
   const int64_t down = (height + rows - 1) / rows, across = (width + columns - 1) / columns;
   hpcm::for_each(down * across * heads, height * width * rows * columns * (channels * 4 + heads * 64), threads,
                  [&](int64_t n) {
@@ -284,11 +288,11 @@ extern "C" void hpcm_integer_bi_wkv(const int16_t* key, const int16_t* value, co
   });
 }
 
-// Reads symbols until one cannot be read; returns in place[2] how many there were. place: the stream's state and position.
-// starts: where each table begins in `cumulative`. Every table has at least 3 numbers.
+// Reads symbols until one cannot be read; returns in place[2] how many there were. place: the stream's state and
+// position. starts: where each table begins in `cumulative`. Every table has at least 3 numbers.
 extern "C" void hpcm_rans_decode(const uint32_t* words, int64_t count, int64_t* place, const int32_t* indexes,
-                                  int64_t wanted, const int32_t* cumulative, const int64_t* starts,
-                                  const int32_t* sizes, const int32_t* offsets, int64_t largest, int32_t* symbols) {
+                                 int64_t wanted, const int32_t* cumulative, const int64_t* starts, const int32_t* sizes,
+                                 const int32_t* offsets, int64_t largest, int32_t* symbols) {
   hpcm::Stream stream{words, count, place[1], static_cast<uint64_t>(place[0])};
   int64_t read = 0;
   for (; read < wanted; ++read) {
@@ -302,11 +306,11 @@ extern "C" void hpcm_rans_decode(const uint32_t* words, int64_t count, int64_t* 
   place[2] = read;
 }
 
-// Symbols under their tables, as hpcm_rans_decode takes them, into a stream at the end of `words`; place: their number, and
-// in place[1] how many words the stream takes. An escaped symbol takes up to 12 words.
+// Symbols under their tables, as hpcm_rans_decode takes them, into a stream at the end of `words`; place: their number,
+// and in place[1] how many words the stream takes. An escaped symbol takes up to 12 words.
 extern "C" void hpcm_rans_encode(const int32_t* symbols, const uint8_t* indexes, int64_t count,
-                                  const int32_t* cumulative, const int64_t* starts, const int32_t* sizes,
-                                  const int32_t* offsets, uint32_t* words, int64_t room, int64_t* place) {
+                                 const int32_t* cumulative, const int64_t* starts, const int32_t* sizes,
+                                 const int32_t* offsets, uint32_t* words, int64_t room, int64_t* place) {
   hpcm::Intervals intervals;
   intervals.kept.reserve(count + count / 8);
   for (int64_t n = 0; n < count; ++n) {

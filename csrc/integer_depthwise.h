@@ -14,7 +14,7 @@ struct Depthwise {
 };
 
 // A run of `columns` outputs of one row from channel c on, for one vector of channels: every input is loaded once and
-// meets the kernel's columns in registers. whole: all channels of the vector are there.
+// multiplied by the kernel's columns in registers. whole: all channels of the vector are there.
 template <int size, int columns, bool whole>
 void depthwise_run(const Depthwise& layer, int64_t row, int64_t column, int64_t c) {
   constexpr int reach = size / 2;

@@ -1,5 +1,5 @@
-// Weighted sums over channels, of one plane, of two side by side, or of small windows: one matrix product each. What an
-// output is the sum of lies in a few runs of neighbours in memory, so nothing is gathered before.
+// Weighted sums over channels, of one plane, of two side by side, or of small windows: one matrix product each. The
+// inputs of an output lie in a few contiguous runs of memory, so nothing is gathered first.
 #pragma once
 #include "integer.h"
 #include "threads.h"
@@ -16,9 +16,9 @@ constexpr int kSegments = 16;
 
 struct Linear {
   Segment segments[kSegments];
-  int64_t count, pairs;    // segments, and the pairs of all of them
-  const int16_t* packed;   // as `pack` makes it
-  const int32_t* offset;   // bias and rounding of the shift, and the shift, padded to blocks
+  int64_t count, pairs;   // segments, and the pairs of all of them
+  const int16_t* packed;  // as `pack` makes it
+  const int32_t* offset;  // bias and rounding of the shift, and the shift, padded to blocks
   const int32_t* shift;
   const int16_t* factor;  // N, or null
   const int16_t* added;   // h×w×N, or cell×cell×N which is repeated, or null

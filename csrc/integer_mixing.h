@@ -8,7 +8,7 @@
 
 namespace hpcm {
 
-// The table and a zero, which everything past its end is worth.
+// The table and a zero, which stands for everything past its end.
 template <class Number>
 std::vector<Number> with_end(const int16_t* table, int64_t size) {
   std::vector<Number> longer(table, table + size);
@@ -33,7 +33,7 @@ struct Attention {
   int16_t* y;
   int64_t height, width, channels, heads, rows, columns;  // rows, columns: of a window
   int64_t multiplier, shift;
-  const int16_t* weights;  // what the products' distances are worth, and 0 at `size`
+  const int16_t* weights;  // the weight of each distance of products, and 0 at `size`
   int64_t size;
 };
 
@@ -43,7 +43,7 @@ inline void soften(const Attention& a, const int32_t* scores, int64_t n, int16_t
   for (int64_t j = 0; j < n; j += kBlock) {
     for (int64_t i = 0; i < kBlock; ++i) highest = std::max(highest, scores[j + i]);
   }
-  // unsigned, so that nothing that is passed leads outside the table
+  // unsigned, so that no argument can address memory outside the table
   const uint64_t multiplier = a.multiplier, rounding = (uint64_t{1} << a.shift) >> 1, size = a.size;
   for (int64_t j = 0; j < n; j += kBlock) {
     for (int64_t i = 0; i < kBlock; ++i) {
@@ -117,7 +117,7 @@ void attend(const Attention& a, int64_t top, int64_t left, int64_t head) {
     for (int64_t r = 0; r < live; ++r) {
       const double total = sums[r][dims];
       for (int64_t first = 0; first < dims; first += kBlock) {
-        for (int64_t c = first; c < first + kBlock; ++c) {  // exact, as in layer_norm_token
+        for (int64_t c = first; c < first + kBlock; ++c) {  // without rounding, as in layer_norm_token
           values[c] = saturate(static_cast<int32_t>(std::floor((2.0 * sums[r][c] + total) / (2 * total))));
         }
       }

@@ -1,12 +1,12 @@
-// The latents of one coding step between planes (h×w×C in memory) and their packed form: piece by piece, each channel by
-// channel, row-major over the cells (hpcm_codec/model/schedule.py).
+// The latents of one coding step between planes (h×w×C in memory) and their packed form: piece by piece, each channel
+// by channel, row-major over the cells (hpcm_codec/model/schedule.py).
 #pragma once
 #include <algorithm>
 #include <cstdint>
 
 namespace hpcm {
 
-// Positions (row + i·stride, column + j·stride) of the channels first .. last-1.
+// Places (row + i·stride, column + j·stride) of the channels first .. last-1.
 struct Piece {
   int64_t first, last, row, column, stride;
 };

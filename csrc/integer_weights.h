@@ -1,6 +1,6 @@
 // Integer layers out of stored weights: rows of 9 to 12 bits are unpacked, rounded to int16 and laid out for the matrix
-// product. All of it is exact in float64 (powers of two, roundings to integers, sums of few bits), so hpcm_codec's numpy
-// gives the same numbers.
+// product. float64 rounds none of it (powers of two, roundings to integers, sums of few bits), so hpcm_codec's
+// numpy gives the same numbers.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -40,7 +40,7 @@ inline void unpack_row(const uint8_t* stored, int64_t length, int64_t bits, int 
 constexpr int64_t kLargestSum = (int64_t{1} << 31) - 1, kLargestWeight = (1 << 15) - 1;
 constexpr int kLargestShift = 30;
 
-// Σ|row|, exact in any order.
+// Σ|row|, the same in any order.
 template <class Real>
 inline double sum_of_magnitudes(const Real* row, int64_t length) {
   double lanes[8] = {};
@@ -53,8 +53,8 @@ inline double sum_of_magnitudes(const Real* row, int64_t length) {
   return sum;
 }
 
-// Rounds a row of weights, in units of inputs that stay within `bound`, to int16: the shift of the sum is as large as int32
-// and int16 bear. False when there is none.
+// Rounds a row of weights, in units of inputs that stay within `bound`, to int16: the shift of the sum is as large as
+// int32 and int16 allow. False when there is none.
 template <class Real>
 inline bool integer_row(const Real* row, int64_t length, double bias, int fraction, int64_t bound, int16_t* integers,
                         int32_t& offset, int32_t& shift) {
@@ -74,8 +74,8 @@ inline bool integer_row(const Real* row, int64_t length, double bias, int fracti
       largest = std::max(largest, magnitude);
     }
     const double rounded = std::nearbyint(std::ldexp(bias, shift + fraction));
-    const double total = static_cast<double>(bound) * static_cast<double>(magnitudes) + std::fabs(rounded) +
-                         std::ldexp(1.0, shift - 1);
+    const double total =
+        static_cast<double>(bound) * static_cast<double>(magnitudes) + std::fabs(rounded) + std::ldexp(1.0, shift - 1);
     offset = static_cast<int32_t>(std::min(2147483647.0, std::max(-2147483647.0, rounded)));
     if (total <= static_cast<double>(kLargestSum) && largest <= kLargestWeight) return true;
     if (shift == 0) return false;
@@ -83,7 +83,7 @@ inline bool integer_row(const Real* row, int64_t length, double bias, int fracti
 }
 
 struct Matrix {
-  const uint8_t* stored;    // packed rows and their exponents, or null …
+  const uint8_t* stored;  // packed rows and their exponents, or null …
   const int8_t* exponents;
   int64_t bits;
   const float* rows;        // … and then rows as they are
@@ -94,8 +94,8 @@ struct Matrix {
   int64_t bound, outputs, inputs;
 };
 
-// The matrix in the form of the product: packed, bias with the rounding of the shift, shift; both padded to blocks of 16.
-// Returns how many rows cannot be done.
+// The matrix in the form of the product: packed, bias with the rounding of the shift, shift; both padded to blocks
+// of 16. Returns how many rows cannot be done.
 inline int64_t make_linear(const Matrix& m, int16_t* packed, int32_t* offset, int32_t* shift, int64_t threads) {
   const int64_t blocks = (m.outputs + kBlock - 1) / kBlock, pairs = (m.inputs + 1) / 2;
   std::vector<int64_t> failures(blocks);

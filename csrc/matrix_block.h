@@ -1,5 +1,5 @@
-// Blocks of 32×32 results of a matrix product in bfloat16 with sums in float32: by the matrix unit (AMX), by AVX-512's bfloat16
-// dot products, or by plain vectors, whichever the machine has. What is packed has one layout for all three.
+// Blocks of 32×32 results of a matrix product in bfloat16 with sums in float32: by the matrix unit (AMX), by AVX-512's
+// bfloat16 dot products, or by plain vectors, whichever the machine has. What is packed has one layout for all three.
 #pragma once
 #include "bfloat16.h"
 
@@ -18,12 +18,13 @@ constexpr int64_t kStep = 2 * kTile;       // packed elements of 32 inputs by 32
 // ---- the matrix unit
 
 #ifdef HPCM_AMX
-inline bool matrix_unit() {  // the system gives the tiles' memory to a process that asks for it
+inline bool matrix_unit() {  // the system allows AMX to a process that requests it
   static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
   return granted;
 }
 
-// While one exists, the thread's tiles are 16 rows of 64 bytes. It puts back what was set: other libraries rely on it.
+// While one exists, the thread's tiles are 16 rows of 64 bytes. It restores the previous setting, on which other
+// libraries rely.
 class Tiles {
  public:
   Tiles() {

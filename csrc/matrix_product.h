@@ -1,5 +1,5 @@
-// Matrix products in bfloat16 for training on the processor: y = Σ x·Wᵀ over one or two inputs, and the gradient of W; and how
-// weights and activations are packed for them.
+// Matrix products in bfloat16 for training on the processor: y = Σ x·Wᵀ over one or two inputs, and the gradient of W;
+// and how weights and activations are packed for them.
 #pragma once
 #include "matrix_block.h"
 
@@ -75,7 +75,8 @@ inline void pack_columns(const Element* x, int64_t stride, int64_t rows, int64_t
       const Shorts odd = second ? load<Shorts>(from + stride, columns) : Shorts{};
       store(__builtin_convertvector(even, Words) | (__builtin_convertvector(odd, Words) << 16), tile + pair * kEdge);
     } else {
-      const Floats even = first ? read(from, columns) : Floats{}, odd = second ? read(from + stride, columns) : Floats{};
+      const Floats even = first ? read(from, columns) : Floats{},
+                   odd = second ? read(from + stride, columns) : Floats{};
       store(pairs_of(even, odd), tile + pair * kEdge);
     }
   }

@@ -1,5 +1,6 @@
 // The decoder's half of the rANS coder, as docs/bitstream.md (section 7.3) says; the same symbols as
-// hpcm_codec/entropy/rans_decoder.py gives without a compiler. No stream, however made, leads it out of its memory.
+// hpcm_codec/entropy/rans_decoder.py gives without a compiler. No stream, damaged or forged, makes it access memory
+// outside its buffers.
 #pragma once
 #include <algorithm>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Shares work out between threads: whole results each, so that their number changes no result. The threads are our own: a
-// library that is compiled in one place and used in another should not depend on that of a compiler.
+// Shares work out between threads: whole results each, so that their number changes no result. No OpenMP: a
+// library that is compiled on one machine and used on another should not depend on the compiler's own libraries.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -18,14 +18,14 @@
 
 namespace hpcm {
 
-constexpr int64_t kWorkPerThread = 1 << 21;  // multiply-adds, about 20 µs: less does not pay for waking a thread
+constexpr int64_t kWorkPerThread = 1 << 21;  // multiply-adds, about 20 µs: less is faster without another thread
 
-// Threads that wait for work, as many as were ever asked for at once. One call at a time has them; another that comes
-// meanwhile, from a thread of the program's own, does its work alone.
+// Threads that wait for work, as many as were ever requested at once. One call at a time uses them; a second call at
+// the same time, from another thread of the program, does its work alone.
 class Pool {
  public:
   static Pool& shared() {
-    static Pool* pool = started();  // never taken down: its threads may outlive what the program takes down
+    static Pool* pool = started();  // never destroyed: its threads may still run while the program destroys its objects
     return *pool;
   }
 
@@ -52,7 +52,7 @@ class Pool {
     wake_.notify_all();
     take();
     std::unique_lock<std::mutex> guard(state_);
-    wanted_ = 0;  // who has not woken up by now need not begin
+    wanted_ = 0;  // threads that are not awake by now need not begin
     guard.unlock();
     spin([this] { return busy_.load() == 0; });
     guard.lock();

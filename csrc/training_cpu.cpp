@@ -1,5 +1,6 @@
-// The operators of a training step on the processor, as hpcm_codec/ops/training.py calls them. A plain C interface; planes are
-// tokens × channels in bfloat16, weights and their gradients float32, weights of products packed (matrix_product.h).
+// The operators of a training step on the processor, as hpcm_codec/ops/training.py calls them. A plain C interface;
+// planes are tokens × channels in bfloat16, weights and their gradients float32, weights of products packed
+// (matrix_product.h).
 #include "training_mixing.h"
 #include "training_patches.h"
 #include "training_planes.h"
@@ -40,8 +41,8 @@ void hpcm_training_weight_gradient(const BFloat16* g, const BFloat16* x, float* 
   if (sums) column_sums(g, tokens, outputs, sums, false, threads);
 }
 
-void hpcm_training_depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
-                             int64_t size, int64_t flipped, int64_t batch, int64_t height, int64_t width,
+void hpcm_training_depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added,
+                             BFloat16* y, int64_t size, int64_t flipped, int64_t batch, int64_t height, int64_t width,
                              int64_t channels, int64_t threads) {
   const Plane plane{batch, height, width, channels};
   (size == 3 ? depthwise<3> : depthwise<5>)(x, taps, bias, added, y, nullptr, plane, flipped != 0, threads);
@@ -100,13 +101,15 @@ void hpcm_training_residual(const BFloat16* x, const float* taps, const float* t
 // Its gradients from g, that of y. expand and project are packed for gradients; factor_gradient begins as zeros; the
 // gradients of expand and project are added to where said. Goes through
 // the tokens in parts whose working memory stays in the cache.
-void hpcm_training_residual_backward(
-    const BFloat16* g, const BFloat16* x, const BFloat16* shifted, const BFloat16* hidden, const BFloat16* branch,
-    const float* taps, const BFloat16* expand, const BFloat16* project, const float* factor, BFloat16* x_gradient,
-    float* taps_gradient, float* taps_bias_gradient, float* expand_gradient, float* expand_bias_gradient,
-    float* project_gradient, float* project_bias_gradient, float* factor_gradient, int64_t factor_rows, int64_t batch,
-    int64_t height, int64_t width, int64_t channels, int64_t hidden_channels, int64_t expand_added,
-    int64_t project_added, int64_t threads) {
+void hpcm_training_residual_backward(const BFloat16* g, const BFloat16* x, const BFloat16* shifted,
+                                     const BFloat16* hidden, const BFloat16* branch, const float* taps,
+                                     const BFloat16* expand, const BFloat16* project, const float* factor,
+                                     BFloat16* x_gradient, float* taps_gradient, float* taps_bias_gradient,
+                                     float* expand_gradient, float* expand_bias_gradient, float* project_gradient,
+                                     float* project_bias_gradient, float* factor_gradient, int64_t factor_rows,
+                                     int64_t batch, int64_t height, int64_t width, int64_t channels,
+                                     int64_t hidden_channels, int64_t expand_added, int64_t project_added,
+                                     int64_t threads) {
   static thread_local Scratch<BFloat16> branch_memory, hidden_memory, shifted_memory;
   const int64_t picture = height * width, part = kChunk * threads;
   const int64_t together = pictures_together(batch, picture, threads);

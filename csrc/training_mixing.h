@@ -1,5 +1,5 @@
-// What an RWKV block of a training step computes between its products: Bi-WKV4 gated by σ(r), gates, squared ReLU, layer
-// normalisation. Tokens are batch × length × channels in bfloat16; vectors run over 16 neighbouring channels.
+// What an RWKV block of a training step computes between its products: Bi-WKV4 gated by σ(r), gates, squared ReLU,
+// layer normalisation. Tokens are batch × length × channels in bfloat16; vectors run over 16 neighbouring channels.
 #pragma once
 #include "training_rate.h"
 
@@ -21,7 +21,7 @@ struct Tokens {
   int64_t batch, length, channels;
 };
 
-// Bi-WKV4 of 16 channels of a picture by plain sums of exponentials, relative to the largest key. That is exact to
+// Bi-WKV4 of 16 channels of a picture by plain sums of exponentials, relative to the largest key. The only error is
 // rounding as long as no sum that matters vanishes beside it: `fits` says whether exponents stay within kReach.
 class PlainWkv {
  public:
@@ -47,7 +47,8 @@ class PlainWkv {
     const Floats step = exponential(-decay_), own = exponential(boost_);
     Floats value{}, weight{};  // sums over the tokens behind
     for (int64_t t = length_ - 1; t >= 0; --t) {
-      const Floats e = exponential(read(k + at + t * channels_, live) - largest), x = read(v + at + t * channels_, live);
+      const Floats e = exponential(read(k + at + t * channels_, live) - largest),
+                   x = read(v + at + t * channels_, live);
       put(0, t, e);
       put(1, t, x);
       put(2, t, value);
@@ -171,7 +172,8 @@ template <class Body>
 void for_each_vector(int64_t count, int64_t threads, const Body& body) {
   constexpr int64_t run = 1 << 14;
   for_each(blocks_of(count, run), threads, [&](int64_t n) {
-    for (int64_t at = n * run; at < std::min(count, (n + 1) * run); at += kLanes) body(at, std::min(kLanes, count - at));
+    for (int64_t at = n * run; at < std::min(count, (n + 1) * run); at += kLanes)
+      body(at, std::min(kLanes, count - at));
   });
 }
 
@@ -219,7 +221,8 @@ inline void for_each_channel(int64_t channels, const Body& body) {
   for (int64_t c = 0; c < channels; c += kLanes) body(c, std::min(kLanes, channels - c));
 }
 
-// Layer normalisation over channels: y = (x - mean) / deviation · weight + bias; keeps (mean, 1 / deviation) of each token.
+// Layer normalisation over channels: y = (x - mean) / deviation · weight + bias; keeps (mean, 1 / deviation) of each
+// token.
 inline void layer_norm(const BFloat16* x, const float* weight, const float* bias, float epsilon, BFloat16* y,
                        float* moments, int64_t tokens, int64_t channels, int64_t threads) {
   constexpr int64_t run = 64;

@@ -1,5 +1,5 @@
-// Between pixels and patches: patches that overlap, taken out of an image and added up to one. Images are batch × 3 × height ×
-// width in float32, patches batch × rows × columns × (3 × edge × edge) in bfloat16.
+// Between pixels and patches: patches that overlap, taken out of an image and added up to one. Images are batch × 3 ×
+// height × width in float32, patches batch × rows × columns × (3 × edge × edge) in bfloat16.
 #pragma once
 #include "matrix_product.h"
 
@@ -25,7 +25,7 @@ void for_each_line(const Patches& p, int64_t threads, const Body& body) {
   });
 }
 
-// Patches of an image; what they see outside of it repeats its border, or is zero.
+// Patches of an image; outside of it they get its border repeated, or zeros.
 inline void take_patches(const float* image, BFloat16* patches, const Patches& p, bool repeat, int64_t threads) {
   for_each_line(p, threads, [&](int64_t at, int64_t plane, int64_t y, int64_t x) {
     BFloat16* to = patches + at;
@@ -63,7 +63,8 @@ inline void add_patches(const BFloat16* patches, const float* bias, float* image
       if (from >= 0 && from + live <= p.width) {
         write(read(line + from, live) + values, line + from, live);
       } else {
-        for (int64_t n = std::max<int64_t>(0, -from); n < std::min(live, p.width - from); ++n) line[from + n] += values[n];
+        for (int64_t n = std::max<int64_t>(0, -from); n < std::min(live, p.width - from); ++n)
+          line[from + n] += values[n];
       }
     }
   });

@@ -1,5 +1,6 @@
-// What a training step computes on planes besides matrix products: depthwise convolutions, factors of residual branches, and
-// how a product's blocks are finished. Planes are tokens × channels in bfloat16 (batch, row, column; channels last).
+// What a training step computes on planes besides matrix products: depthwise convolutions, factors of residual
+// branches, and how a product's blocks are finished. Planes are tokens × channels in bfloat16 (batch, row, column;
+// channels last).
 #pragma once
 #include "matrix_product.h"
 
@@ -21,17 +22,17 @@ struct Finish {
   const float* factor = nullptr;
   int64_t tokens_of_factor = 0;  // tokens that share a row of factors; 0: all
   int64_t first_token = 0;       // of the first row, among those that the factors are for
-  BFloat16* before = nullptr;  // this and `kept` for the backward pass, much later
-  BFloat16* kept = nullptr;    // y once more
+  BFloat16* before = nullptr;    // this and `kept` for the backward pass, much later
+  BFloat16* kept = nullptr;      // y once more
   const BFloat16* added = nullptr;
-  int64_t added_tokens = INT64_MAX;  // after which `added` repeats
+  int64_t added_tokens = INT64_MAX;     // after which `added` repeats
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
 
   void operator()(const Place& place, const Block& block) const {
     for (int64_t r = 0; r < place.rows; ++r) {
       const int64_t token = place.row + r, output = place.column, at = token * outputs + output;
       const float* sums = block.sums[r];
-      if (place.columns == kEdge) {  // whole vectors, without a question at each
+      if (place.columns == kEdge) {  // whole vectors, without a branch at each
         Floats first = activation(sums, output, kLanes), second = activation(sums + kLanes, output + kLanes, kLanes);
         if (before) stream_both(first, second, before + at);
         first = result(first, token, output, kLanes);
@@ -59,7 +60,9 @@ struct Finish {
   }
   Floats result(Floats value, int64_t token, int64_t output, int64_t live) const {
     const int64_t at = token * outputs + output;
-    if (factor) value *= read(factor + (tokens_of_factor ? (first_token + token) / tokens_of_factor : 0) * outputs + output, live);
+    if (factor)
+      value *=
+          read(factor + (tokens_of_factor ? (first_token + token) / tokens_of_factor : 0) * outputs + output, live);
     if (added) value += read(added + (token < added_tokens ? token : token % added_tokens) * outputs + output, live);
     if (activated) value = read(activated + at, live) > 0 ? value : value * kLeakySlope;
     return value;
@@ -75,8 +78,8 @@ void product(const Input (&input)[inputs], int64_t tokens, const Finish& finish,
 
 // ---- factors of a residual branch
 
-// The gradients of y = branch · factor for the tokens first … end-1: of the branch (its first token being `first`), and of
-// the factors, added to. `tokens` share a row of factors.
+// The gradients of y = branch · factor for the tokens first … end-1: of the branch (its first token being `first`), and
+// of the factors, added to. `tokens` share a row of factors.
 inline void factor_backward(const BFloat16* g, const BFloat16* branch, const float* factor, int64_t tokens,
                             int64_t channels, int64_t first, int64_t end, BFloat16* branch_gradient,
                             float* factor_gradient, int64_t threads) {
@@ -108,7 +111,8 @@ inline void factor_backward(const BFloat16* g, const BFloat16* branch, const flo
 
 // ---- depthwise convolutions, zeros outside the plane; taps: size² × channels, float32
 
-// Rows of 32 channels in float32, `size / 2` zeros on each side: what a depthwise convolution of a plane has to see of it.
+// Rows of 32 channels in float32, `size / 2` zeros on each side: the inputs of a depthwise convolution of a
+// plane.
 template <int size>
 class Rows {
  public:
@@ -145,12 +149,12 @@ class Rows {
   int64_t stride_;
 };
 
-// y = depthwise(x) + bias + added; flipped: with the kernel turned by 180°, which is what gradients of x need. `kept`, if
-// there, is y once more, for later.
+// y = depthwise(x) + bias + added; flipped: with the kernel turned by 180°, which is what gradients of x need. `kept`,
+// if there, is y once more, for later.
 template <int size>
 void depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
                BFloat16* kept, const Plane& plane, bool flipped, int64_t threads) {
-  constexpr int pad = size / 2, together = 2;  // positions that share what they load
+  constexpr int pad = size / 2, together = 2;  // places that share what they load
   const int64_t slabs = blocks_of(plane.channels, kEdge);
   for_each(plane.batch * slabs, threads, [&](int64_t n) {
     static thread_local Scratch<float> memory;
@@ -228,8 +232,8 @@ void depthwise(const BFloat16* x, const float* taps, const float* bias, const BF
 
 // Gradients of a depthwise convolution's taps (size² × channels) and of its bias, if wanted: written, or added.
 template <int size>
-void depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float* bias, const Plane& plane,
-                        bool added, int64_t threads) {
+void depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float* bias, const Plane& plane, bool added,
+                        int64_t threads) {
   constexpr int pad = size / 2;
   for_each(blocks_of(plane.channels, kEdge), threads, [&](int64_t slab) {
     static thread_local Scratch<float> memory;

@@ -1,6 +1,6 @@
-// The rate of a coding step in training: latents rounded and placed, their likelihoods under a generalised Gaussian of shape
-// 1.5, and the gradients of both. Planes are batch × height × width × channels; a step's latents are packed batch × n, in the
-// order of its pieces, then of their positions, then of their channels.
+// The rate of a coding step in training: latents rounded and placed, their likelihoods under a generalised Gaussian of
+// shape 1.5, and the gradients of both. Planes are batch × height × width × channels; a step's latents are packed batch
+// × n, in the order of its pieces, then of their places, then of their channels.
 #pragma once
 #include <cmath>
 #include <utility>
@@ -19,7 +19,8 @@ struct Step {
   int64_t count, batch, height, width;
 };
 
-// Calls body(b, token, packed, first, last) for every position of every piece: `packed` is where its first latent is packed.
+// Calls body(b, token, packed, first, last) for every place of every piece: `packed` is where its first latent is
+// packed.
 template <class Body>
 void for_each_position(const Step& step, const Body& body) {
   int64_t packed = 0;
@@ -110,7 +111,7 @@ struct StepForward {
   const float* latents;    // packed, in quantisation steps
   const float* noise;      // packed
   const float* log_gain;   // batch × channels
-  BFloat16* decoded;       // tokens × channels; only the step's positions are written
+  BFloat16* decoded;       // tokens × channels; only the step's places are written
   float* likelihood;       // packed, as are the two below
   float* by_latent;        // derivative of the likelihood by the latent
   float* by_log_scale;     // and by the logarithm of the scale
@@ -141,11 +142,11 @@ inline void code_step(const Step& step, int64_t channels, const Survival& surviv
 struct StepBackward {
   const BFloat16* params;
   const float *latents, *log_gain, *likelihood, *by_latent, *by_log_scale;  // as in StepForward
-  const float* likelihood_gradient;                                        // packed
-  const BFloat16* decoded_gradient;                                        // tokens × channels
-  BFloat16* params_gradient;   // tokens × 2·channels, zero outside the step's positions
-  float* latents_gradient;     // packed
-  float* log_gain_gradient;    // batch × channels, added to
+  const float* likelihood_gradient;                                         // packed
+  const BFloat16* decoded_gradient;                                         // tokens × channels
+  BFloat16* params_gradient;  // tokens × 2·channels, zero outside the step's places
+  float* latents_gradient;    // packed
+  float* log_gain_gradient;   // batch × channels, added to
 };
 
 inline void code_step_backward(const Step& step, int64_t channels, const Bounds& bounds, const StepBackward& io) {
@@ -175,7 +176,7 @@ inline void code_step_backward(const Step& step, int64_t channels, const Bounds&
   });
 }
 
-// Latents of a plane packed, and back; of numbers outside the step's positions nothing is said.
+// Latents of a plane packed, and back; numbers outside the step's places are undefined.
 inline void take(const Step& step, int64_t channels, const float* plane, float* packed) {
   for_each_position(step, [&](int64_t, int64_t token, int64_t at, int64_t first, int64_t last) {
     std::memcpy(packed + at, plane + token * channels + first, static_cast<size_t>(last - first) * sizeof(float));

@@ -71,10 +71,10 @@ double sum_of_squares(const float* x, int64_t length) {
 // What holds for all weights of a step; see hpcm_codec/ops/update.py.
 struct Step {
   float scale;                   // of the summed gradients
-  float mean_part, square_part;  // 1 - beta1, 1 - beta2: what a new gradient has in the moments
+  float mean_part, square_part;  // 1 - beta1, 1 - beta2: the share of a new gradient in the moments
   float square_kept;             // beta2
   float epsilon;
-  float average_part;  // what the new weights have in the averages
+  float average_part;  // the share of the new weights in the averages
 };
 
 struct Rates {
@@ -130,9 +130,8 @@ extern "C" void hpcm_update_adamw(const float* const* gradients, float* const* p
                                   double average_part, int64_t threads) {
   const std::vector<hpcm::Block> blocks = hpcm::blocks_of(lengths, pieces);
   const hpcm::Gradients all{gradients, pieces, processes};
-  const hpcm::Step step{static_cast<float>(scale),     static_cast<float>(1 - beta1),
-                        static_cast<float>(1 - beta2), static_cast<float>(beta2),
-                        static_cast<float>(epsilon),   static_cast<float>(average_part)};
+  const hpcm::Step step{static_cast<float>(scale), static_cast<float>(1 - beta1), static_cast<float>(1 - beta2),
+                        static_cast<float>(beta2), static_cast<float>(epsilon),   static_cast<float>(average_part)};
   hpcm::for_each_block(blocks, threads, [&](int64_t n) {
     const hpcm::Block& block = blocks[n];
     const int64_t piece = block.piece;

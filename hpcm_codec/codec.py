@@ -30,12 +30,13 @@ from hpcm_codec.constants import (
 from hpcm_codec.engines.interface import Engine, Latents, Record
 from hpcm_codec.engines.loading import load_engines
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
-from hpcm_codec.extensions import extras_in, payloads_of
-from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha, encode_alpha
+from hpcm_codec.extensions import extensions_of, extras_in
+from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.parallel import in_order
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
-from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid, Window
+from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid
+from hpcm_codec.tiles.windows import tiles_of, window_pixels, without_halo
 from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -167,13 +168,13 @@ class Codec:
         """Encode a picture (quality 0 .. 100) whose latents `analyse` returned."""
         quality_code(quality)
         decoded = self.engine.new_latents(*analysed.shape[:1], *analysed.shape[2:])
-        data = self._encode_tiles(picture, _tiles_of(picture, analysed), quality, decoded)
+        data = self._encode_tiles(picture, tiles_of(analysed, picture.width, picture.height), quality, decoded)
         return Encoded(data, self._header(picture, quality), decoded)
 
     def bytes_of_analysed(self, picture: PixelSource, analysed: Latents, quality: float) -> bytes:
         """`encode_analysed` without keeping the decoded latents."""
         quality_code(quality)
-        return self._encode_tiles(picture, _tiles_of(picture, analysed), quality, None)
+        return self._encode_tiles(picture, tiles_of(analysed, picture.width, picture.height), quality, None)
 
     def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Latents]]:
         """Every tile of B pictures of one size with its latents before rounding, B×M×h×w."""
@@ -185,8 +186,8 @@ class Codec:
             bands = [picture.rows(area.top, min(area.bottom, height)) for picture in pictures]
             for tile in tiles:
                 window = tile.with_halo(HALO_LATENTS)
-                pixels = [_window_of(band, area.top, window) for band in bands]
-                yield tile, _inner(self.engine.analyse(pixels), window, tile)
+                pixels = [window_pixels(band, area.top, window) for band in bands]
+                yield tile, without_halo(self.engine.analyse(pixels), window, tile)
 
     def _encode_tiles(
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Latents]], quality: float, decoded: Latents | None
@@ -203,7 +204,7 @@ class Codec:
 
         streams = tuple(in_order(coded, tiles, self._workers(self.engine, header)))
         with self._observer.stage("container"):
-            return container.write_stream(HpcmStream(header, streams, _extensions_of(picture)))
+            return container.write_stream(HpcmStream(header, streams, extensions_of(picture)))
 
     def _header(self, picture: PixelSource, quality: float) -> Header:
         return Header(
@@ -378,42 +379,6 @@ class Codec:
         """How many tiles are coded at a time."""
         several = engine.parallel_tiles and not self._observer.watches
         return min(self.tile_workers, len(header.grid)) if several else 1
-
-
-def _window_of(band: NDArray[np.uint8], top: int, window: Window) -> NDArray[np.uint8]:
-    """The window's pixels, h×w×C; outside the picture its last row and column are repeated.
-
-    band: rows of the picture from `top` on, at least those that the window has in the picture.
-    """
-    area = window.pixels
-    rows = np.minimum(np.arange(area.top, area.bottom) - top, band.shape[0] - 1)
-    columns = np.minimum(np.arange(area.left, area.right), band.shape[1] - 1)
-    return band[rows[:, None], columns[None, :]]
-
-
-def _tiles_of(picture: PixelSource, latents: Latents) -> Iterator[tuple[Tile, Latents]]:
-    """Every tile of a picture with its part of the latents."""
-    for tile in TileGrid(picture.width, picture.height):
-        yield tile, latents[(..., *tile.latents.slices)]
-
-
-def _inner(latents: Latents, window: Window, tile: Tile) -> Latents:
-    """The tile's own latents out of its window's."""
-    top, left = window.row_offset, window.column_offset
-    return latents[..., top : top + tile.latents.height, left : left + tile.latents.width]
-
-
-def _extensions_of(picture: PixelSource) -> dict[int, bytes]:
-    """The picture's alpha and metadata as extension chunks."""
-    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
-    parts = {
-        container.ALPHA: alpha,
-        container.ICC: picture.icc,
-        container.EXIF: picture.exif,
-        container.XMP: picture.xmp,
-        **payloads_of(picture.extras),
-    }
-    return {kind: payload for kind, payload in parts.items() if payload is not None}
 
 
 def load_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto", tile_workers: int = 1) -> Codec:

@@ -10,6 +10,8 @@ SCALES = ("hyper", "s1", "s2", "s3")  # of a file, coarse to fine
 FINEST_SCALE = SCALES[-1]
 DEFAULT_MAX_PIXELS = 2**28  # larger pictures are refused unless a caller raises the limit
 DEFAULT_MODEL = "phase1-lite"
+# what a model may be called besides its own name: patch projection, RWKV context cell, narrow layers
+MODEL_ALIASES = {"patch-rwkv-small": DEFAULT_MODEL}
 OUTPUT_FORMATS = (
     "png",
     "jpeg",
@@ -20,3 +22,8 @@ OUTPUT_FORMATS = (
     "jxl",
     "heif",
 )  # of decoded pictures; images.FORMATS has their rules
+
+
+def own_name(model: str) -> str:
+    """The name that is written and printed of a model that is given by an alias; anything else as it is."""
+    return MODEL_ALIASES.get(model, model)

@@ -1,4 +1,4 @@
-"""A picture's IPTC data, resolution and texts as payloads of extension chunks, and back.
+"""What a picture has besides its pixels (alpha, profile, metadata) as payloads of extension chunks; and back: IPTC data, resolution, texts.
 
 docs/bitstream.md, section 5, has the payloads. They are read as anything from outside: what does not fit them is left out with a notice,
 and costs nobody the picture.
@@ -10,10 +10,18 @@ import struct
 from collections.abc import Mapping
 
 from hpcm_codec.bitstream.byte_reader import ByteReader, varint_bytes
-from hpcm_codec.bitstream.container import IPTC, RESOLUTION, TEXTS
+from hpcm_codec.bitstream.container import ALPHA, EXIF, ICC, IPTC, RESOLUTION, TEXTS, XMP
 from hpcm_codec.errors import CorruptStreamError
+from hpcm_codec.images.alpha import encode_alpha
 from hpcm_codec.images.extras import INCH, TEXTS_BYTES, dpi_that_fits, is_keyword, thousandths
-from hpcm_codec.images.picture import Extras
+from hpcm_codec.images.picture import Extras, PixelSource
+
+
+def extensions_of(picture: PixelSource) -> dict[int, bytes]:
+    """The picture's alpha and metadata as extension chunks."""
+    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
+    parts = {ALPHA: alpha, ICC: picture.icc, EXIF: picture.exif, XMP: picture.xmp, **payloads_of(picture.extras)}
+    return {kind: payload for kind, payload in parts.items() if payload is not None}
 
 
 def payloads_of(extras: Extras) -> dict[int, bytes]:
@@ -54,7 +62,7 @@ def _texts_in(payload: bytes) -> tuple[tuple[str, str], ...]:
     if len(payload) > TEXTS_BYTES:
         raise ValueError("too many")
     reader, found = ByteReader(memoryview(payload), 0), []
-    while reader.position < len(payload):
+    while reader.offset < len(payload):
         keyword, text = (bytes(reader.take(reader.varint("a text"), "a text")).decode("utf-8") for _ in range(2))
         if not is_keyword(keyword):
             raise ValueError("not a keyword")

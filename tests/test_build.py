@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hpcm_codec.constants import DEFAULT_MODEL
-from hpcm_codec.ops import BuildError, build, cache, ensure_built, scan, toolchain_report
+from hpcm_codec.ops import BuildError, build, cache, ensure_built, scan, sources, toolchain_report
 from hpcm_codec.ops.biwkv4 import biwkv4
 from hpcm_codec.ops.cache import is_sound
 from hpcm_codec.weights.registry import known_checkpoints, models_folder
@@ -250,7 +250,7 @@ def test_the_key_changes_with_torch_the_sources_and_the_architecture(
     shutil.copytree(build.source_directory(), fresh / "csrc")
     with (fresh / "csrc" / "biwkv4.h").open("a") as header:
         header.write("// changed\n")
-    monkeypatch.setattr(build, "source_directory", lambda: fresh / "csrc")
+    monkeypatch.setattr(sources, "source_directory", lambda: fresh / "csrc")
     keys.append(build.cache_key("cpp", "a"))
     assert len(set(keys)) == len(keys)
 
@@ -259,7 +259,7 @@ def test_sources_are_found_in_a_checkout_and_in_a_wheel(fresh: Path, monkeypatch
     package = fresh / "site-packages" / "hpcm_codec"
     shutil.copytree(build.source_directory(), package / "csrc")
     (package / "ops").mkdir()
-    monkeypatch.setattr(build, "__file__", str(package / "ops" / "build.py"))
+    monkeypatch.setattr(sources, "__file__", str(package / "ops" / "sources.py"))
     assert build.source_directory() == package / "csrc"
     shutil.move(package / "csrc", package.parent / "csrc")
     assert build.source_directory() == package.parent / "csrc"

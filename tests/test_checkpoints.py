@@ -142,6 +142,13 @@ def test_damaged_weights_and_tables_do_not_verify(saved: Path) -> None:
         verify_checkpoint(checkpoint, "damaged")
 
 
+def test_an_alias_means_the_same_preset_and_the_same_weights() -> None:
+    from hpcm_codec.cli.train_run import _configuration
+
+    assert _configuration("patch-rwkv-small") == _configuration("phase1-lite")
+    assert find_checkpoint("patch-rwkv-small") == find_checkpoint("phase1-lite")
+
+
 def test_the_shipped_checkpoints_verify_and_are_listed() -> None:
     result = CliRunner().invoke(command, ["list"])
     assert "phase1-lite" in result.output and load_checkpoint().identity.hex() in result.output
@@ -166,6 +173,7 @@ def test_files_of_a_checkpoint_in_the_users_folder_decode_without_naming_it(
         hpcm_codec.decode(data, output="numpy"), hpcm_codec.decode(data, model=str(saved), output="numpy")
     )
     assert find_checkpoint("phase1-lite") != kept  # a shipped one's name stays its own
+    assert find_checkpoint("patch-rwkv-small") == find_checkpoint("phase1-lite")
     listed = [line.split() for line in CliRunner().invoke(command, ["list"]).output.splitlines()]
     assert [line[:2] for line in listed[1:]] == [
         ["broken", "damaged"],

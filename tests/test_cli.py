@@ -348,6 +348,21 @@ def test_info_shows_a_checkpoints_identity_and_training(codec: Codec) -> None:
     assert told["identity"] == codec.identity.hex() and told["training"]["steps"] > 0
 
 
+def test_an_alias_is_accepted_wherever_a_model_is_named_and_the_own_name_is_written(
+    photograph: Path, tmp_path: Path
+) -> None:
+    outputs = {}
+    for name in ("phase1-lite", "patch-rwkv-small"):
+        shown = hpcm("info", "--model", name, "--json")
+        assert json.loads(shown.stdout)["model"] == "phase1-lite"
+        coded = tmp_path / f"{name}.hpcm"
+        assert hpcm("encode", photograph, "-o", coded, "--model", name).exit_code == 0
+        decoded = hpcm("decode", coded, "-o", tmp_path / f"{name}.png", "--model", name)
+        assert decoded.exit_code == 0, decoded.stderr
+        outputs[name] = shown.stdout, coded.read_bytes(), (tmp_path / f"{name}.png").read_bytes()
+    assert outputs["phase1-lite"] == outputs["patch-rwkv-small"]
+
+
 # -------------------------------------------------------------------------------------------------- doctor and train
 
 

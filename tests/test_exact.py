@@ -36,15 +36,15 @@ from hpcm_codec.images import Picture, read_picture
 from hpcm_codec.images.fidelity import psnr
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.ops import build, integer, integer_native
+from hpcm_codec.ops import build, integer, integer_weights
 from hpcm_codec.ops.integer import LIMIT, WIDE, LinearWeights
-from hpcm_codec.ops.integer_tables import build_tables, power_of_two
+from hpcm_codec.ops.integer_tables import build_functions, power_of_two
 from hpcm_codec.ops.powers import times_power_of_two
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
 from hpcm_codec.weights.packing import pack, unpack
 from test_hpcm_phase1 import SMALL
 
-TABLES = build_tables()
+TABLES = build_functions()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_compiled_layers_are_those_of_numpy(seed: int, blocks: int, bits: int) -
     packed: PackedRows = integers.numpy(), exponents.numpy(), bits
     rows = unpack(integers, exponents, (outputs, inputs), bits).float().numpy()
     assert np.array_equal(unpacked_rows(packed), rows)
-    assert np.array_equal(integer_native.unpacked(*packed), rows)
+    assert np.array_equal(integer_weights.unpacked(*packed), rows)
     units = random.integers(4, 12, inputs), random.integers(-4, 5, outputs)
     factor = random.standard_normal(outputs).astype(np.float16).astype(np.float32)
     bias = random.standard_normal(outputs).astype(np.float16).astype(np.float64)
@@ -101,7 +101,7 @@ def test_compiled_layers_are_those_of_numpy(seed: int, blocks: int, bits: int) -
             named: dict[str, Any] = {"row_factor": row_factor, "bound": WIDE, "limit": WIDE}
             plain = integer_linear(source, offset, *units, "test", **named)
             compiled = integer_linear(source, offset, *units, "test", **named, compiled=True)
-            again = integer_native.packed_linear(plain)
+            again = integer_weights.packed_linear(plain)
             for part in ("packed", "offset", "shift"):
                 assert np.array_equal(getattr(compiled, part), getattr(again, part)), part
     kernel = random.standard_normal((outputs, 1, 3, 3)).astype(np.float16).astype(np.float64)
@@ -315,7 +315,7 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
     moved = network.to(torch.device("meta"))
     cell = moved.cells[2]
     for tensor in (
-        moved.tables.power,
+        moved.functions.power,
         moved.latent_fraction,
         moved.hyper_synthesis.first.weights.weight,  # type: ignore[union-attr]
         moved.adaptors[1][0].phase,
@@ -323,7 +323,7 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
         moved.prior_s3.after[1].project.shift,
         cell.norm1.gamma,  # type: ignore[union-attr]
         cell.spatial.key.bias,  # type: ignore[union-attr]
-        cell.channel.tables.sigmoid,  # type: ignore[union-attr]
+        cell.channel.functions.sigmoid,  # type: ignore[union-attr]
     ):
         assert tensor is not None and tensor.is_meta
 

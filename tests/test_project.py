@@ -17,7 +17,7 @@ from hpcm_codec import constants
 from hpcm_codec.cli.main import COMMANDS
 from hpcm_codec.images import FORMATS
 from hpcm_codec.model.config import PRESETS
-from hpcm_codec.ops import build as build_module
+from hpcm_codec.ops import shipped, toolchain
 
 
 def pins(root: Path) -> dict[str, str]:
@@ -48,7 +48,7 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith(f"hpcm_codec-{hpcm_codec.__version__}-py3-none-")
-    compiles = build_module.find_compiler("integer") is not None and platform.machine() in ("x86_64", "AMD64")
+    compiles = toolchain.find_compiler("integer") is not None and platform.machine() in ("x86_64", "AMD64")
     assert wheel.name.endswith("-any.whl") != compiles  # with libraries it is for one kind of machine
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -65,7 +65,7 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
     }
     assert {f"hpcm_codec/{name}" for name in wanted} <= names
     libraries = [name for name in names if name.startswith("hpcm_codec/ops/compiled/")]
-    assert len(libraries) == (len(build_module.LEVELS) if compiles else 0)
+    assert len(libraries) == (len(shipped.LEVELS) if compiles else 0)
     assert not [name for name in names if name.startswith(("tests/", "checkpoints/", "csrc/"))]
     # as an installed program would, away from the checkout
     code = (

@@ -20,7 +20,7 @@ from hpcm_codec.codec import load_codec
 from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.images import Picture
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.ops import build
+from hpcm_codec.ops import build, shipped
 from hpcm_codec.selftest import INDEX_NAME, pixel_digest, run_selftest
 from hpcm_codec.weights.checkpoints import save_checkpoint
 from test_hpcm_phase1 import SMALL
@@ -129,16 +129,16 @@ def test_other_pixels_are_noticed_by_the_selftest(folder: Path) -> None:
 def test_a_library_that_came_with_the_program_needs_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("c++") is None or "x86_64" not in build.processor():
         pytest.skip("compiles for x86-64")
-    made = build.compile_levels(folder / "compiled")
+    made = shipped.compile_levels(folder / "compiled")
     assert len(made) >= 2
-    monkeypatch.setattr(build, "compiled_directory", lambda: folder / "compiled")
+    monkeypatch.setattr(shipped, "compiled_directory", lambda: folder / "compiled")
     monkeypatch.setattr(build, "_state", build._State())
     monkeypatch.setattr(build, "find_compiler", lambda _: None)
     monkeypatch.setenv("HPCM_CACHE", str(folder / "nothing"))
     monkeypatch.setenv("CXX", "some other compiler")
-    best = build.shipped_library("integer")
+    best = shipped.shipped_library("integer")
     assert best in made
     assert build.ensure_built("integer") and not (folder / "nothing").exists()
-    monkeypatch.setattr(build, "processor", lambda: "x86_64\nflags : sse2")
-    older = build.shipped_library("integer")
+    monkeypatch.setattr(shipped, "processor", lambda: "x86_64\nflags : sse2")
+    older = shipped.shipped_library("integer")
     assert older is not None and older.name.startswith("integer-x86-64-")

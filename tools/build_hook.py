@@ -23,9 +23,9 @@ class DataFolders(BuildHookInterface):
     def _add_compiled(self, build_data: dict[str, Any]) -> None:
         """The libraries are plain C: one wheel serves every Python on such a machine."""
         folder = Path(tempfile.mkdtemp(prefix="hpcm-compiled-"))
-        sys.path.insert(0, self.root)  # the package, of which nothing but `ops.build` is imported
+        sys.path.insert(0, self.root)  # the package, of which nothing but `ops.shipped` and what that needs is imported
         try:
-            from hpcm_codec.ops.build import compile_levels
+            from hpcm_codec.ops.shipped import compile_levels
 
             made = compile_levels(folder)
         finally:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hpcm_codec.benchmark.timing import clock, waiter
-from hpcm_codec.ops import build, integer, integer_native
+from hpcm_codec.ops import build, integer, integer_weights
 from hpcm_codec.ops.integer import LinearWeights
 
 EDGE = {"cpu": 1536, "cuda": 8192}  # of the float32 matrices
@@ -72,7 +72,7 @@ def _integer_product() -> float | None:
     x = random.integers(-100, 100, (TOKENS, 1, CHANNELS), np.int16)
     zeros = np.zeros(CHANNELS, np.int32)
     weight = random.integers(-100, 100, (CHANNELS, CHANNELS), np.int16)
-    weights = integer_native.packed_linear(LinearWeights(weight, zeros, zeros))
+    weights = integer_weights.packed_linear(LinearWeights(weight, zeros, zeros))
     seconds = _shortest(lambda: integer.linear(x, weights=weights), lambda: None)
     return 2 * TOKENS * CHANNELS**2 / seconds
 

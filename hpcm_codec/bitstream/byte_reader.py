@@ -32,24 +32,24 @@ def varint_bytes(number: int) -> bytes:
 
 
 class ByteReader:
-    """A position in the data, which moves forward with everything that is read.
+    """Reads data from an offset on, which grows by everything that is read.
 
     part: what is being read, for the CorruptStreamError that all methods raise when the data ends or is invalid.
     """
 
-    def __init__(self, data: memoryview, position: int) -> None:
+    def __init__(self, data: memoryview, offset: int) -> None:
         self.data = data
-        self.position = position
+        self.offset = offset
 
     def require(self, count: int, part: str) -> None:
-        missing = self.position + count - len(self.data)
+        missing = self.offset + count - len(self.data)
         if missing > 0:
             raise CutShortError(f"cut short in {part}: at least {counted(missing)} missing", advice=DAMAGED)
 
     def take(self, count: int, part: str) -> memoryview:
         self.require(count, part)
-        self.position += count
-        return self.data[self.position - count : self.position]
+        self.offset += count
+        return self.data[self.offset - count : self.offset]
 
     def number(self, size: int, part: str) -> int:
         return int.from_bytes(self.take(size, part), "little")

@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from hpcm_codec.cli import options
+from hpcm_codec.constants import own_name
 from hpcm_codec.errors import UsageError
 from hpcm_codec.system.threads import set_threads
 
@@ -127,6 +128,7 @@ def command(
     --training measures `hpcm train run` on the processor, in one process and in two; LD_PRELOAD and the like hold for it too.
     """
     chosen = [parse_sides(size) for size in sizes]
+    models = tuple(map(own_name, models))
     options.check_device(device)
     if kind == "growth" and (len(models) > 1 or 0 < len(chosen) < 3):
         raise UsageError("--growth takes one model, and three sizes or more (or none for its own)")

@@ -101,7 +101,7 @@ def _rans_coder(problems: list[str]) -> str:
 def _operator(build: bool, hints: list[str]) -> dict[str, str]:
     """The Bi-WKV4 operator's backends; plain PyTorch always works, so nothing here is a problem."""
     try:
-        from hpcm_codec.ops.build import toolchain_report
+        from hpcm_codec.ops.report import toolchain_report
 
         report = toolchain_report(build)
     except (HpcmError, ImportError, OSError) as error:

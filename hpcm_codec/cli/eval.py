@@ -68,7 +68,7 @@ def _list_anchors(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option(
     "--own-qualities", is_flag=True, help="With several codecs: each at qualities of its own, not at the first's sizes."
 )
-@click.option("--model", metavar="NAME|PATH", help="The checkpoint.  [default: phase1-lite]")
+@options.model("The checkpoint.  [default: phase1-lite]")
 @options.profile
 @click.option("--device", metavar="auto|cpu|cuda", default="auto", show_default=True, help="Where the model runs.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads.  [default: torch's choice]")

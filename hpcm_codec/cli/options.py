@@ -11,7 +11,7 @@ import click
 
 from hpcm_codec.batch.streams import STDIO
 from hpcm_codec.bitstream.quality import quality_code
-from hpcm_codec.constants import DEFAULT_MAX_PIXELS
+from hpcm_codec.constants import DEFAULT_MAX_PIXELS, own_name
 from hpcm_codec.errors import FileError, UsageError, printable
 from hpcm_codec.system.devices import is_device_name
 from hpcm_codec.targets import Target
@@ -21,8 +21,12 @@ Command = Callable[..., Any]
 
 
 def model(help_text: str) -> Callable[[Command], Command]:
-    """--model NAME|PATH."""
-    return click.option("--model", metavar="NAME|PATH", help=help_text)
+    """--model NAME|PATH; an alias becomes the model's own name."""
+    return click.option("--model", metavar="NAME|PATH", callback=_own_name, help=help_text)
+
+
+def _own_name(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else own_name(value)
 
 
 max_pixels = click.option(

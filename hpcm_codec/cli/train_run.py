@@ -197,11 +197,12 @@ def parse_crops(text: str, batch: int | None = None) -> tuple[CropPhase, ...]:
 
 def _configuration(name: str) -> ModelConfig:
     """A preset's configuration, or one in a file of JSON, as `hpcm checkpoints show` prints it."""
+    from hpcm_codec.constants import own_name
     from hpcm_codec.model.config import ModelConfig, preset
 
     path = Path(name)
     if path.suffix != ".json":
-        return preset(name)
+        return preset(own_name(name))
     options.refuse_missing(path)
     return ModelConfig.from_json(path.read_text())
 

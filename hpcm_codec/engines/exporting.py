@@ -12,7 +12,7 @@ from torch import Tensor
 from hpcm_codec.engines.exact.export import calibrate
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.ops.integer_tables import IntegerTables, build_tables
+from hpcm_codec.ops.integer_tables import StoredFunctions, build_functions
 from hpcm_codec.weights.checkpoints import ExactData, load_checkpoint, save_checkpoint
 from hpcm_codec.weights.packing import pack_all, unpack_all
 
@@ -45,8 +45,8 @@ def export_checkpoint(
     exact = None
     if calibration is not None:
         rounded = replace(checkpoint, weights=weights, exact=None)
-        tables = IntegerTables(*(torch.from_numpy(table) for table in vars(build_tables()).values()))
-        exact = ExactData(calibrate(rounded.build_model(), calibration), tables)
+        functions = StoredFunctions(*(torch.from_numpy(table) for table in vars(build_functions()).values()))
+        exact = ExactData(calibrate(rounded.build_model(), calibration), functions)
         exact_network(replace(rounded, exact=exact).as_stored(), compiled=False)  # raises where integers cannot hold it
     record = (checkpoint.training, checkpoint.tables, exact)
     return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)

@@ -114,5 +114,5 @@ def exact_network(checkpoint: StoredCheckpoint, *, compiled: bool) -> ExactNetwo
         raise UnsupportedError(
             "the exact profile's integers are made of float16 weights", advice="export it again with --exact"
         )
-    tables, fractions = checkpoint.integer_tables, checkpoint.fractions
-    return ExactNetwork(checkpoint.config, Weights(weights, shapes, bits), fractions, tables, compiled=compiled)
+    functions, fractions = checkpoint.stored_functions, checkpoint.fractions
+    return ExactNetwork(checkpoint.config, Weights(weights, shapes, bits), fractions, functions, compiled=compiled)

@@ -1,8 +1,8 @@
 """Pictures in and out of image files, through Pillow.
 
 Everything Pillow can read becomes a `Picture`: 8-bit RGB or grey samples, upright, with transparency, ICC profile, EXIF and XMP beside
-them. Whatever a picture loses on the way (bits, frames, a CMYK profile) is reported in a notice. Whatever cannot be read ends in a
-FileError with a reason; Pillow's own exceptions and warnings stay in here.
+them. Everything that a picture loses (bits, frames, a CMYK profile) is reported in a notice. A file that cannot be read raises a
+FileError with the reason; Pillow's own exceptions and warnings do not leave this package.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def picture_from_array(array: NDArray[Any]) -> Picture:
 
 
 def is_tensor(image: object) -> bool:
-    """Whether it is a torch tensor; where nobody has imported torch, nothing is."""
+    """Whether it is a torch tensor; False where torch has not been imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(image, torch.Tensor)
 

@@ -1,8 +1,8 @@
-"""What colours mean: ICC profiles that fit the pixels, and what files say instead of a profile, as a profile.
+"""The colour space of a picture: ICC profiles that fit the pixels, and other descriptions of colour turned into a profile.
 
 PNG (sRGB, gAMA, cHRM, cICP) and the family of AVIF and HEIC (nclx) name primaries and transfer functions. A profile of a matrix and curves
-(ICC.1:2010, version 4) says the same, so that everything behind the reader knows profiles only. What no profile can say (PQ and HLG, whose
-white is not the display's) is told in a notice. Colours that say nothing, or sRGB, need no profile.
+(ICC.1:2010, version 4) describes the same, so that all code after the reader handles profiles only. What no profile can describe (PQ and
+HLG, whose white is not the display's) is reported in a notice. Unspecified colours and sRGB need no profile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _D65, _C, _DCI = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
 SRGB: Chromaticities = (*_D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 SRGB_CURVE: Curve = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _BT709_CURVE: Curve = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
-# ITU-T H.273, tables 2 and 3; 2 says that nothing is known
+# ITU-T H.273, tables 2 and 3; 2 means unspecified
 _UNSPECIFIED = 2
 _PRIMARIES: dict[int, Chromaticities] = {
     1: SRGB,
@@ -68,7 +68,7 @@ class CodePoints(NamedTuple):
 
 def code_points_of(file: BinaryIO) -> CodePoints | None:
     """What a PNG's cICP chunk, or the nclx box of an AVIF or HEIC file, says; None without one. The file's position is kept."""
-    position = file.tell()
+    kept = file.tell()
     try:
         start = content_of(file, 0, 12)
         if start.startswith(SIGNATURE):
@@ -76,7 +76,7 @@ def code_points_of(file: BinaryIO) -> CodePoints | None:
             return CodePoints(found[0], found[1], found[3] != 0) if found is not None and len(found) == 4 else None
         return _nclx(file) if start[4:8] == b"ftyp" else None
     finally:
-        file.seek(position)
+        file.seek(kept)
 
 
 def _nclx(file: BinaryIO) -> CodePoints | None:
@@ -102,7 +102,7 @@ def _nclx(file: BinaryIO) -> CodePoints | None:
         elif kind == b"colr":
             content = content_of(file, inside, 11)
             if len(content) == 11 and content.startswith(b"nclx") and inside + 11 <= past:
-                return CodePoints(*struct.unpack_from(">HH", content, 4))  # range and matrix are the decoder's business
+                return CodePoints(*struct.unpack_from(">HH", content, 4))  # the decoder applies range and matrix
     return None
 
 

@@ -97,14 +97,14 @@ def _bytes_of_tag(tags: tiff.ImageFileDirectory_v2, tag: int) -> bytes:
 
 def _iptc_in(resources: bytes) -> bytes | None:
     """The IPTC records among Photoshop's image resources (8BIM, number, name, length, content)."""
-    position = 0
-    while resources[position : position + 4] == b"8BIM" and position + 12 <= len(resources):
-        number = int.from_bytes(resources[position + 4 : position + 6], "big")
-        position += 6 + (resources[position + 6] + 2) // 2 * 2
-        size = int.from_bytes(resources[position : position + 4], "big")
+    offset = 0
+    while resources[offset : offset + 4] == b"8BIM" and offset + 12 <= len(resources):
+        number = int.from_bytes(resources[offset + 4 : offset + 6], "big")
+        offset += 6 + (resources[offset + 6] + 2) // 2 * 2
+        size = int.from_bytes(resources[offset : offset + 4], "big")
         if number == _IPTC_RESOURCE:
-            return resources[position + 4 : position + 4 + size]
-        position += 4 + size + size % 2
+            return resources[offset + 4 : offset + 4 + size]
+        offset += 4 + size + size % 2
     return None
 
 

@@ -31,7 +31,7 @@ _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
 _RAW_MODES = {"PNG": ("L", "LA", "RGB", "RGBA"), "JPEG": ("L", "RGB"), "TIFF": ("L", "RGB")}
 # pieces of these are independent of each other, and have no colours of their own
 _TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits")
-ROWS_AT_ONCE = 32  # libvips keeps several times what it is asked for
+ROWS_AT_ONCE = 32  # libvips holds several times the memory of what is requested
 # What it takes, rounded up from a picture of 7200×5000 pixels read by libvips 8.18: 30 to 60 MB, most of it lines.
 LIBRARY_BYTES = 40_000_000
 LIBRARY_ROWS = 3000
@@ -146,7 +146,7 @@ class Rows:
             if (opened.height, opened.width, opened.bands) != self._shape or opened.format != "uchar":
                 raise OSError("libvips sees another picture")
             self._region = pyvips.Region.new(opened)
-        self._source = source  # pyvips would let go of the callbacks, which libvips still calls
+        self._source = source  # pyvips would free the callbacks, which libvips still calls
 
     def _fetched(self, top: int, bottom: int) -> Samples:
         _, width, channels = self._shape
@@ -156,7 +156,7 @@ class Rows:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """What libvips raises in here becomes an OSError: what the file said, or else the first thing that libvips said."""
+        """What libvips raises in here becomes an OSError: the file's own error, or else the first message of libvips."""
         try:
             yield
         except libvips().Error as error:

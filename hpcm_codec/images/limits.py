@@ -1,6 +1,6 @@
-"""Pillow's guards against files that unpack to far more than they are, moved to where ours are.
+"""Pillow's limits against decompression bombs, adapted to ours.
 
-They are settings of Pillow's modules, shared by all threads: they are moved while anybody here reads a picture, and put back by the last.
+They are settings of Pillow's modules, shared by all threads: changed while any thread reads a picture here, and restored by the last one.
 """
 
 from __future__ import annotations

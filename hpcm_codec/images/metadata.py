@@ -1,4 +1,4 @@
-"""EXIF and XMP: found, and told that the picture lies upright, without touching another byte."""
+"""EXIF and XMP: reading them, and setting their orientation to upright without changing another byte."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _bytes_of(image: Image.Image) -> bytes:
         raw = raw_profile(image, "exif") or b""
         segment = raw_profile(image, "APP1") or b""
         if not raw and _without_prefixes(segment)[:2] in _BYTE_ORDERS and not len(image.getexif()):
-            return _without_prefixes(segment)  # of which Pillow knows nothing
+            return _without_prefixes(segment)  # which Pillow does not support
     with suppress(*PARSER_ERRORS):
         before = Image.Exif()
         before.load(raw)  # first: where this raises, Pillow's own is empty from its second call on
@@ -141,7 +141,7 @@ def exif_of_tiff(image: Image.Image) -> bytes | None:
                 kept.get_ifd(directory).update(content)
                 kept[int(directory)] = content
         return kept.tobytes().removeprefix(EXIF_PREFIX) if len(kept) else None
-    except PARSER_ERRORS:  # broken tags: the picture counts, they do not
+    except PARSER_ERRORS:  # broken tags are ignored: the picture itself is readable
         return None
 
 

@@ -59,7 +59,7 @@ Afford = Callable[[int, int, int], None]
 
 
 def _anything(width: int, height: int, held: int) -> None:
-    """There is memory for everything."""
+    """Accepts every amount of memory."""
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _opened(found: Identified, name: str, max_pixels: int, afford: Afford) -> Pi
     in_strips = libvips.held_bytes(image, raw_mode) if is_large(image.width, image.height) else None
     if in_strips is not None and libvips.libvips() is not None:
         afford(image.width, image.height, in_strips + of_alpha)
-        with suppress(OSError):  # what libvips cannot begin is left to Pillow
+        with suppress(OSError):  # Pillow reads what libvips cannot open
             described = _with_all_metadata(image, file)
             if _plain(described, raw_mode) and not _turned(described):
                 decoder = libvips.Rows(image, file)
@@ -215,9 +215,9 @@ def _raw_pieces(image: Image.Image, file: BinaryIO, raw_mode: str) -> list[_Piec
     if image.mode not in ("L", "RGB") or raw_mode not in _RAW_MODES:
         return []
     row_bytes = image.width * _RAW_MODES[raw_mode][0]
-    position = file.tell()
+    start = file.tell()
     length = file.seek(0, os.SEEK_END)
-    file.seek(position)
+    file.seek(start)
     pieces, row = [], 0
     for codec, (left, top, right, bottom), offset, arguments in sorted(tiles, key=lambda tile: tile[1][1]):
         found, stride, direction = (arguments, 0, 1) if isinstance(arguments, str) else (*arguments, 0, 1)[:3]

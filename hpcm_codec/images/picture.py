@@ -29,7 +29,7 @@ PARSER_ERRORS = (
 
 
 def is_large(width: int, height: int) -> bool:
-    """Whether a picture is worth the detours by which it is not held as a whole."""
+    """Whether a picture is large enough to be read and written in strips."""
     return width * height > LARGE_PIXELS
 
 
@@ -78,7 +78,7 @@ class Picture:
     alpha:   uint8 H×W, 255 opaque, not premultiplied; or None.
     icc:     ICC profile; exif: EXIF from its byte order mark on, orientation 1; xmp: XMP packet; each bytes or None.
     extras:  IPTC data, resolution and texts.
-    notices: what the reader changed, one phrase each, for the user's eyes.
+    notices: what the reader changed, one phrase each, to be shown to the user.
     """
 
     pixels: Samples

@@ -1,6 +1,6 @@
 """Formats that Pillow reads and writes with the help of plug-ins: HEIC and JPEG XL, with the extra `hpcm-codec[formats]`.
 
-They are imported when a file of theirs turns up or is to be written.
+They are imported when a file of one of these formats is to be read or written.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""PNG without an image of Pillow's: its chunks, and files written in strips.
+"""PNG without a Pillow image: its chunks, and files written in strips.
 
-Metadata stay Pillow's business: it reads them from a PNG of one pixel that has the other chunks of a large file, and writes them into
+Pillow handles metadata: it reads them from a PNG of one pixel that has the other chunks of a large file, and writes them into
 a PNG of one pixel whose chunks a large file then takes.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hpcm_codec.images.picture import Picture, Samples, StripPicture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# all that our reader looks at
+# all that our reader uses
 METADATA_CHUNKS = (b"iCCP", b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs")
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 LEVEL = 3  # of zlib: decoded photographs take 40% of its default's time and get from 3% smaller to 5% larger
@@ -103,13 +103,13 @@ def png_in_strips(
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Kind, and offset and length of the content, of a PNG's chunks up to IEND, or up to where the file ends."""
-    position = len(SIGNATURE)
-    while len(start := content_of(file, position, 8)) == 8:
+    offset = len(SIGNATURE)
+    while len(start := content_of(file, offset, 8)) == 8:
         length, kind = struct.unpack(">I4s", start)
-        yield kind, position + 8, length
+        yield kind, offset + 8, length
         if kind == b"IEND":
             return
-        position += 12 + length
+        offset += 12 + length
 
 
 def content_of(file: BinaryIO, offset: int, length: int) -> bytes:

@@ -73,7 +73,7 @@ class Identified(NamedTuple):
 
 @contextmanager
 def identified(source: bytes | BinaryIO, name: str, max_pixels: int) -> Iterator[Identified]:
-    """A file as Pillow identifies it, from its beginning on; Pillow's own limits are ours in here."""
+    """A file as Pillow identifies it, from its beginning on; Pillow's own limits are set to ours meanwhile."""
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     elif not source.seekable():
@@ -206,14 +206,14 @@ def xmp_of(image: Image.Image) -> bytes | None:
 
 
 def _owned(samples: Samples) -> Samples:
-    """Contiguous and writable, as torch wants it; Pillow's arrays are neither for certain."""
+    """Contiguous and writable, as torch requires; Pillow's arrays may be neither."""
     return np.require(samples, requirements=["C", "W"])
 
 
 def _frame_count(image: Image.Image) -> int:
     try:
         return int(getattr(image, "n_frames", 1))
-    except PARSER_ERRORS:  # a later frame is broken, which the first one does not care about
+    except PARSER_ERRORS:  # a later frame is broken, on which the first one does not depend
         return 2
 
 

@@ -1,4 +1,4 @@
-"""Small faults for which viewers show a picture all the same: the file is read as if they were not there, and a notice says so."""
+"""Small faults that viewers tolerate: the file is read as if they were not there, and a notice reports them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def repaired(file: BinaryIO) -> tuple[BinaryIO, list[str]]:
 
 
 def _repaired_png(file: BinaryIO) -> tuple[BinaryIO, list[str]]:
-    """Without those ancillary chunks whose checksum is wrong; what they say is not to be believed."""
+    """Without those ancillary chunks whose checksum is wrong; their contents cannot be relied on."""
     damaged = damaged_chunks(file)
     if not damaged:
         return file, []
@@ -59,13 +59,13 @@ def _repaired_jpeg(file: BinaryIO) -> tuple[BinaryIO, list[str]]:
 def _has_all_scans(jpeg: bytes) -> bool:
     """Whether a JPEG without end mark has scans for every coefficient of every component to its last bit (ITU T.81, annexes B and G)."""
     missing: dict[int, set[int]] = {}
-    position = 2
-    while match := re.compile(rb"\xff+([^\x00\xff\xd0-\xd8])", re.DOTALL).search(jpeg, position):
+    offset = 2
+    while match := re.compile(rb"\xff+([^\x00\xff\xd0-\xd8])", re.DOTALL).search(jpeg, offset):
         marker, begin = match[1][0], match.end()
         if marker == JPEG_END[1]:
-            return False  # it has one: what follows is no concern of ours
+            return False  # it has one: what follows does not matter
         segment = jpeg[begin + 2 : begin + int.from_bytes(jpeg[begin : begin + 2], "big")]
-        position = begin + 2 + len(segment)
+        offset = begin + 2 + len(segment)
         if marker in _FRAMES and len(segment) >= 6:
             missing = {segment[place]: set(range(_COEFFICIENTS)) for place in range(6, len(segment) - 2, 3)}
         elif marker == _SCAN and segment and len(segment) >= 4 + 2 * segment[0]:

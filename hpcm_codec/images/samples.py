@@ -56,17 +56,17 @@ def _array(image: Image.Image) -> Samples:
 def lower_bytes_of(image: Image.Image, raw_mode: str) -> Samples | None:
     """The lower bytes (H×W×3) of a PNG of 16-bit colours one of which is transparent; None for others, or when it is loaded.
 
-    Pillow keeps the upper bytes only, but its decoder can be told that the others are the upper ones.
+    Pillow keeps the upper bytes only; here its decoder gets the opposite byte order, so that it keeps the lower ones.
     """
     if image.format != "PNG" or raw_mode != "RGB;16B" or "transparency" not in image.info:
         return None
     file = image.fp  # type: ignore[attr-defined]
-    position = file.tell()
+    start = file.tell()
     file.seek(0)
     with Image.open(file, formats=["PNG"]) as other:
         other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]
         samples = _array(other)
-    file.seek(position)
+    file.seek(start)
     return samples
 
 

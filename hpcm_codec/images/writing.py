@@ -227,7 +227,7 @@ def _by_pillow(
                     file.seek(beginning)
                     file.truncate()
                     save(file)
-        except Exception as error:  # Pillow's writers, like its readers, raise all kinds
+        except Exception as error:  # Pillow's writers, like its readers, raise exceptions of many kinds
             if isinstance(error, HpcmError) or getattr(error, "errno", None) is not None:
                 raise
             raise FileError(f"cannot be written as {format} ({error})", advice="choose PNG") from error
@@ -236,7 +236,7 @@ def _by_pillow(
 
 
 class _WithoutDescriptor:
-    """A file that Pillow must write to through its methods: writing to the descriptor, it takes no notice of a write cut short."""
+    """A file that Pillow must write to through its methods: when it writes to the descriptor itself, it does not detect a short write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.write, self.seek, self.tell, self.flush = file.write, file.seek, file.tell, file.flush

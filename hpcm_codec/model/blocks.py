@@ -16,7 +16,7 @@ LEAKY_SLOPE = 0.01  # negative slope of HPCM's activations
 
 
 class WithoutInitialValues(TorchFunctionMode):
-    """Inside `with` it leaves out what `torch.nn.init` does: parameters keep whatever their memory holds.
+    """Inside `with`, initialisation by `torch.nn.init` is skipped: parameters keep whatever their memory holds.
 
     The meta device would do without the memory too, but some operators on it import torch's compiler, which takes a second.
     """
@@ -101,7 +101,7 @@ class ResidualBlock(nn.Module):
         # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
         in_place = (
             not torch.is_grad_enabled() and torch.is_inference_mode_enabled()
-        )  # torch.compile cannot ask the latter
+        )  # torch.compile cannot call the latter
         hidden = pixelwise(self.expand, self.spatial(x))
         branch = pixelwise(self.project, functional.leaky_relu(hidden, LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:
@@ -111,7 +111,7 @@ class ResidualBlock(nn.Module):
 
 
 class RateSequential(nn.Sequential):
-    """A sequence of layers that hands the rate's level weights to the residual blocks in it."""
+    """A sequence of layers that passes the rate's level weights to its residual blocks."""
 
     def forward(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
         for layer in self:
@@ -136,7 +136,7 @@ def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | Non
 
 
 def silence(layer: nn.Conv2d, weight_factor: float) -> None:
-    """Scale a layer's initial weights and zero its bias, so that the branch it ends starts quiet."""
+    """Scale a layer's initial weights and zero its bias, so that the branch it ends starts with small outputs."""
     with torch.no_grad():
         layer.weight.mul_(weight_factor)
         if layer.bias is not None:

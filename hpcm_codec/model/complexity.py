@@ -94,7 +94,7 @@ def total(parts: dict[str, PartComplexity]) -> PartComplexity:
 def operations_counted() -> Iterator[FlopCounterMode]:
     """While it lasts, convolutions, matrix products and attention are counted, two operations for each multiply-add, in
     `get_total_flops()`."""
-    # attention as plain matrix products: the counter does not know every fused kernel
+    # attention as plain matrix products: the counter does not support every fused kernel
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter
 

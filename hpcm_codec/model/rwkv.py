@@ -72,7 +72,7 @@ class SpatialMix(nn.Module):
         self.value = nn.Linear(channels, channels, bias=False)
         self.receptance = nn.Linear(channels, channels, bias=False)
         self.output = nn.Linear(channels, channels, bias=False)
-        # Some channels look far and some near, as in Vision-RWKV.
+        # Some channels start with a long range and some with a short one, as in Vision-RWKV.
         spread = torch.linspace(0, 1, channels)
         self.decay = nn.Parameter(-5 + 8 * spread**0.9)
         self.boost = nn.Parameter(0.5 * ((torch.arange(channels) + 1) % 3 - 1).float())
@@ -85,10 +85,10 @@ class SpatialMix(nn.Module):
         if fused.active(x, self.decay):
             mixed = fused_mixing.gated_wkv(self.decay / length, self.boost / length, key, value, receptance)
         else:
-            exact = torch.promote_types(key.dtype, torch.float32)
+            wide = torch.promote_types(key.dtype, torch.float32)
             mixed = biwkv4(
-                self.decay.to(exact) / length, self.boost.to(exact) / length, key.to(exact).contiguous(),
-                value.to(exact).contiguous(),
+                self.decay.to(wide) / length, self.boost.to(wide) / length, key.to(wide).contiguous(),
+                value.to(wide).contiguous(),
             )  # fmt: skip
             mixed = torch.sigmoid(receptance) * mixed.to(receptance.dtype)
         out = pointwise(self.output, mixed)

@@ -21,7 +21,7 @@ Array = Any  # a numpy array or a torch tensor
 
 GROUPS = 8
 
-# The eight pairs of positions (row, column) inside a 4x4 cell.
+# The eight pairs of places (row, column) inside a 4x4 cell.
 PATTERNS = (
     ((0, 0), (2, 2)),
     ((0, 2), (2, 0)),
@@ -47,7 +47,7 @@ OTHER_DIAGONAL = ((0, 1), (1, 0))
 
 @dataclass(frozen=True)
 class Piece:
-    """Positions (row + i*stride, column + j*stride) of the channels first .. last-1."""
+    """Places (row + i*stride, column + j*stride) of the channels first .. last-1."""
 
     first: int
     last: int
@@ -146,12 +146,12 @@ def scales(channels: int) -> tuple[Scale, Scale, Scale]:
     """The schedule (s1, s2, s3) for planes of that many channels, a multiple of 8."""
     group, quarter, half = channels // GROUPS, channels // 4, channels // 2
 
-    def part(size: int, index: int, position: tuple[int, int], stride: int) -> Piece:
-        return Piece(index * size, (index + 1) * size, position[0], position[1], stride)
+    def part(size: int, index: int, place: tuple[int, int], stride: int) -> Piece:
+        return Piece(index * size, (index + 1) * size, place[0], place[1], stride)
 
     s1_steps = tuple(
         Lattice(
-            tuple(part(half, side, position, 2) for side in range(2) for position in diagonals[side]),
+            tuple(part(half, side, place, 2) for side in range(2) for place in diagonals[side]),
             dense=False,
         )
         for diagonals in ((MAIN_DIAGONAL, OTHER_DIAGONAL), (OTHER_DIAGONAL, MAIN_DIAGONAL))
@@ -161,7 +161,7 @@ def scales(channels: int) -> tuple[Scale, Scale, Scale]:
     )
     s3_steps = tuple(
         Lattice(
-            tuple(part(group, g, position, 4) for g in range(GROUPS) for position in PATTERNS[int(row[g])]),
+            tuple(part(group, g, place, 4) for g in range(GROUPS) for place in PATTERNS[int(row[g])]),
             dense=False,
         )
         for row in STEP_PATTERNS[2:]
@@ -184,7 +184,7 @@ def split(latents: Array) -> dict[str, Array]:
 
 
 def merge(planes: dict[str, Array]) -> Array:
-    """The full plane in which the positions of each scale take that scale's values: the inverse of `split`."""
+    """The full plane in which the places of each scale take that scale's values: the inverse of `split`."""
     s1, s2, s3 = scales(planes["s3"].shape[-3])
     assert s1.inside is not None and s2.inside is not None
     return s2.inside.place(s1.inside.place(planes[s1.name], planes[s2.name]), planes[s3.name])

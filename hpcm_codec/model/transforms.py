@@ -37,7 +37,7 @@ class _PatchesIn(nn.Conv2d):
 
 
 def _patches_in(config: ModelConfig) -> nn.Conv2d:
-    """Image → patches at 1/8 resolution. What overlapping patches see outside of the image repeats its border."""
+    """Image → patches at 1/8 resolution. Outside of the image, overlapping patches get its border repeated."""
     overlap = (config.patch_kernel - PATCH) // 2
     return _PatchesIn(
         3,
@@ -52,7 +52,7 @@ def _patches_in(config: ModelConfig) -> nn.Conv2d:
 class PatchesOut(nn.ConvTranspose2d):
     """Patches at 1/8 resolution → image, the mirror of the projection; overlapping patches add up.
 
-    Patches beyond the border repeat those at it: pixels there have as many patches to be drawn by as all others. Computed as one 1×1
+    Patches beyond the border repeat those at it: pixels there are covered by as many patches as all others. Computed as one 1×1
     convolution and sums of shifted blocks of 8×8 pixels, which takes a third of the time of torch's transposed convolution.
     """
 
@@ -155,8 +155,8 @@ def hyper_synthesis_transform(config: ModelConfig) -> RateSequential:
 
 def _dct_basis(size: int) -> Tensor:
     """The orthonormal DCT-II basis, size×size: row u is frequency u."""
-    position = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * (position[None] + 0.5) * position[:, None] / size) * math.sqrt(2 / size)
+    sample = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * (sample[None] + 0.5) * sample[:, None] / size) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
     return basis
 
@@ -209,7 +209,7 @@ def initialise_as_block_transform(analysis: RateSequential, synthesis: RateSeque
             layer.weight.copy_(weights)
             assert layer.bias is not None
             layer.bias.zero_()
-        # The analysis sees pixels around zero and the synthesis puts mid-grey back.
+        # The analysis gets pixels around zero, and the synthesis adds mid-grey again.
         assert project.bias is not None and unproject.bias is not None
         project.bias.copy_(-0.5 * kernel.sum(dim=(1, 2, 3)))
         unproject.bias.fill_(0.5)

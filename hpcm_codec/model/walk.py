@@ -1,7 +1,7 @@
 """The walk over the coding steps: the one place where probabilities are decided, for encoder, decoder and estimator.
 
-`walk` goes through the 11 steps once, in whatever arithmetic it is given. At each step it knows the scales and means of the step's
-latents and asks a *symbol port* to exchange them for symbols: the encoder's port quantises the true latents and codes
+`walk` goes through the 11 steps once, in whatever arithmetic it is given. At each step it has the scales and means of the step's
+latents and calls a *symbol port*, which exchanges them for symbols: the encoder's port quantises the true latents and codes
 them, the decoder's reads them, the estimator's adds up likelihoods. Nothing else differs between the three.
 Source: HPCM (arXiv 2507.19125), section 3; the steps are in `schedule.py`.
 """

@@ -9,7 +9,7 @@ both sides. (Tested on the CPU and on an H200.) In float64, and for gradients, C
 the same bits for any thread count too, but backends differ by rounding.
 
 HPCM_OPS=auto|torch|cpp|cuda chooses: `auto` takes the compiled backend of the tensors' device, compiling it at its
-first use if there is a compiler, and PyTorch otherwise; `torch` never compiles; `cpp` and `cuda` insist on that backend
+first use if there is a compiler, and PyTorch otherwise; `torch` never compiles; `cpp` and `cuda` require that backend
 for tensors on its device.
 """
 
@@ -24,7 +24,7 @@ from hpcm_codec.ops import build, native, scan
 
 PARAMETER_TYPES = (torch.float32, torch.float64)
 TOKEN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LONGEST = (1 << 24) - 1  # tokens; distances stay exact in float32
+LONGEST = (1 << 24) - 1  # tokens; float32 holds every distance
 
 
 def biwkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def biwkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns (B, T, C), contiguous, in k's dtype: weighted means of v, free of NaN and Inf for every finite input. The
     arithmetic is float64 if any argument is, float32 otherwise. Strided inputs are copied.
 
-    Raises ValueError for shapes or devices that do not fit, TypeError for dtypes, BuildError when HPCM_OPS insists on a
-    backend that cannot be built, UsageError when HPCM_OPS has no meaning.
+    Raises ValueError for shapes or devices that do not fit, TypeError for dtypes, BuildError when HPCM_OPS requires a
+    backend that cannot be built, UsageError when HPCM_OPS has an unknown value.
 
     >>> tokens = torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1)
     >>> biwkv4(torch.zeros(1), torch.zeros(1), torch.zeros_like(tokens), tokens).flatten().tolist()
@@ -52,7 +52,7 @@ def choose_backend(device: torch.device, arithmetic: torch.dtype) -> str:
     """'torch', 'cpp' or 'cuda' for tensors on `device`; the last two are loaded. Raises as `biwkv4` does."""
     by_device: dict[str, build.Backend] = {"cpu": "cpp", "cuda": "cuda"}
     wanted = by_device.get(device.type)
-    build.setting()  # no meaning is an error on any device
+    build.setting()  # an unknown value is an error on any device
     if wanted is None or (wanted == "cuda" and arithmetic != torch.float32):
         return "torch"
     return wanted if build.use_compiled(wanted, device) else "torch"

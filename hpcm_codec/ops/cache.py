@@ -1,7 +1,7 @@
 """Compiled libraries on disk: where they are kept, and which of them may be loaded.
 
-Beside a library lies its SHA-256, written before the library gets its name: a file that the system or a full disk has damaged since would
-bring the process down when it is loaded.
+A file with its SHA-256 lies beside each library and is written before the library gets its name. Loading a library that a full disk or
+the system has damaged would end the process with a signal, so the hash is checked first.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ ADVICE = "set HPCM_CACHE to a writable folder"
 
 
 class BuildError(HpcmError):
-    """A compiled backend was insisted on and cannot be had."""
+    """A compiled backend is required and cannot be built or loaded."""
 
 
 def cache_directory() -> Path:
     """Where libraries are kept: $HPCM_CACHE/ops, $XDG_CACHE_HOME/hpcm-codec/ops or ~/.cache/hpcm-codec/ops.
 
-    Raises BuildError where there is no home, or where the folder is another user's, whose libraries are not to be trusted.
+    Raises BuildError where there is no home, or where the folder is another user's, whose libraries may not be loaded.
     """
     if chosen := os.environ.get("HPCM_CACHE"):
         return Path(chosen) / "ops"
@@ -43,7 +43,7 @@ def cache_directory() -> Path:
 
 
 def is_sound(library: Path) -> bool:
-    """Whether a library is there as it was built."""
+    """Whether the library exists and is unchanged since it was built."""
     try:
         return _sum_of(library).read_text(encoding="ascii") == _sha256(library)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """The blocks of a training step as single operations with their own gradients, on the processor in bfloat16.
 
 They compute what the network's blocks compute under autocast, with fewer roundings, passes over memory and calls. `active`
-says whether they apply; where they do not (CUDA, float32, evaluation, no compiler) the blocks use torch's operators.
+returns whether they apply; where they do not (CUDA, float32, evaluation, no compiler) the blocks use torch's operators.
 Tensors are B×C×h×w as the network has them, channels last; tokens B×T×C.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from hpcm_codec.ops import training
 from hpcm_codec.ops.training import PackedWeight
 
-# The packed weights of the step in progress. Never kept for longer: an optimiser changes weights without a trace.
-# The weights themselves are held too, so that no other can come to lie at the same place.
+# The packed weights of the step in progress. Never kept for longer: nothing shows that an optimiser has changed the weights.
+# The weights themselves are held too, so that no other tensor can get the same address.
 _packed: dict[tuple[int, int], tuple[Tensor, PackedWeight]] | None = None
 
 
@@ -34,7 +34,7 @@ def step() -> Iterator[None]:
 
 
 class _Sinks(NamedTuple):
-    """Where gradients of weights go: by a parameter's id, as outputs×inputs; and those that have come."""
+    """Where gradients of weights are written: by a parameter's id, as outputs×inputs; and the ids of those written so far."""
 
     matrices: dict[int, Tensor]
     written: set[int]
@@ -45,10 +45,10 @@ _sinks: _Sinks | None = None
 
 @contextmanager
 def gradients_into(matrices: dict[int, Tensor]) -> Iterator[set[int]]:
-    """Inside, the backward pass puts gradients of weights there and not into `grad`: a shared weight's need no adding up.
+    """Inside, the backward pass writes gradients of weights there and not into `grad`; those of a shared weight need no extra addition.
 
     matrices: by the id of a parameter that is a matrix (1×1 convolutions too), float32, outputs×inputs, contiguous; what they hold
-              is overwritten. Gives the set of ids whose gradients have come. A gradient from torch's operators still is in `grad`.
+              is overwritten. Yields the set of ids whose gradients were written. A gradient from torch's operators is still in `grad`.
     """
     global _sinks
     before, _sinks = _sinks, _Sinks(matrices, set())
@@ -59,7 +59,7 @@ def gradients_into(matrices: dict[int, Tensor]) -> Iterator[set[int]]:
 
 
 def _target(key: int, shape: torch.Size) -> tuple[Tensor, bool, bool]:
-    """Where the gradient of a weight is to be written, whether it is to be added there, and whether autograd wants it."""
+    """Where the gradient of a weight is to be written, whether it is to be added there, and whether autograd needs it."""
     if _sinks is None or key not in _sinks.matrices:
         return torch.empty(shape[0], shape.numel() // shape[0]), False, True
     added = key in _sinks.written
@@ -254,7 +254,7 @@ def double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def take_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """A convolution of an image B×3×H×W that wants no gradient, with outputs×3×n×n; outside, the image's border is repeated."""
+    """A convolution of an image B×3×H×W that needs no gradient, with outputs×3×n×n; outside, the image's border is repeated."""
     edge = weight.shape[-1]
     height, width = x.shape[-2] // stride, x.shape[-1] // stride
     patches = torch.empty(x.shape[0], height, width, 3 * edge * edge, dtype=torch.bfloat16)

@@ -1,7 +1,7 @@
 """The rates of a training step as single operations with their own gradients: what `fused` is for the network's blocks.
 
-A coding step's latents are packed B×n float32 in an order of their own (pieces, positions, channels); only these functions
-see it. The likelihoods are those of `entropy.distributions`, by a table of log(1 − cdf) to about 1e-6.
+A coding step's latents are packed B×n float32 in an order of their own (pieces, places, channels), which only these functions
+use. The likelihoods are those of `entropy.distributions`, by a table of log(1 − cdf) to about 1e-6.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REACH = 14.0  # beyond, 1 − cdf is below 1e-23
 
 
 class Distribution(NamedTuple):
-    """What the operators have to know of a distribution: its table and the bounds of its parameters.
+    """Parameters of a distribution for the operators: its table and the bounds of its scales and likelihoods.
 
     table:   float32, entries×2: log(1 − cdf) and its slope times SPACING at multiples of SPACING.
     numbers: float32: entries per unit, density at zero, smallest and largest log-scale, smallest likelihood.
@@ -149,7 +149,7 @@ class _CodeStep(torch.autograd.Function):
             "code_step_backward", rows, latents, gains, *kept, likelihood.contiguous(), rows_of(decoded), params, packed,
             gain, ctx.step.table, ctx.distribution.numbers, len(ctx.step.table), *rows.shape[:3], ctx.step.channels,
         )  # fmt: skip
-        # At the step's positions the plane before held constant zeros: no gradient is needed there.
+        # At the step's places the plane before held constant zeros: no gradient is needed there.
         return plane_of(params), decoded, packed, None, gain.view(ctx.gain_shape), None, None
 
 
@@ -159,7 +159,7 @@ def code_step(
     """Round a step's latents and place them in the plane of those decoded before; returns it and their likelihoods.
 
     params:   B×2M×h×w: log-scales and means.
-    before:   B×M×h×w, zeros at the step's positions.
+    before:   B×M×h×w, zeros at the step's places.
     latents:  packed, in quantisation steps; noise: packed, uniform in [-1/2, 1/2).
     log_gain: B×M×1×1, natural logarithm of quantisation steps per unit.
     """

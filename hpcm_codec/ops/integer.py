@@ -117,15 +117,15 @@ def linear(
     """saturate(added + factor · leaky(saturate(round_shift(W·x + b)))), h×w×K → h×w×N.
 
     inputs: one plane, or two whose channels lie side by side. factor: int16 N, in units of 2^-12, or None for 1.
-    added:  int16 h×w×N, or None for 0; repeated: it is a cell c×c×N that covers the plane from its corner on, again and again.
+    added:  int16 h×w×N, or None for 0; repeated: it is a cell c×c×N, tiled over the plane from the top left corner on.
     """
     return _of(inputs[0]).linear(inputs, weights, leaky=leaky, factor=factor, added=added, repeated=repeated)
 
 
 def together(x: Array, layers: Sequence[Linear]) -> tuple[Array, ...]:
-    """`linear` of one input through several layers: one matrix product on a GPU, where each costs a dozen launches.
+    """`linear` of one input through several layers: one matrix product on a GPU, where each takes a dozen launches.
 
-    The compiled operators take them one by one: a joint result would be copied to be taken apart, 8% of its time.
+    The compiled operators compute them one by one: splitting a joint result would need a copy, 8% of its time.
     """
     parts: tuple[Array, ...] = _of(x).together(x, layers)
     return parts
@@ -168,7 +168,8 @@ def layer_norm(x: Array, weights: NormWeights) -> Array:
 def gate(control: Array, x: Array, table: Array, added: Array | None = None) -> Array:
     """saturate(added + round_shift(sigmoid(control) · x, 14)), same shapes.
 
-    control is in units of 1/256; table: int16, sigmoid of -2048 .. 2047 in units of 2^-14; arguments outside take its ends.
+    control is in units of 1/256; table: int16, sigmoid of -2048 .. 2047 in units of 2^-14. Arguments outside this range take the first or
+    the last entry.
     """
     return _of(x).gate(control, x, table, added)
 
@@ -183,7 +184,7 @@ def window_attention(
 ) -> Array:
     """Softmax attention inside non-overlapping windows, h×w×C each; a window's part outside the plane does not exist.
 
-    Head a has the channels a·C/heads ... A window is min(window, h) × min(window, w) positions. With s_j the products of a query with the
+    Head a has the channels a·C/heads ... A window is min(window, h) × min(window, w) places. With s_j the products of a query with the
     window's keys and m their maximum: e_j = (table[round_shift((m − s_j) · multiplier, shift)] + 2) >> 2 (0 past the table's end),
     output round_divide(Σ e_j·v_j, Σ e_j). table: int16, e^(−n/256) in units of 2^-14.
     """

@@ -1,4 +1,4 @@
-"""What the integer operators are told: the constants of their contract, and layers' weights. `hpcm_codec.ops.integer` has the contract."""
+"""Inputs of the integer operators besides planes: constants, and weights of layers. `hpcm_codec.ops.integer` has the contract."""
 
 from __future__ import annotations
 

@@ -1,19 +1,18 @@
 """The integer operators in C++ (csrc/integer_cpu.cpp), for numpy arrays; the same numbers as `integer_reference`.
 
-Shapes and dtypes are checked, as nothing else stands between them and raw pointers: ValueError and TypeError say what
-does not fit. Strided arrays are copied. `build` compiles and loads the library.
+Shapes and dtypes are checked here, since C++ gets raw pointers and cannot check them: ValueError and TypeError name what
+does not fit. Strided arrays are copied. `build` compiles and loads the library; `integer_weights` makes the weights.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.ops import build
+from hpcm_codec.ops.integer_calls import Plane, call, checked
 from hpcm_codec.ops.integer_layers import (
     BLOCKS,
     EXP_SHIFT,
@@ -22,51 +21,13 @@ from hpcm_codec.ops.integer_layers import (
     DepthwiseWeights,
     Linear,
     NormWeights,
-    PackedLinear,
     PositionFactors,
 )
-from hpcm_codec.system.threads import thread_count
+from hpcm_codec.ops.integer_weights import PACKED, packed_linear
 
 KERNELS = (3, 5)  # sizes of a depthwise convolution
 KEYS, HEAD = 64, 32  # of a window, and channels of a head, for which int32 holds every sum
-PACKED = 16  # outputs that the matrix product takes together
 SEGMENTS = 16  # runs of inputs that it takes at most
-
-Plane = NDArray[np.int16]
-
-
-def _checked(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: Any = np.int16) -> NDArray[Any]:
-    """The array, contiguous. Raises ValueError or TypeError unless it is what the C++ side reads."""
-    if array.shape != shape:
-        raise ValueError(f"{name}: expected {shape}, got {array.shape}")
-    if array.dtype != dtype:
-        raise TypeError(f"{name}: expected {np.dtype(dtype)}, got {array.dtype}")
-    return np.ascontiguousarray(array)
-
-
-def call(name: str, *arguments: NDArray[Any] | int | None) -> None:
-    """Call a C function: arrays as pointers, None as a null pointer, integers as int64, and the number of threads."""
-    passed = [
-        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.ctypes.data)
-        for a in arguments
-    ]
-    build.function("integer", f"hpcm_{name}")(*passed, ctypes.c_int64(thread_count()))
-
-
-def packed_linear(weights: Linear) -> PackedLinear:
-    """The weights in the form of the compiled product."""
-    if isinstance(weights, PackedLinear):
-        return weights
-    outputs, inputs = weights.weight.shape
-    missing = -outputs % PACKED
-    weight = _checked("weight", weights.weight, (outputs, inputs))
-    bias = _checked("bias", weights.bias, (outputs,), np.int32)
-    shift = _checked("shift", weights.shift, (outputs,), np.int32)
-    packed = np.empty((outputs + missing) * (inputs + inputs % 2), np.int16)
-    call("integer_pack", weight, packed, outputs, inputs)
-    offset = bias + ((np.ones_like(shift) << shift) >> 1)
-    offset, shift = (np.pad(part, (0, missing)) for part in (offset, shift))
-    return PackedLinear(packed, offset, shift, outputs, inputs, weights.limit)
 
 
 def _product(
@@ -89,9 +50,9 @@ def _product(
         raise ValueError(f"cannot double to {outputs} outputs")
     y = np.empty((height * parts, width * parts, outputs // parts**2), np.int16)
     if factor is not None:
-        factor = _checked("factor", factor, (outputs,))
+        factor = checked("factor", factor, (outputs,))
     if added is not None:
-        added = _checked("added", added, (cell or height, cell or width, outputs))
+        added = checked("added", added, (cell or height, cell or width, outputs))
     runs = np.array(segments, np.int64)
     form = layer.packed, layer.offset, layer.shift
     if y.size:
@@ -119,7 +80,7 @@ def linear(
     planes, segments = [], []
     for x in inputs:
         channels = x.shape[2]
-        plane = _checked("x", x, (height, width, channels))
+        plane = checked("x", x, (height, width, channels))
         if channels % 2:
             if len(inputs) > 1:
                 raise ValueError("planes side by side must have even numbers of channels")
@@ -138,7 +99,7 @@ def windows(x: Plane, weights: Linear, size: int, step: int) -> Plane:
     height, width, channels = x.shape
     if size * channels % 2 or size > SEGMENTS:
         raise ValueError(f"cannot do windows of {size}×{size}×{channels}")
-    plane = _checked("x", x, x.shape)
+    plane = checked("x", x, x.shape)
     rows, columns = (height - size) // step + 1, (width - size) // step + 1
     segments = [
         (plane.ctypes.data + 2 * row * width * channels, size * channels, step * width * channels, step * channels)
@@ -149,7 +110,7 @@ def windows(x: Plane, weights: Linear, size: int, step: int) -> Plane:
 
 def doubled(x: Plane, weights: Linear) -> Plane:
     height, width, channels = x.shape
-    plane = _checked("x", x, x.shape)
+    plane = checked("x", x, x.shape)
     if weights.outputs % (2 * PACKED) or channels % 2:
         quads = linear((plane,), weights).reshape(height, width, 2, 2, -1)
         return quads.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1)
@@ -161,10 +122,10 @@ def depthwise(x: Plane, weights: DepthwiseWeights) -> Plane:
     size = weights.kernel.shape[0]
     if size not in KERNELS:
         raise ValueError(f"cannot do depthwise kernels of {size}×{size}")
-    x = _checked("x", x, x.shape)
-    kernel = _checked("kernel", weights.kernel, (size, size, channels))
-    bias = _checked("bias", weights.bias, (channels,), np.int32)
-    shift = _checked("shift", weights.shift, (channels,), np.int32)
+    x = checked("x", x, x.shape)
+    kernel = checked("kernel", weights.kernel, (size, size, channels))
+    bias = checked("bias", weights.bias, (channels,), np.int32)
+    shift = checked("shift", weights.shift, (channels,), np.int32)
     y = np.empty_like(x)
     call("integer_depthwise", x, kernel, bias, shift, y, height, width, channels, size, weights.limit)
     return y
@@ -172,17 +133,17 @@ def depthwise(x: Plane, weights: DepthwiseWeights) -> Plane:
 
 def scale(x: Plane, factor: Plane) -> Plane:
     channels = x.shape[-1]
-    x = _checked("x", x, x.shape)
+    x = checked("x", x, x.shape)
     y = np.empty_like(x)
-    call("integer_scale", x, _checked("factor", factor, (channels,)), y, x.size // channels, channels)
+    call("integer_scale", x, checked("factor", factor, (channels,)), y, x.size // channels, channels)
     return y
 
 
 def rescale(x: NDArray[np.int32], factor: NDArray[np.int64] | None, shift: int, limit: int) -> Plane:
     channels = x.shape[-1]
-    x = _checked("x", x, x.shape, np.int32)
+    x = checked("x", x, x.shape, np.int32)
     if factor is not None:
-        factor = _checked("factor", factor, (channels,), np.int64)
+        factor = checked("factor", factor, (channels,), np.int64)
     y = np.empty(x.shape, np.int16)
     call("integer_rescale", x, factor, y, x.size // channels, channels, shift, limit)
     return y
@@ -190,9 +151,9 @@ def rescale(x: NDArray[np.int32], factor: NDArray[np.int64] | None, shift: int, 
 
 def layer_norm(x: Plane, weights: NormWeights) -> Plane:
     channels = x.shape[-1]
-    x = _checked("x", x, x.shape)
-    gamma = _checked("gamma", weights.gamma, (channels,), np.int32)
-    beta = _checked("beta", weights.beta, (channels,), np.int32)
+    x = checked("x", x, x.shape)
+    gamma = checked("gamma", weights.gamma, (channels,), np.int32)
+    beta = checked("beta", weights.beta, (channels,), np.int32)
     y = np.empty_like(x)
     tokens = x.size // channels
     call("integer_layer_norm", x, gamma, beta, y, tokens, channels, weights.shift, weights.epsilon)
@@ -200,24 +161,24 @@ def layer_norm(x: Plane, weights: NormWeights) -> Plane:
 
 
 def gate(control: Plane, x: Plane, table: NDArray[np.int16], added: Plane | None = None) -> Plane:
-    x = _checked("x", x, x.shape)
-    control = _checked("control", control, x.shape)
+    x = checked("x", x, x.shape)
+    control = checked("control", control, x.shape)
     if added is not None:
-        added = _checked("added", added, x.shape)
+        added = checked("added", added, x.shape)
     y = np.empty_like(x)
-    call("integer_gate", control, x, _checked("table", table, (2 * GATE_REACH,)), added, y, x.size)
+    call("integer_gate", control, x, checked("table", table, (2 * GATE_REACH,)), added, y, x.size)
     return y
 
 
 def squared_relu(x: Plane, shift: int) -> Plane:
-    x = _checked("x", x, x.shape)
+    x = checked("x", x, x.shape)
     y = np.empty_like(x)
     call("integer_squared_relu", x, y, x.size, shift)
     return y
 
 
 def can_attend(channels: int, heads: int, window: int) -> bool:
-    """Whether int32 holds the products and sums of attention with windows of window×window positions and such heads."""
+    """Whether int32 holds the products and sums of attention with windows of window×window places and such heads."""
     return window**2 <= KEYS and channels % heads == 0 and channels // heads <= HEAD
 
 
@@ -228,8 +189,8 @@ def window_attention(
     edges = min(window, height), min(window, width)
     if channels % heads or edges[0] * edges[1] > KEYS or channels // heads > HEAD:
         raise ValueError(f"cannot do windows of {window} and {heads} heads of {channels} channels")
-    q, k, v = (_checked(name, x, query.shape) for name, x in (("query", query), ("key", key), ("value", value)))
-    table = _checked("table", table, table.shape)
+    q, k, v = (checked(name, x, query.shape) for name, x in (("query", query), ("key", key), ("value", value)))
+    table = checked("table", table, table.shape)
     y = np.empty_like(q)
     factors = scores.multiplier, scores.shift
     sizes = height, width, channels, heads, *edges, *factors, table.size
@@ -242,11 +203,11 @@ def bi_wkv(key: Plane, value: Plane, factors: PositionFactors, table: NDArray[np
     length = factors.growth.shape[0]
     if height * width > BLOCKS * length:
         raise ValueError(f"{height * width} tokens, but position factors for at most {BLOCKS * length}")
-    key, value = _checked("key", key, key.shape), _checked("value", value, key.shape)
-    growth = _checked("growth", factors.growth, (length, channels), np.int32)
-    fading = _checked("fading", factors.fading, (length + 1, channels), np.int32)
-    itself = _checked("itself", factors.itself, (channels,), np.int32)
-    table = _checked("table", table, table.shape)
+    key, value = checked("key", key, key.shape), checked("value", value, key.shape)
+    growth = checked("growth", factors.growth, (length, channels), np.int32)
+    fading = checked("fading", factors.fading, (length + 1, channels), np.int32)
+    itself = checked("itself", factors.itself, (channels,), np.int32)
+    table = checked("table", table, table.shape)
     y = np.empty_like(key)
     sizes = height * width, channels, length, table.size
     call("integer_bi_wkv", key, value, growth, fading, itself, table, y, *sizes)
@@ -270,9 +231,9 @@ def step_parameters(
     height, width, channels = params.shape[0], params.shape[1], params.shape[2] // 2
     count = step.count(height, width)
     levels, means, real = np.empty(count, np.uint8), np.empty(count, np.int16), np.empty(count, np.float32)
-    params = _checked("params", params, (height, width, 2 * channels))
-    log_gain = _checked("log_gain", log_gain, (channels,), np.int64)
-    unit = _checked("unit", unit, (channels,), np.float32)
+    params = checked("params", params, (height, width, 2 * channels))
+    log_gain = checked("log_gain", log_gain, (channels,), np.int64)
+    unit = checked("unit", unit, (channels,), np.float32)
     pieces = _pieces(step)
     outputs = levels, means, real
     call("step_parameters", pieces, len(pieces), params, log_gain, unit, *outputs, height, width, channels, *index)
@@ -289,9 +250,9 @@ def decoded(
 ) -> NDArray[np.int32]:
     height, width, channels = latents.shape
     count = step.count(height, width)
-    symbols = _checked("symbols", symbols, (count,), np.int32)
-    means = _checked("means", means, (count,))
-    inverse_gain = _checked("inverse_gain", inverse_gain, (channels,), np.int64)
+    symbols = checked("symbols", symbols, (count,), np.int32)
+    means = checked("means", means, (count,))
+    inverse_gain = checked("inverse_gain", inverse_gain, (channels,), np.int64)
     if not latents.flags.c_contiguous or latents.dtype != np.int32:
         raise ValueError("latents: expected a contiguous plane of int32, which is changed")
     pieces = _pieces(step)
@@ -307,9 +268,9 @@ def pixels_in(
     top, left, height, width = area
     if colours not in (1, 3) or not (0 <= top < rows and 0 <= left < columns):
         raise ValueError(f"there is no area at {top}, {left} of {pixels.shape}")
-    pixels = _checked("pixels", pixels, pixels.shape, np.uint8)
+    pixels = checked("pixels", pixels, pixels.shape, np.uint8)
     y = np.empty((height + 2 * margin, width + 2 * margin, 3), np.int16)
-    call("pixels_in", pixels, rows, columns, colours, *area, margin, _checked("table", table, (256,)), y)
+    call("pixels_in", pixels, rows, columns, colours, *area, margin, checked("table", table, (256,)), y)
     return y
 
 
@@ -321,71 +282,10 @@ def drawn_pixels(
     inside = top >= 0 and top + height <= rows * edge and left >= 0 and left + width <= columns * edge
     if samples != 3 * edge * edge or not inside:
         raise ValueError(f"blocks of {blocks.shape} do not draw {area}")
-    blocks = _checked("blocks", blocks, blocks.shape)
+    blocks = checked("blocks", blocks, blocks.shape)
     pixels = np.empty((height, width, 1 if grey else 3), np.uint8)
     call("pixels_out", blocks, columns, edge, *area, shift, int(grey), pixels)
     return pixels
-
-
-# ---- making layers out of stored weights
-
-
-def made_linear(
-    rows: NDArray[np.float32] | tuple[NDArray[np.uint8], NDArray[np.int8], int],
-    row_factor: NDArray[np.float32] | None,
-    input_units: NDArray[np.float32],
-    bias: NDArray[np.float64] | None,
-    fraction: NDArray[np.int64],
-    bound: int,
-    limit: int,
-) -> PackedLinear | None:
-    """The layer of real rows N×K, or of packed rows (integers, exponents, bits); None where int32 cannot hold its sums.
-
-    input_units: K powers of two that inputs are multiplied with; bound: what their integers' magnitudes stay within.
-    """
-    outputs, inputs = len(fraction), len(input_units)
-    if isinstance(rows, tuple):
-        stored, exponents, bits = rows
-        stored = _checked("stored", stored, (outputs, inputs * bits // 8), np.uint8)
-        exponents = _checked("exponents", exponents, (outputs,), np.int8)
-        source: tuple[Any, ...] = stored, exponents, bits, None
-    else:
-        source = None, None, 0, _checked("rows", rows, (outputs, inputs), np.float32)
-    padded = outputs + -outputs % PACKED
-    packed = np.empty(padded * (inputs + inputs % 2), np.int16)
-    offset, shift, failed = np.empty(padded, np.int32), np.empty(padded, np.int32), np.zeros(1, np.int64)
-    if row_factor is not None:
-        row_factor = _checked("row_factor", row_factor, (outputs,), np.float32)
-    if bias is not None:
-        bias = _checked("bias", bias, (outputs,), np.float64)
-    units = _checked("input_units", input_units, (inputs,), np.float32)
-    fraction = _checked("fraction", fraction, (outputs,), np.int64)
-    sizes = bound, outputs, inputs
-    call("integer_make_linear", *source, row_factor, units, bias, fraction, *sizes, packed, offset, shift, failed)
-    return None if failed[0] else PackedLinear(packed, offset, shift, outputs, inputs, limit)
-
-
-def made_rows(
-    rows: NDArray[np.float64], bias: NDArray[np.float64], fraction: NDArray[np.int64], bound: int
-) -> tuple[NDArray[np.int16], NDArray[np.int32], NDArray[np.int32]] | None:
-    """Rows N×K, in units of their inputs, as int16, with bias and shift; None where int32 cannot hold their sums."""
-    outputs, inputs = rows.shape
-    rows = _checked("rows", rows, (outputs, inputs), np.float64)
-    bias = _checked("bias", bias, (outputs,), np.float64)
-    fraction = _checked("fraction", fraction, (outputs,), np.int64)
-    integers, failed = np.empty((outputs, inputs), np.int16), np.zeros(1, np.int64)
-    offset, shift = np.empty(outputs, np.int32), np.empty(outputs, np.int32)
-    call("integer_make_rows", rows, bias, fraction, bound, outputs, inputs, integers, offset, shift, failed)
-    return None if failed[0] else (integers, offset, shift)
-
-
-def unpacked(stored: NDArray[np.uint8], exponents: NDArray[np.int8], bits: int) -> NDArray[np.float32]:
-    """The real rows N×K of packed ones."""
-    outputs, inputs = len(exponents), stored.shape[1] * 8 // bits
-    rows = np.empty((outputs, inputs), np.float32)
-    stored = _checked("stored", stored, (outputs, inputs * bits // 8), np.uint8)
-    call("integer_unpack", stored, _checked("exponents", exponents, (outputs,), np.int8), bits, rows, outputs, inputs)
-    return rows
 
 
 # ---- what else torch calls by other names

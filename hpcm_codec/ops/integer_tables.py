@@ -1,6 +1,6 @@
-"""The stored functions of the exact profile: made once, in float64, when a checkpoint is exported, and read from it ever after.
+"""The stored functions of the exact profile: made once, in float64, when a checkpoint is exported, and always read from there.
 
-Two machines never compute their own: an exponential that differs in a last bit is a file that does not decode.
+No machine computes its own: if an exponential differed in its last bit, files would not decode.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOG2_E = 1.4426950408889634  # a float64 constant, used in single multiplication
 
 
 @dataclass(frozen=True)
-class IntegerTables:
+class StoredFunctions:
     """All int16.
 
     exponential: e^(−n/256), n = 0 … 2661, in units of 2^-14 (after its end: 0).
@@ -32,8 +32,8 @@ class IntegerTables:
     power: Array
 
 
-def build_tables() -> IntegerTables:
-    """The tables, numpy arrays, in float64 on the CPU. Only ever called when a checkpoint is exported."""
+def build_functions() -> StoredFunctions:
+    """The functions as numpy arrays, made in float64 on the CPU. Only ever called when a checkpoint is exported."""
     one = 1 << EXP_SHIFT
     length = math.ceil(ARGUMENT_UNITS * math.log(2 * one))
     falling = np.rint(one * np.exp(-np.arange(length, dtype=np.float64) / ARGUMENT_UNITS))
@@ -41,7 +41,7 @@ def build_tables() -> IntegerTables:
     sigmoid = np.rint((1 << GATE_SHIFT) / (1 + np.exp(-argument)))
     steps = 1 << POWER_BITS
     power = np.rint(one * np.exp2(np.arange(steps, dtype=np.float64) / steps))
-    return IntegerTables(*(table.astype(np.int16) for table in (falling, sigmoid, power)))
+    return StoredFunctions(*(table.astype(np.int16) for table in (falling, sigmoid, power)))
 
 
 def power_of_two(exponent: Array, power: Array) -> Array:

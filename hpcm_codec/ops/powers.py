@@ -14,7 +14,7 @@ _POWERS = torch.tensor([2.0**exponent for exponent in range(-_REACH, _REACH + 1)
 
 @lru_cache(maxsize=8)
 def _powers_on(device: torch.device) -> Tensor:
-    """A copy for each device: a host's tensor would have to be waited for at every use."""
+    """A copy for each device: copying it from the host at every use would make the device wait."""
     return _POWERS.to(device)
 
 

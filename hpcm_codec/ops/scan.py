@@ -2,7 +2,7 @@
 
 The same method, operation by operation, as csrc/biwkv4.h, which explains it: sums anchored to their largest term, T cut
 into chunks, the chunks summarised, carried and evaluated. A step of the scan is cut in two here, because exponentials
-are cheap in bulk and dear one position at a time: a first loop finds the anchors and the gaps between exponents, one
+are fast in bulk and slow one token at a time: a first loop finds the anchors and the gaps between exponents, one
 bulk exponential turns gaps into weights, and a second loop adds up. Nothing in it waits for the values on a device.
 
 Only IEEE operations that round one way are used for float32 (no torch.exp, no addcmul): the result is bit for bit that
@@ -16,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-EXPONENT_SCALE = 2.0**-27  # on w, u, k: exact, and no sum of exponents can then overflow for T < 2^24
+EXPONENT_SCALE = (
+    2.0**-27
+)  # on w, u, k: a power of two, so nothing is rounded, and no sum of exponents can then overflow for T < 2^24
 VALUE_SCALE = 2.0**-24  # on v: T of the largest numbers still add up to a finite one
 LOG2_E = 1.4426950408889634
 # 2^f on |f| <= 1/2, interpolated at Chebyshev nodes, highest power first, last term 1 left out; relative error 5.1e-9.
@@ -35,7 +37,7 @@ SLAB_ELEMENTS = {
 
 
 def chunk_length(length: int) -> int:
-    """Tokens per chunk for T = `length`; part of the definition of the result's bits, so every backend asks here."""
+    """Tokens per chunk for T = `length`; part of the definition of the result's bits, so every backend calls this."""
     return 8 if length <= 64 else 16 if length <= 256 else 32
 
 
@@ -138,7 +140,7 @@ def both_ways(tokens: States, decay: Tensor, count: int) -> tuple[States, States
         return x.reshape(*x.shape[:-2], chunks, chunk, channels).movedim(-2, 0).contiguous()
 
     def as_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-        """The way back: (chunk, ..., 2, B, chunks, C) to past and future, (..., B, T, C)."""
+        """The inverse: (chunk, ..., 2, B, chunks, C) to past and future, (..., B, T, C)."""
         past, future = x.movedim(0, -2).flatten(-3, -2).unbind(-4)
         return past[..., :length, :], future.flip(-2)[..., :length, :]
 
@@ -244,6 +246,6 @@ def slab_backward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, grad_y: Tensor) ->
 
 
 def add_tokens(x: Tensor) -> Tensor:
-    """(B, T, C) summed to (C,) in float64; rounded back, the result hardly ever shows the order of the additions."""
+    """(B, T, C) summed to (C,) in float64; after rounding back, the order of the additions hardly ever changes the result."""
     wide = x.dtype if x.device.type == "mps" else torch.float64  # Apple GPUs have no float64
     return x.sum(dim=(0, 1), dtype=wide).to(x.dtype)

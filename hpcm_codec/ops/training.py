@@ -1,8 +1,8 @@
 """The operators of a training step in C++ (csrc/training_cpu.cpp), for tensors of the CPU: calls with raw pointers.
 
 Planes are B×h×w×C and tokens …×C, contiguous, in bfloat16; weights and their gradients are float32. Products add up in
-float32. Nothing here knows autograd: `fused` does. The truth that all of it is tested against is what the network's blocks
-compute without it (tests/test_fused.py).
+float32. Autograd is used in `fused`, not here. The reference in the tests is what the network's blocks
+compute without these operators (tests/test_fused.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK = 32  # edge of what matrix products compute at a time; packed weights are
 
 
 def ready() -> bool:
-    """Whether the compiled operators can be had; compiles them at the first call. Raises as `build.use_compiled` does."""
+    """Whether the compiled operators are available; compiles them at the first call. Raises as `build.use_compiled` does."""
     return build.use_compiled("training", CPU)
 
 
@@ -60,7 +60,7 @@ class PackedWeight:
 
     @classmethod
     def of(cls, weight: Tensor) -> PackedWeight:
-        """weight: float32, outputs×inputs, its rows contiguous; the values of this moment are taken."""
+        """weight: float32, outputs×inputs, its rows contiguous; its present values are copied."""
         if weight.dtype != torch.float32 or weight.ndim != 2 or (weight.stride(1) != 1 and weight.shape[1] > 1):
             raise ValueError(f"a weight to pack is a float32 matrix with contiguous rows, not {tuple(weight.shape)}")
         outputs, inputs = weight.shape
@@ -105,7 +105,7 @@ def depthwise(
 ) -> Tensor:
     """A depthwise convolution of B×h×w×C with taps size²×C (size 3 or 5), zeros outside; plus bias and a plane.
 
-    flipped: with the kernel turned by 180°, as the gradient of x wants it.
+    flipped: with the kernel turned by 180°, as the gradient of x needs it.
     """
     y = torch.empty_like(x)
     call("depthwise", x, taps, bias, added, y, _size(taps), int(flipped), *x.shape)

@@ -1,7 +1,7 @@
 """The update of weights on the CPU: the norm of the gradients, and AdamW together with the weights' running average.
 
-Both are bounded by memory. Compiled (csrc/update_cpu.cpp) they read and write every array once; the plain PyTorch here says
-what they compute, and does it where nothing can be compiled. Both give the same numbers to float32 rounding.
+Both are bounded by memory. Compiled (csrc/update_cpu.cpp) they read and write every array once; the plain PyTorch here defines
+what they compute, and is used where nothing can be compiled. Both give the same numbers to float32 rounding.
 
 Weights come in pieces, 1-D contiguous float32 tensors of any length. Each piece has a gradient in every process that trains;
 those of this machine's other processes lie in memory that is shared.
@@ -79,7 +79,7 @@ class Rates:
 class Addresses:
     """Where pieces lie in memory, as the C functions take it; keeps the tensors alive.
 
-    Raises TypeError or ValueError for what they cannot read: nothing else stands between a tensor and a raw pointer.
+    Raises TypeError or ValueError for what they cannot read, since C++ gets raw pointers and cannot check them.
     """
 
     def __init__(self, *groups: Pieces) -> None:

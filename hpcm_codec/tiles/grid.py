@@ -214,14 +214,14 @@ def _tile_count(size: int) -> int:
 
 def _positions(size: int, start: int, stop: int) -> range:
     """Numbers of the tiles along an axis of `size` pixels that the pixels start .. stop - 1 touch."""
-    spans = ((position, *_tile_span(size, position)) for position in range(_tile_count(size)))
+    spans = ((number, *_tile_span(size, number)) for number in range(_tile_count(size)))
     touched = [
-        position for position, first, end in spans if first * PIXELS_PER_UNIT < stop and start < end * PIXELS_PER_UNIT
+        number for number, first, end in spans if first * PIXELS_PER_UNIT < stop and start < end * PIXELS_PER_UNIT
     ]
     return range(touched[0], touched[-1] + 1)
 
 
-def _tile_span(size: int, position: int) -> tuple[int, int]:
-    """First and past-the-last unit of tile number `position` along an axis of `size` pixels."""
+def _tile_span(size: int, number: int) -> tuple[int, int]:
+    """First and past-the-last unit of the tile `number` along an axis of `size` pixels."""
     units, tiles = _units(size), _tile_count(size)
-    return position * units // tiles, (position + 1) * units // tiles
+    return number * units // tiles, (number + 1) * units // tiles

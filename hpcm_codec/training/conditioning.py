@@ -2,8 +2,8 @@
 
 The projection starts as a block transform, whose lowest frequency is a hundred times as large as its highest ones. One step of Adam moves
 every weight by the same amount, so the weights of large channels change the function most. Divided by their standard deviation over
-pictures, with weights that undo it, all channels are alike to the optimiser. It wants a lower rate for the transforms then
-(`transform_rate_factor`): a step of one size now changes the whole of a block's output. docs/training-log.md has what it brings.
+pictures, with weights that undo it, all channels are alike to the optimiser. The transforms then need a lower rate
+(`transform_rate_factor`): a step of one size now changes the whole of a block's output. docs/training-log.md has the measured gain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.rate import spread_positions
 
-SMALLEST = 1e-3  # a channel that hardly moves is divided by this at the least
+SMALLEST = 1e-3  # the least divisor, for channels that hardly vary
 
 
 @torch.no_grad()

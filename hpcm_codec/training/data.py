@@ -39,7 +39,7 @@ def pack_pictures(
     """Decode every picture below `folder` into `output` (and `output`.json), whole or not at all; returns how many were packed.
 
     Grey pictures become RGB; pictures with a side under `smallest_side` pixels and unreadable ones are left out.
-    leaving_out: told of each of these, and why. Raises FileError where the files cannot be written, or nothing is left.
+    leaving_out: called with each of these and the reason. Raises FileError where the files cannot be written, or nothing is left.
     """
     entries: list[dict[str, int]] = []
 
@@ -88,7 +88,7 @@ class PackedPictures:
             raise FileError(f"{path}: not the file that {index_path.name} describes; pack again")
 
     def __reduce__(self) -> tuple[type[PackedPictures], tuple[Path]]:
-        """Another process opens the file anew; the pixels do not travel."""
+        """Another process opens the file itself; the pixels are not pickled."""
         return PackedPictures, (self.path,)
 
     def __len__(self) -> int:

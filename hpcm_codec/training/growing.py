@@ -2,8 +2,8 @@
 
 How many latents a 16×16 block has bounds how well it can be drawn at any rate: 192 of 768 samples leave even the best linear
 transform (principal components) at 37.4 dB on the validation pictures, 256 at 40.3 dB. A grown model computes exactly what the small
-one did: kernels grow by zeros, new residual blocks start silent. New latents come on top of that: the coarsest block frequencies that the
-old ones do not span, coded at first with a constant scale and drawn by the transposed analysis. Training takes it from there.
+one did: kernels grow by zeros, new residual blocks start as the identity. New latents are added to that: the coarsest block frequencies
+that the old ones do not span, coded at first with a constant scale and drawn by the transposed analysis. Training continues from there.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _deepened(small: HPCM, config: ModelConfig) -> HPCM:
 
 
 def _deepen(small: RateSequential, deep: RateSequential, end: int, added: int) -> None:
-    """Copy the layers of a transform, with `added` silent blocks before the layer `end`."""
+    """Copy the layers of a transform, with `added` identity blocks before the layer `end`."""
     trained, fresh = list(small), list(deep)
     convolutions = (nn.Conv2d, nn.ConvTranspose2d)
     for index, layer in enumerate(trained):
@@ -118,7 +118,7 @@ def _embedded(name: str, trained: Tensor, fresh: Tensor, before: int, after: int
         indexes.append(torch.cat(grown) if grown else torch.arange(size_before))
     wide = fresh.clone() if name.endswith(_KEPT_INITIAL) else torch.zeros_like(fresh)
     if name.endswith("expand.weight"):
-        wide[indexes[0]] = 0  # old hidden units do not look at new channels
+        wide[indexes[0]] = 0  # old hidden units ignore new channels
     wide[torch.meshgrid(*indexes, indexing="ij")] = trained
     return wide
 

@@ -1,8 +1,8 @@
-"""What keeps a run from following its weights when they break: which steps are used, when it goes back, what is a good state.
+"""Detection of diverged training: which steps are used, when a run returns to an earlier state, and which states are good.
 
-A network without normalisation can break from one step to the next: the loss becomes fifty times as large, the gradient infinite, and
-it stays so. A single odd step, on the other hand, says nothing. So every step is compared with the steps before it, and only many odd
-ones within a short time mean that the weights are broken. Nothing here knows of files or networks; numbers go in, answers come out.
+A network without normalisation can diverge from one step to the next: the loss becomes fifty times as large, the gradient infinite, and
+both stay so. A single outlier proves nothing. So every step is compared with the steps before it, and only many outliers within a short
+time mean that the weights have diverged. This file handles numbers only, no files and no networks.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from enum import Enum
 from statistics import median
 
 WINDOW = 101  # used steps that a step is compared with
-ENOUGH = 50  # fewer used steps than these have no median to speak of: only what is not finite is an outlier
+ENOUGH = 50  # with fewer used steps than this the median is not reliable: only what is not finite is an outlier
 # Forty steps of 2 crops of 256×256: losses up to 1.8 times their median (3.3 median deviations), norms up to 1.8 times theirs, both about
-# log-normal with 0.3. Broken weights gave 50 times the loss and an infinite norm.
+# log-normal with 0.3. Diverged weights gave 50 times the loss and an infinite norm.
 LOSS_DEVIATIONS = 10.0
 LOSS_SHARE = 1.0
 NORM_FACTOR = 10.0
 RECENT = 50  # steps; of these…
-MANY = 10  # …so many outliers mean that the weights are broken
+MANY = 10  # …so many outliers mean that the weights have diverged
 CLEAN = 3  # steps that must have been used last before a state may be called good
 
 WORSE_SHARE = 0.1  # a good state's score may be worse than the best one by this; a rate that rises again costs 2%
@@ -86,7 +86,7 @@ class Guard:
 
     @property
     def settled(self) -> bool:
-        """Whether the last steps speak for the weights: used, and enough of them where the run went back before."""
+        """Whether the last steps show sound weights: they were used, and enough of them where the run went back before."""
         return self._unsettled == 0 and not any(list(self._skipped)[-CLEAN:])
 
     def went_back(self) -> None:
@@ -109,13 +109,13 @@ class Guard:
 def objection(averaged: float, raw: float, best: float | None) -> str | None:
     """Why a state with these scores (lower is better) is not a good one; None for a good one.
 
-    averaged, raw: of the averaged weights and of the weights themselves, on the same pictures. The averages alone would not do: the
-                   last steps hardly show in them.
+    averaged, raw: of the averaged weights and of the weights themselves, on the same pictures. The averages alone are not enough: the
+                   last steps hardly change them.
     best:          the best score of averaged weights so far, None when there is none.
     """
     if not math.isfinite(averaged):
         return f"the averaged weights score {averaged:g}"
-    if not raw <= RAW_FACTOR * averaged:  # so that NaN is objected to
+    if not raw <= RAW_FACTOR * averaged:  # so that NaN is refused
         return f"the weights score {raw:.4g}, their averages {averaged:.4g}"
     if best is not None and averaged > (1 + WORSE_SHARE) * best:
         return f"the averaged weights score {averaged:.4g} after {best:.4g}"

@@ -1,7 +1,7 @@
 """Weights for moving between machines: the averaged ones in bfloat16, in one file or in pieces of a bounded size.
 
 Pieces are the file's bytes cut in order, NAME.1of3, NAME.2of3, NAME.3of3 (`cat` joins them too). The file's training record
-holds the identity of its tensors, so that pieces of different exports are noticed.
+holds the identity of its tensors, so that pieces of different exports are detected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RECORD = "light_identity"
 
 
 def weights_of(name: str) -> str:
-    """The weights that a run's folder, a file or a checkpoint's name stands for."""
+    """The weights of a run's folder, of a file or of a checkpoint given by name."""
     return str(Path(name) / "weights.safetensors") if Path(name).is_dir() else name
 
 

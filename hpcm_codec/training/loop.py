@@ -1,4 +1,4 @@
-"""The training loop: one process or several under torchrun, resumable at any moment, readable in one sitting."""
+"""The training loop: one process or several under torchrun, resumable at any moment, short enough to read at once."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ SCORED_CROPS = 4  # of the training pictures, where there are no validation pict
 class Trainer:
     """One run in one folder: the good states (see `states`), weights.safetensors (averaged), metrics.jsonl.
 
-    A run that is in the folder already goes on; it may go on with other settings, but with the same model and optimiser.
+    A run that is in the folder already is continued; its settings may change, but not the model and the optimiser.
     validation:   what the weights are scored on before a state is called good, N×3×H×W in [0, 1]; None: fixed training crops.
-    say:          is told in a line, in process 0, when something happens to the run that its owner should know.
+    say:          called with a line of text, in process 0, for every event of the run that its owner should know.
     waited_share: of the time spent in steps by this process, the part in which it waited for data.
     """
 
@@ -68,7 +68,7 @@ class Trainer:
         if settings.steps is None and settings.minutes is None:
             raise ValueError("a run needs a length: steps or minutes")
         for phase in settings.crops:
-            pictures.large_enough(phase.edge)  # told now, not hours into the run
+            pictures.large_enough(phase.edge)  # reported now, not hours into the run
         if settings.cuda_graph and torch.device(device).type != "cuda":
             raise UsageError(
                 "CUDA graphs need a CUDA device", advice="leave --cuda-graph out, or train with --device cuda"
@@ -116,9 +116,9 @@ class Trainer:
     def run(self, on_log: OnLog | None = None, asked_to_stop: Callable[[], bool] | None = None) -> None:
         """Train until the schedule's end, saving good states every `save_minutes` and once at the end.
 
-        on_log:        given every row of metrics.jsonl, in process 0.
-        asked_to_stop: asked before every step; True in process 0 saves and ends the run early.
-        Raises UnsupportedError when torch.compile is wanted and does not work, HpcmError when the run blows up again and again.
+        on_log:        called with every row of metrics.jsonl, in process 0.
+        asked_to_stop: called before every step; True in process 0 saves and ends the run early.
+        Raises UnsupportedError when torch.compile is requested and does not work, HpcmError when the run diverges again and again.
         """
         self._begin()
         self._prepare_update()
@@ -233,7 +233,7 @@ class Trainer:
             return shared_score(self.config, weights, self.scored, self.processes)
 
     def _go_back(self, reason: str) -> None:
-        """Take up the last good state; step and seconds count on, so that schedule and samples do not repeat."""
+        """Load the last good state; step and seconds keep counting, so that schedule and samples do not repeat."""
         state = self.states.go_back()
         self._take(state)
         self.processes.wait()
@@ -247,7 +247,7 @@ class Trainer:
     def save(self, last: bool = False) -> str | None:
         """Write a good state and weights.safetensors, each under a temporary name first; returns why not when nothing is written.
 
-        last: at a run's end the scores alone decide; before, a state right after outliers is not worth a save.
+        last: at a run's end the scores alone decide; before, a state right after outliers is not saved.
         A process that is killed in between leaves weights that are older than the state; the run that goes on writes them again.
         """
         problem = (
@@ -306,7 +306,7 @@ class Trainer:
         row |= {key: round(mean, 5) for key, mean in zip(window[0], means, strict=True)}
         if self.log is not None:
             counts: dict[str, float] = {"skipped": self.skipped, "went_back": self.went_back}
-            assert self.score is not None  # no run begins without one
+            assert self.score is not None  # every run has one
             self.log.write({**row, **counts, "score": round(self.score, 5)})
             if on_log is not None:
                 on_log(row)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hpcm_codec.model.hpcm import ForwardResult
 
 # Divides each sample's loss: sqrt(λ/0.01) keeps λ·255²·MSE + bpp of one size over the whole range of λ (both terms
-# grow like it, see docs/training.md), so that neither end starves.
+# grow like it, see docs/training.md), so that neither end is neglected.
 REFERENCE_LAMBDA = 0.01
 
 

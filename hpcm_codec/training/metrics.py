@@ -1,4 +1,4 @@
-"""The rows of metrics that a run leaves: metrics.jsonl always, TensorBoard's event files when asked for."""
+"""The rows of metrics that a run writes: metrics.jsonl always, TensorBoard's event files when asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_SCALARS = ("step", "progress", "seconds")
 class MetricsLog:
     """Appends rows to RUN/metrics.jsonl, and their scalars to RUN/tensorboard.
 
-    step: where the run goes on; rows that a killed run wrote after its last save, and a torn last line, are removed.
+    step: where the run continues; rows that a killed run wrote after its last save, and a torn last line, are removed.
     Raises UnsupportedError for TensorBoard where it is not installed.
     """
 

@@ -21,14 +21,14 @@ from hpcm_codec.training.samples import Batch
 from hpcm_codec.training.settings import CropPhase
 
 Draw = Callable[[CropPhase, int], Batch]
-AHEAD = 2  # batches under way or waiting, besides one for each process
+AHEAD = 2  # batches being drawn or ready, besides one for each process
 
 
 class Prefetcher:
     """What `draw` gives for a phase and a step, for steps that are asked for in order.
 
     draw:      a function that can be pickled; called here where `processes` is 0, else in as many others, each with one thread.
-    The processes start with the first `take`. Should one of them die, samples are drawn here from then on, with a warning.
+    The processes start with the first `take`. If one of them ends, samples are drawn here from then on, with a warning.
     """
 
     def __init__(self, draw: Draw, processes: int) -> None:
@@ -39,7 +39,7 @@ class Prefetcher:
         self._ahead: deque[tuple[int, Future[Batch]]] = deque()
 
     def take(self, phase: CropPhase, step: int) -> Batch:
-        """The samples of a step; those of the steps after it are drawn meanwhile, on the guess that the phase stays."""
+        """The samples of a step; those of the steps after it are drawn meanwhile, assuming that the phase stays the same."""
         if self._processes == 0:
             return self._draw(phase, step)
         try:
@@ -48,7 +48,7 @@ class Prefetcher:
             raise
         except (
             Exception
-        ) as error:  # a process has died, or shared memory is short; what is wrong with the draw itself is raised here
+        ) as error:  # a process has ended, or shared memory is full; what is wrong with the draw itself is raised here
             warnings.warn(f"the training process draws its samples itself from now on ({error})", stacklevel=2)
             self.close()
             self._processes = 0

@@ -40,7 +40,7 @@ class Processes:
         return list(values)
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have called this."""
 
 
 class AcceleratedProcesses(Processes):
@@ -81,6 +81,6 @@ class AcceleratedProcesses(Processes):
 
 
 def processes(device: torch.device) -> Processes:
-    """The processes that this one was started with, as torchrun says in WORLD_SIZE."""
+    """The processes that this one was started with, as torchrun sets it in WORLD_SIZE."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return AcceleratedProcesses(device) if several else Processes(device)

@@ -1,6 +1,6 @@
-"""What a training step on the processor rests on: the units that multiply bfloat16 matrices, and who hands out memory.
+"""What the speed of training on the processor depends on: the units that multiply bfloat16 matrices, and the memory allocator.
 
-Nothing here is needed for coding pictures. The answers are for `hpcm doctor`, `hpcm train run` and `hpcm bench --training`.
+Nothing here is needed for coding pictures. The results are for `hpcm doctor`, `hpcm train run` and `hpcm bench --training`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UNITS = ("amx_bf16", "avx512_bf16")  # as /proc/cpuinfo calls them
 PACKAGE, LIBRARY = "libtcmalloc-minimal4", "libtcmalloc_minimal.so.4"
 # Measured on two Intel cores with AMX: 10 to 13% of a step of phase1-lite.
 GAIN = "memory is then not fetched and cleared anew in every step: about a tenth of a step's time"
-ARCH_PRCTL, ASK_FOR_TILES, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64, as csrc/matrix_product.h asks
+ARCH_PRCTL, ASK_FOR_TILES, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64, as csrc/matrix_product.h requests
 
 
 def matrix_units() -> list[str]:
@@ -76,7 +76,7 @@ def preloaded_allocator() -> str | None:
 
 
 def tcmalloc_advice() -> str | None:
-    """How to get tcmalloc into the next run, None where there is nothing to advise: another allocator is there, or it is not Linux."""
+    """How to use tcmalloc in the next run; None where another allocator is in use already, or on other systems than Linux."""
     if sys.platform != "linux" or preloaded_allocator() is not None:
         return None
     found = _tcmalloc_file()

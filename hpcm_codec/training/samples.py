@@ -53,7 +53,7 @@ def draw_batch(
     """The samples of process `rank` of `world` in a step: the numbers rank, rank + world, … of phase.batch·world.
 
     Every position is uniform in its own equal part of the range, one part for each sample of the whole step: with a few crops
-    in a step, independent draws would make the gradient's size a matter of luck.
+    in a step, independent draws would make the gradient's size vary at random.
     """
     pixels, positions, latents, hyper = [], [], [], []
     total, edge = phase.batch * world, phase.edge // 16

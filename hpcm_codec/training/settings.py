@@ -106,7 +106,7 @@ def warm_up_after(step: int, seconds: float, saved: TrainSettings, warm_up: Warm
     """The warm-up of a run that goes on with `settings` after it was saved with `saved` and `warm_up`.
 
     The same one as long as the schedule is the same. On another schedule (a longer run, say) the rate rises from where
-    it was, at the pace of a warm-up, to what the new schedule wants: it never jumps upwards.
+    it was, at the pace of a warm-up, to what the new schedule prescribes: it never jumps upwards.
     """
     if step == 0 or all(getattr(saved, name) == getattr(settings, name) for name in _SCHEDULE):
         return warm_up

@@ -1,7 +1,7 @@
-"""Memory that all processes of one machine see.
+"""Memory that all processes of one machine share.
 
-It has no name in any file system: it is gone with the last process that uses it, however that ends, and the size of /dev/shm
-does not limit it. The other processes open it through process 0's entry in /proc, which only Linux has.
+It has no name in any file system: the system frees it when the last process that uses it ends, for whatever reason, and the size of
+/dev/shm does not limit it. The other processes open it through process 0's entry in /proc, which only Linux has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAD = 64  # bytes before what the callers store: a number by which this memory 
 
 
 def on_one_machine(processes: Processes) -> bool:
-    """Whether all processes run here, as torchrun says in LOCAL_WORLD_SIZE."""
+    """Whether all processes run here, as torchrun sets it in LOCAL_WORLD_SIZE."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == processes.world
 
 

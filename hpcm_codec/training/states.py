@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 
 class GoodStates:
-    """Reads and writes them, and chooses to which one a run goes back. All processes hold one each and ask it the same.
+    """Reads and writes them, and chooses to which one a run goes back. Every process has one and makes the same calls.
 
     step: of the state that was read or written last, None before.
     say:  called with a line when a state was skipped.
@@ -37,7 +37,7 @@ class GoodStates:
         self.folder, self._say = folder, say
         self.step: int | None = None
         self._returns = 0  # since the last one was written
-        self._passed_over = False  # the newest one is damaged, or does not help: it will not become the one before
+        self._passed_over = False  # the newest one will not be kept as the one before
 
     def exist(self) -> bool:
         return any((self.folder / name).exists() for name in (NEWEST, BEFORE))
@@ -63,7 +63,7 @@ class GoodStates:
         return True
 
     def go_back(self) -> State:
-        """The state that a run with broken weights takes up again: the newest `TRIES` times, then the one before as often.
+        """The state from which a run with diverged weights continues: the newest `TRIES` times, then the one before as often.
 
         Raises HpcmError when neither helped.
         """
@@ -78,7 +78,7 @@ class GoodStates:
     def write(self, state: State, here: bool) -> None:
         """Make a good state the newest one; here: False in all processes but the one that writes.
 
-        A kill in between may leave only the one before, which then is the newest.
+        If the process is killed in between, only the one before may be left; it is then the newest.
         """
         if here:
             newest = self.folder / NEWEST

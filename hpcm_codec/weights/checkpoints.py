@@ -22,7 +22,7 @@ from hpcm_codec.entropy.sigmas import PRECISION_BITS
 from hpcm_codec.errors import FileError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
-from hpcm_codec.ops.integer_tables import IntegerTables
+from hpcm_codec.ops.integer_tables import StoredFunctions
 from hpcm_codec.system.files import write_atomically
 from hpcm_codec.weights.identity import FRACTION_PREFIX, identity_of_parts
 from hpcm_codec.weights.packing import pack_all, unpack_all
@@ -42,7 +42,7 @@ class ExactData:
     """fractions: the units of every activation (see `engines.exact.layers`), int8 each; tables: the stored functions."""
 
     fractions: dict[str, Tensor]
-    tables: IntegerTables
+    tables: StoredFunctions
 
     def tensors(self) -> dict[str, Tensor]:
         """As a checkpoint holds them."""
@@ -56,7 +56,7 @@ class ExactData:
         stored = _with_prefix(tensors, EXACT_TABLE_PREFIX)
         if not fractions and not stored:
             return None
-        return cls(fractions, IntegerTables(*(stored[field.name] for field in fields(IntegerTables))))
+        return cls(fractions, StoredFunctions(*(stored[field.name] for field in fields(StoredFunctions))))
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

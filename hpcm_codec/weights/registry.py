@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from hpcm_codec.constants import DEFAULT_MODEL
+from hpcm_codec.constants import DEFAULT_MODEL, own_name
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
 from hpcm_codec.system.folders import user_folder
 from hpcm_codec.weights.identity import FRACTION_PREFIX, damaged, kept_identity
@@ -64,15 +64,15 @@ def has_integer_transforms(path: Path) -> bool:
 
 
 def find_checkpoint(name_or_path: str) -> Path:
-    """The file of a checkpoint given by name ("phase1-lite") or path; raises UnsupportedError or FileError."""
+    """The file of a checkpoint given by name ("phase1-lite"), alias or path; raises UnsupportedError or FileError."""
     path = Path(name_or_path)
     if path.suffix == ".safetensors" or path.exists():
         if not path.is_file():
             raise FileError(f"{path}: no such checkpoint file")
         return path
     known = known_checkpoints()
-    if name_or_path in known:
-        return known[name_or_path]
+    if (name := own_name(name_or_path)) in known:
+        return known[name]
     raise UnsupportedError(f"no checkpoint is called {name_or_path!r}; there are: {', '.join(known) or 'none'}")
 
 

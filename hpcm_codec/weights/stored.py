@@ -15,7 +15,7 @@ from safetensors import SafetensorError, deserialize
 from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
-from hpcm_codec.ops.integer_tables import IntegerTables
+from hpcm_codec.ops.integer_tables import StoredFunctions
 from hpcm_codec.weights.identity import FRACTION_PREFIX, TYPES, damaged, identity_of_parts
 from hpcm_codec.weights.registry import find_checkpoint
 
@@ -91,10 +91,10 @@ class StoredCheckpoint:
         }
 
     @property
-    def integer_tables(self) -> IntegerTables:
+    def stored_functions(self) -> StoredFunctions:
         """The stored functions of the exact profile; raises FileError where one is missing."""
         try:
-            return IntegerTables(*(self.arrays[EXACT_TABLE_PREFIX + field.name] for field in fields(IntegerTables)))
+            return StoredFunctions(*(self.arrays[EXACT_TABLE_PREFIX + field.name] for field in fields(StoredFunctions)))
         except KeyError as error:
             raise FileError(f"{self.path}: the checkpoint lacks {error}; fetch it again") from error
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hpcm_codec.engines.exact.weights import Weights, unpacked_rows
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.ops import integer_native
+from hpcm_codec.ops import integer_weights
 from hpcm_codec.ops.integer import (
     FACTOR_SHIFT,
     LIMIT,
@@ -87,7 +87,7 @@ def integer_linear(
     inputs = np.ldexp(np.float32(1), -fraction_in).astype(np.float32)
     if compiled:
         source = rows if isinstance(rows, tuple) else np.ascontiguousarray(rows, np.float32)
-        made = integer_native.made_linear(source, row_factor, inputs, bias, fraction_out, bound, limit)
+        made = integer_weights.made_linear(source, row_factor, inputs, bias, fraction_out, bound, limit)
         if made is None:
             raise too_large_for_integers(name)
         return made
@@ -114,7 +114,7 @@ def integer_depthwise(
     rows = kernel.astype(np.float64).reshape(channels, -1) * np.ldexp(1.0, -fraction_in)[:, None]
     offset = np.zeros(channels) if bias is None else bias.astype(np.float64)
     if compiled:
-        made = integer_native.made_rows(rows, offset, fraction_out, bound)
+        made = integer_weights.made_rows(rows, offset, fraction_out, bound)
         if made is None:
             raise too_large_for_integers(name)
     else:

@@ -15,7 +15,7 @@ from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.config import CellConfig
 from hpcm_codec.ops import integer
 from hpcm_codec.ops.integer import BLOCKS, EXP_SHIFT, LIMIT, POSITION_SHIFT, WIDE, Array, PositionFactors
-from hpcm_codec.ops.integer_tables import IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.ops.integer_tables import StoredFunctions, log2_fixed, power_of_two
 
 ARGUMENT_FRACTION = 8  # keys and receptances of the RWKV cell, in units of 1/256
 LARGEST_DECAY = 6.0  # of the RWKV cell, in magnitude: what the sums of `bi_wkv` are dimensioned for
@@ -96,8 +96,10 @@ class IntegerAdaptor:
 class IntegerAttentionCell:
     """params + widen(attention(query(params), key(context), value(context))) + output(params)."""
 
-    def __init__(self, make: LayerMaker, config: CellConfig, context: Longs, name: str, tables: IntegerTables) -> None:
-        self.heads, self.window, self.tables = config.heads, config.window, tables
+    def __init__(
+        self, make: LayerMaker, config: CellConfig, context: Longs, name: str, functions: StoredFunctions
+    ) -> None:
+        self.heads, self.window, self.functions = config.heads, config.window, functions
         query, key, value = (make.fraction(f"{name}.{part}") for part in ("query", "key", "value"))
         self.query = make.linear(f"{name}.query", context, query)
         self.key = make.linear(f"{name}.key", context, key)
@@ -117,7 +119,7 @@ class IntegerAttentionCell:
         query = integer.linear(params, weights=self.query)
         key, value = integer.together(context, (self.key, self.value))
         attended = integer.window_attention(
-            query, key, value, self.heads, self.window, self.scores, self.tables.exponential
+            query, key, value, self.heads, self.window, self.scores, self.functions.exponential
         )
         output = integer.linear(params, weights=self.output, added=params)
         return integer.linear(attended, weights=self.widen, added=output)
@@ -134,8 +136,8 @@ def folded_kernel(alpha: Reals, one: Reals, three: Reals, five: Reals) -> Reals:
 class _Mix:
     """What both mixes begin with: the shifted input, and the receptance that gates the output."""
 
-    def __init__(self, make: LayerMaker, fraction_in: Longs, name: str, tables: IntegerTables) -> None:
-        self.tables = tables
+    def __init__(self, make: LayerMaker, fraction_in: Longs, name: str, functions: StoredFunctions) -> None:
+        self.functions = functions
         self.shifted = make.fraction(f"{name}.shift")
         self.argument = np.full_like(self.shifted, ARGUMENT_FRACTION)
         branches = (make.real(f"{name}.shift.{part}.weight") for part in ("conv1x1", "conv3x3", "conv5x5"))
@@ -148,14 +150,14 @@ class IntegerSpatialMix(_Mix):
     """z + gamma · linear(σ(r) · BiWKV(k, v)) of the normalised z."""
 
     def __init__(
-        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, tables: IntegerTables
+        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, functions: StoredFunctions
     ) -> None:
-        super().__init__(make, fraction_in, name, tables)
+        super().__init__(make, fraction_in, name, functions)
         value = make.fraction(f"{name}.value")
         self.key = make.linear(f"{name}.key", self.shifted, self.argument)
         self.value = make.linear(f"{name}.value", self.shifted, value)
         self.output = make.linear(f"{name}.output", value, stream, row_factor=make.weights.real(gamma))
-        self._power: Array = tables.power.astype(np.int64)
+        self._power: Array = functions.power.astype(np.int64)
         decay, boost = (
             log2_fixed(np.clip(make.real(f"{name}.{part}"), -LARGEST_DECAY, LARGEST_DECAY))
             for part in ("decay", "boost")
@@ -184,8 +186,8 @@ class IntegerSpatialMix(_Mix):
         height, width, _ = normalised.shape
         shifted = integer.depthwise(normalised, self.shift)
         key, value, receptance = integer.together(shifted, (self.key, self.value, self.receptance))
-        mixed = integer.bi_wkv(key, value, self.factors(height * width), self.tables.exponential)
-        gated = integer.gate(receptance, mixed, self.tables.sigmoid)
+        mixed = integer.bi_wkv(key, value, self.factors(height * width), self.functions.exponential)
+        gated = integer.gate(receptance, mixed, self.functions.sigmoid)
         return integer.linear(gated, weights=self.output, added=z)
 
 
@@ -193,9 +195,9 @@ class IntegerChannelMix(_Mix):
     """z + gamma · σ(r) · value(relu(key)²) of the normalised z."""
 
     def __init__(
-        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, tables: IntegerTables
+        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, functions: StoredFunctions
     ) -> None:
-        super().__init__(make, fraction_in, name, tables)
+        super().__init__(make, fraction_in, name, functions)
         key = make.fraction(f"{name}.key")
         self.key = make.linear(f"{name}.key", self.shifted, key)
         row_factor = make.weights.real(gamma)
@@ -205,13 +207,13 @@ class IntegerChannelMix(_Mix):
         shifted = integer.depthwise(normalised, self.shift)
         key, receptance = integer.together(shifted, (self.key, self.receptance))
         value = integer.linear(integer.squared_relu(key, SQUARE_SHIFT), weights=self.value)
-        return integer.gate(receptance, value, self.tables.sigmoid, added=z)
+        return integer.gate(receptance, value, self.functions.sigmoid, added=z)
 
 
 class IntegerRWKVCell:
     """params + leave(RWKV block(enter(params ‖ context)))."""
 
-    def __init__(self, make: LayerMaker, context: Longs, name: str, tables: IntegerTables) -> None:
+    def __init__(self, make: LayerMaker, context: Longs, name: str, functions: StoredFunctions) -> None:
         block = f"{name}.block"
         stream, unit = make.fraction(name), make.one_fraction(name)
         normal1, normal2 = make.fraction(f"{block}.norm1"), make.fraction(f"{block}.norm2")
@@ -223,8 +225,8 @@ class IntegerRWKVCell:
             for part, normal in (("norm1", normal1), ("norm2", normal2))
         )
         spatial, channel = f"{block}.spatial_mix", f"{block}.channel_mix"
-        self.spatial = IntegerSpatialMix(make, f"{block}.gamma1", normal1, stream, spatial, tables)
-        self.channel = IntegerChannelMix(make, f"{block}.gamma2", normal2, stream, channel, tables)
+        self.spatial = IntegerSpatialMix(make, f"{block}.gamma1", normal1, stream, spatial, functions)
+        self.channel = IntegerChannelMix(make, f"{block}.gamma2", normal2, stream, channel, functions)
         self.leave = make.linear(f"{name}.leave", stream, context)
 
     def __call__(self, params: Array, context: Array) -> Array:

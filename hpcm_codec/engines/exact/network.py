@@ -34,7 +34,7 @@ from hpcm_codec.model.schedule import Lattice
 from hpcm_codec.model.walk import SymbolPort, hyper_planes, walk
 from hpcm_codec.ops import integer, integer_native
 from hpcm_codec.ops.integer import EXP_SHIFT, WIDE, Array, round_shift
-from hpcm_codec.ops.integer_tables import LOG2_SHIFT, IntegerTables, log2_fixed, power_of_two
+from hpcm_codec.ops.integer_tables import LOG2_SHIFT, StoredFunctions, log2_fixed, power_of_two
 
 SCALE_FRACTION = 10  # logarithmic scales in context planes are in units of 2^-10
 FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
@@ -82,19 +82,19 @@ class ExactNetwork:
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, fractions: Fractions, tables: IntegerTables, *, compiled: bool
+        self, config: ModelConfig, weights: Weights, fractions: Fractions, functions: StoredFunctions, *, compiled: bool
     ) -> None:
         refuse_unsupported(config)
         make = LayerMaker(weights, fractions, compiled=compiled)
-        tables = IntegerTables(**vars(tables))  # our own, which `to` may change
-        self.config, self.tables, self._make = config, tables, make
+        functions = StoredFunctions(**vars(functions))  # our own, which `to` may change
+        self.config, self.functions, self._make = config, functions, make
         self.compiled = compiled
         self.has_transforms = "g_s" in fractions
         latents = make.fraction("latents")
         context = np.concatenate((np.full_like(latents, SCALE_FRACTION), latents))
         self.latent_fraction: Array = latents
         self.hyper_fraction: Array = make.fraction("h_s")
-        self._power: Array = tables.power.astype(np.int64)
+        self._power: Array = functions.power.astype(np.int64)
         self.hyper_synthesis = HyperSynthesis(make, context)
         self.context_nets = [make.linear(f"context.context_nets.{i}", context, context) for i in range(2)]
         self.prior_s12 = IntegerPrior(make, config.prior_blocks_s12, context, "context.prior_s12")
@@ -111,9 +111,9 @@ class ExactNetwork:
         for i, cell in enumerate(config.cells):
             name = f"context.cells.{i}.inner"
             if cell.kind == "cross-attention":
-                self.cells.append(IntegerAttentionCell(make, cell, context, name, tables))
+                self.cells.append(IntegerAttentionCell(make, cell, context, name, functions))
             else:
-                self.cells.append(IntegerRWKVCell(make, context, name, tables))
+                self.cells.append(IntegerRWKVCell(make, context, name, functions))
         # Rate-dependent values: logarithms in three units, for table indexes, for powers of two, and means.
         log_gain = make.real("rate_control.log_gain")
         self._log_gain: Array = fixed(log_gain, SCALE_FRACTION)
