@@ -46,6 +46,7 @@ class ModelConfig:
     latent_channels:   M, a multiple of 8 (the schedule deals channels to 8 groups).
     hyper_channels:    N.
     transform:         "staircase" (HPCM: four halvings) or "patch" (8x8 DCT-initialised projection, then one halving).
+    staircase_blocks:  residual blocks at 1/8 resolution, in each direction; "staircase" only.
     patch_kernel:      edge in pixels of what a patch sees and draws, a multiple of 8; above 8 they overlap; "patch" only.
     patch_blocks:      residual blocks at 1/8 resolution, in each direction; "patch" only.
     cells:             the cells at the scales s1, s2, s3.
@@ -65,6 +66,7 @@ class ModelConfig:
     latent_channels: int = 320
     hyper_channels: int = 256
     transform: Literal["staircase", "patch"] = "staircase"
+    staircase_blocks: int = 4
     patch_kernel: int = 8
     patch_blocks: int = 4
     cells: tuple[CellConfig, CellConfig, CellConfig] = field(
@@ -125,6 +127,7 @@ PRESETS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
         ModelConfig(name="hpcm-base"),
+        ModelConfig(name="hpcm-large", staircase_blocks=8, prior_blocks_s12=(2, 2), prior_blocks_s3=(4, 3)),
         ModelConfig(name="phase1", cells=_rwkv_at_s3(hidden_rate=4.0)),
         # a cell that meets what Phase 1 was planned to save (docs/benchmarks.md); residual, as it is narrower than its context
         ModelConfig(name="phase1-slim", cells=_rwkv_at_s3(width=256, hidden_rate=3.0, residual=True)),
