@@ -126,7 +126,7 @@ def refuse_others(names: Any) -> None:
         raise UnsupportedError(
             f"an HPCM network with RWKV blocks of another program ({_some(with_rwkv)}): its kernels compute another Bi-WKV than the "
             "formula, and weights that were trained with them would not fit here",
-            advice="train such a network with `hpcm train run --config phase1`",
+            advice="train such a network with `hpcm train run --model phase2`",
         )
     if with_rwkv:
         lalic = any(".att.omni_shift." in name for name in names)
