@@ -17,8 +17,8 @@ from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.config import PRESETS, CellConfig, ModelConfig, preset
 from hpcm_codec.model.hpcm import HPCM, EstimatorPort
-from hpcm_codec.model.published import our_name
 from hpcm_codec.model.transforms import PatchesOut
+from hpcm_codec.weights.published import read_published
 
 PUBLISHED_PARAMETERS = 68_505_299
 
@@ -65,8 +65,8 @@ def test_unknown_configurations_are_refused_by_name() -> None:
         ModelConfig.from_json(newer)
 
 
-def published_weights(reference: Path, shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The seeded weights that the golden outputs were made with, under our names."""
+def golden_weights(reference: Path) -> dict[str, torch.Tensor]:
+    """The seeded weights that the golden outputs were made with, float64, as a published file has them."""
     published = json.loads((reference / "hpcm_base_parameters.json").read_text())
     weights = {}
     for name, shape in published.items():
@@ -79,7 +79,7 @@ def published_weights(reference: Path, shapes: dict[str, torch.Size]) -> dict[st
             values = 0.02 * values
         else:
             values = 0.8 * values / np.sqrt(np.prod(shape[1:]))
-        weights[our_name(name)] = torch.from_numpy(values).reshape(shapes[our_name(name)])
+        weights[name] = torch.from_numpy(values)
     return weights
 
 
@@ -103,14 +103,17 @@ class RecordingPort(EstimatorPort):
         return schedule.merge(planes)
 
 
-def test_base_reproduces_the_published_network(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_imported_checkpoint_reproduces_the_published_network(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with np.load(reference / "hpcm_base_golden.npz") as arrays:
         golden = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-    config = dataclasses.replace(preset("hpcm-base"), hyper_gather="published")
+    path = tmp_path / "0.0483.pth.tar"
+    torch.save(golden_weights(reference), path)
+    published = read_published(path)
     with torch.device("meta"):
-        model = HPCM(config)
-    weights = published_weights(reference, {name: value.shape for name, value in model.state_dict().items()})
-    model.load_state_dict(weights, assign=True)
+        model = HPCM(published.config)
+    model.load_state_dict(published.weights, assign=True)
     model.eval()
 
     # The published scales are kept before their lower bound.

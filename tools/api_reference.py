@@ -16,11 +16,12 @@ from typing import Any
 
 import hpcm_codec
 import hpcm_codec.pillow
-from hpcm_codec import errors
+from hpcm_codec import errors, networks
 from hpcm_codec.images import arrays
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
-PARAMETER = re.compile(r"([a-z_]+(?:, [a-z_]+)*): +(\S.*)")
+_NAME = "(?:[a-z_]+|[A-Z])"
+PARAMETER = re.compile(rf"({_NAME}(?:, {_NAME})*): +(\S.*)")
 WIDEST = 100  # of a signature on one line
 
 
@@ -38,6 +39,9 @@ def page() -> str:
     for class_ in (hpcm_codec.Codec, hpcm_codec.Picture):
         parts += entry(class_, class_.__name__, "##")
         parts += [text for name, member in public_members(class_) for text in entry(member, name, "###")]
+    parts += ["## Networks to train: `hpcm_codec.networks`", prose(without_first_line(networks))]
+    for name in networks.__all__:
+        parts += entry(getattr(networks, name), name, "###")
     parts += ["## Errors", prose(without_first_line(errors))]
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.HpcmError)]
     for kind in sorted(kinds, key=lambda kind: (len(kind.__mro__), kind.exit_status, kind.__name__)):

@@ -1,8 +1,9 @@
-"""`hpcm checkpoints`: list, check and export weights."""
+"""`hpcm checkpoints`: list, check, export and import weights."""
 
 from __future__ import annotations
 
 import json as json_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ DTYPES = ("float16", "bfloat16", "float32", *PACKED)
 
 @click.group("checkpoints")
 def command() -> None:
-    """List, check and export weights."""
+    """List, check, export and import weights."""
 
 
 @command.command("list")
@@ -115,6 +116,41 @@ def export_command(
     plain = torch.float16 if bits is not None else getattr(torch, dtype)
     identity = export_checkpoint(source, output, plain, calibration, packed_bits=bits)
     click.echo(f"{output}: {output.stat().st_size} bytes, identity {identity.hex()}")
+
+
+@command.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER|PACK",
+    help="With an exact profile, as of export --exact, its units found with these pictures.",
+)
+@click.option(
+    "--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many of them, cut to 256×256."
+)
+@click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
+def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None, pictures: int, force: bool) -> None:
+    """Write a published HPCM checkpoint (.pth.tar of HPCM-Base or HPCM-Large, github.com/lyq133/LIC-HPCM) as one of ours.
+
+    A published file holds one rate, and so does what is written: -q changes nothing. FILE is read without running anything in it.
+    """
+    from hpcm_codec.engines.exporting import import_published
+
+    if len(files) > 1:
+        raise UsageError(
+            f"{len(files)} files given: several rates in one checkpoint are not supported",
+            advice="import each file to an output of its own, and choose the rate with --model",
+        )
+    options.refuse_existing(output, force)
+    options.refuse_missing(files[0])
+    calibration = None
+    if calibrate is not None:
+        options.refuse_missing(calibrate)
+        calibration = partial(_calibration, calibrate, pictures)
+    kind, identity = import_published(files[0], output, calibration)
+    click.echo(f"{output}: {kind}, {output.stat().st_size} bytes, identity {identity.hex()}")
 
 
 def _calibration(source: Path, count: int) -> list[Tensor]:

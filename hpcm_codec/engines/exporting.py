@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from hpcm_codec.engines.exact.export import calibrate
+from hpcm_codec.engines.exact.network import refuse_unsupported
 from hpcm_codec.engines.loading import exact_network
+from hpcm_codec.entropy.distributions import build_tables as build_coder_tables
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.ops.integer_tables import StoredFunctions, build_functions
-from hpcm_codec.weights.checkpoints import ExactData, load_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
 from hpcm_codec.weights.packing import pack_all, unpack_all
+from hpcm_codec.weights.published import read_published
 
 
 def export_checkpoint(
@@ -34,7 +37,39 @@ def export_checkpoint(
                  and its weights are float16. None leaves the exact profile out.
     Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
     """
-    checkpoint = load_checkpoint(source)
+    return _export(load_checkpoint(source), source, target, dtype, calibration, packed_bits)
+
+
+def import_published(
+    source: Path, target: Path, calibration: Callable[[], Sequence[Tensor]] | None = None
+) -> tuple[str, bytes]:
+    """Write a published HPCM checkpoint as one of ours, its weights in the types they have; returns the network's name and the identity.
+
+    calibration: gives the pictures of `export_checkpoint`, for an exact profile (and float16 weights); None leaves it out.
+    Raises FileError for what cannot be read, UnsupportedError for other networks, and where the exact profile does not cover the model.
+    """
+    published = read_published(source)
+    kind = published.record["imported"]
+    if calibration is None:
+        return kind, save_checkpoint(target, published.config, published.weights, published.record)
+    try:
+        refuse_unsupported(published.config)
+    except UnsupportedError as error:
+        error.advice = "import it without --calibrate: its files then use the float profile"
+        raise error.in_file(source) from None
+    checkpoint = Checkpoint(published.config, published.weights, build_coder_tables(), b"", published.record)
+    return kind, _export(checkpoint, str(source), target, torch.float16, calibration(), None)
+
+
+def _export(
+    checkpoint: Checkpoint,
+    source: str,
+    target: Path,
+    dtype: torch.dtype,
+    calibration: Sequence[Tensor] | None,
+    packed_bits: int | None,
+) -> bytes:
+    """`export_checkpoint` of a checkpoint that is loaded already."""
     if calibration is not None and dtype != torch.float16:
         raise UnsupportedError("the exact profile's integers are made of float16 weights")
     weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from hpcm_codec.ops import fused, fused_mixing
 
@@ -133,6 +134,13 @@ def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | Non
     x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
     y = layer(x) if isinstance(layer, nn.Linear) else pixelwise(layer, x)
     return y if added is None else y + added.to(y.dtype)
+
+
+def recomputed(recompute: bool, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`work(*inputs)`; if `recompute`, its activations are not kept for the backward pass but computed there once more."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(work, *inputs, use_reentrant=False)
+    return work(*inputs)
 
 
 def silence(layer: nn.Conv2d, weight_factor: float) -> None:

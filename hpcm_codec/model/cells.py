@@ -1,7 +1,8 @@
 """Context cells: what carries the context from one coding step to the next. Same call, (params, context) → context.
 
 Both tensors are B×2M×h×w (scales, means). `CrossAttentionCell` is HPCM's (arXiv 2507.19125, eq. 8): windows of the
-lattice attend to the old context. `RWKVContextCell` is Phase 1's replacement: linear in the number of latents.
+lattice attend to the old context. `RWKVContextCell` is Phase 1's replacement: linear in the number of latents. It is an `RWKVFusion`
+of two inputs; one of a single input is Phase 3's network between two scales.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from hpcm_codec.model.blocks import pointwise, silence
-from hpcm_codec.model.config import CellConfig
+from hpcm_codec.model.blocks import pointwise, recomputed, silence
+from hpcm_codec.model.config import CellConfig, FusionConfig
 from hpcm_codec.model.rwkv import RWKVBlock
 
 
@@ -75,22 +75,43 @@ class CrossAttentionCell(nn.Module):
         return params + out if self.residual else out
 
 
-class RWKVContextCell(nn.Module):
-    """conv1×1(RWKV block(conv1×1(params ‖ context))) over the whole lattice."""
+class RWKVFusion(nn.Module):
+    """conv1×1(RWKV block(conv1×1(inputs side by side))) over the whole lattice, plus the first input if `residual`.
 
-    def __init__(self, channels: int, config: CellConfig) -> None:
+    Called with `inputs` planes B×channels×h×w; returns one.
+    """
+
+    def __init__(self, channels: int, inputs: int, config: CellConfig | FusionConfig, *, residual: bool = True) -> None:
         super().__init__()
         width = config.width or channels
-        self.residual = config.residual
-        self.enter = nn.Conv2d(2 * channels, width, 1)
+        self.residual = residual
+        self.enter = nn.Conv2d(inputs * channels, width, 1)
         self.block = RWKVBlock(width, config.hidden_rate)
         self.leave = nn.Conv2d(width, channels, 1)
         if self.residual:
             silence(self.leave, 0.1)
 
-    def forward(self, params: Tensor, context: Tensor) -> Tensor:
-        block = self.block(pointwise(self.enter, params, context))
-        return pointwise(self.leave, block, added=params if self.residual else None)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        block = self.block(pointwise(self.enter, *inputs))
+        return pointwise(self.leave, block, added=inputs[0] if self.residual else None)
+
+
+class RWKVContextCell(RWKVFusion):
+    """The `RWKVFusion` of (params, context)."""
+
+    def __init__(self, channels: int, config: CellConfig) -> None:
+        super().__init__(channels, 2, config, residual=config.residual)
+
+
+class ContextNet(RWKVFusion):
+    """The network between two scales as an RWKV block (Phase 3), with activation checkpointing in training when asked for."""
+
+    def __init__(self, channels: int, config: FusionConfig, use_checkpoint: bool) -> None:
+        super().__init__(channels, 1, config)
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return recomputed(self.use_checkpoint and self.training, super().forward, *inputs)
 
 
 class ContextCell(nn.Module):
@@ -103,6 +124,4 @@ class ContextCell(nn.Module):
         self.use_checkpoint = use_checkpoint
 
     def forward(self, params: Tensor, context: Tensor) -> Tensor:
-        if self.use_checkpoint and self.training and torch.is_grad_enabled():
-            return checkpoint(self.inner, params, context, use_reentrant=False)
-        return self.inner(params, context)
+        return recomputed(self.use_checkpoint and self.training, self.inner, params, context)

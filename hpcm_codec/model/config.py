@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hpcm_codec.errors import UnsupportedError
@@ -40,31 +40,47 @@ class CellConfig:
 
 
 @dataclass(frozen=True)
+class FusionConfig:
+    """An RWKV block that refines the context between two scales, in place of a 1×1 convolution (Phase 3).
+
+    width:       inner channels; None is 2M.
+    hidden_rate: expansion of the channel mix.
+    """
+
+    width: int | None = None
+    hidden_rate: float = 4.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the shapes and the arithmetic of an HPCM network.
 
     latent_channels:   M, a multiple of 8 (the schedule deals channels to 8 groups).
     hyper_channels:    N.
     transform:         "staircase" (HPCM: four halvings) or "patch" (8x8 DCT-initialised projection, then one halving).
+    staircase_blocks:  residual blocks at 1/8 resolution, in each direction; "staircase" only.
     patch_kernel:      edge in pixels of what a patch sees and draws, a multiple of 8; above 8 they overlap; "patch" only.
     patch_blocks:      residual blocks at 1/8 resolution, in each direction; "patch" only.
     cells:             the cells at the scales s1, s2, s3.
     prior_width:       channels inside the priors; None is 3M, the published width.
     prior_blocks_s12:  residual blocks before and after the gain in the prior shared by s1 and s2.
     prior_blocks_s3:   the same in the prior of s3.
+    prior_rwkv_rate:   RWKV blocks stand in the priors (Phase 4), and this is their channel mixes' expansion; None: depthwise ones.
+    context_fusion:    the RWKV block between two scales (Phase 3); None: a 1×1 convolution.
     prior_residual:    priors refine the context by addition instead of replacing it (ours).
     phase_bias:        a learned bias per position of the coding cell, telling which neighbours are decoded (ours).
     scale_domain:      "linear": the network puts out scales; "log": their natural logarithms.
     rate_levels:       number of rate anchors of a variable-rate model; 1 is a fixed-rate model without gains.
     residual_factors:  residual branches carry a per-channel, per-rate factor that starts near zero (ours).
     hyper_gather:      "aligned", or "published" for the misplaced s2 gather that published weights have absorbed.
-    use_checkpoint:    recompute the cells' activations in the backward pass (saves memory in training only).
+    use_checkpoint:    recompute the activations of cells and of all RWKV blocks in the backward pass (saves memory in training only).
     """
 
     name: str = "hpcm-base"
     latent_channels: int = 320
     hyper_channels: int = 256
     transform: Literal["staircase", "patch"] = "staircase"
+    staircase_blocks: int = 4
     patch_kernel: int = 8
     patch_blocks: int = 4
     cells: tuple[CellConfig, CellConfig, CellConfig] = field(
@@ -73,6 +89,8 @@ class ModelConfig:
     prior_width: int | None = None
     prior_blocks_s12: tuple[int, int] = (2, 1)
     prior_blocks_s3: tuple[int, int] = (3, 2)
+    prior_rwkv_rate: float | None = None
+    context_fusion: FusionConfig | None = None
     prior_residual: bool = False
     phase_bias: bool = False
     scale_domain: Literal["linear", "log"] = "linear"
@@ -110,6 +128,8 @@ class ModelConfig:
             values["cells"] = tuple(CellConfig(**cell) for cell in values["cells"])
             for key in ("prior_blocks_s12", "prior_blocks_s3"):
                 values[key] = tuple(values[key])
+            if values.get("context_fusion") is not None:
+                values["context_fusion"] = FusionConfig(**values["context_fusion"])
             return cls(**values)
         except (TypeError, ValueError, KeyError) as error:
             raise UnsupportedError(f"the model configuration is not one this version knows: {error}") from error
@@ -119,36 +139,59 @@ def _rwkv_at_s3(**cell: Any) -> tuple[CellConfig, CellConfig, CellConfig]:
     return (CellConfig(window=4), CellConfig(window=8), CellConfig(kind="rwkv", **cell))
 
 
+def _rwkv_everywhere(**cell: Any) -> tuple[CellConfig, CellConfig, CellConfig]:
+    s1, s2, s3 = (CellConfig(kind="rwkv", hidden_rate=rate, **cell) for rate in (2.0, 3.0, 4.0))
+    return s1, s2, s3
+
+
 _LITE_CELL: dict[str, Any] = {"width": 192, "heads": 8, "residual": True}
+
+_LITE = ModelConfig(
+    name="phase1-lite",
+    latent_channels=320,
+    hyper_channels=96,
+    transform="patch",
+    patch_kernel=16,
+    patch_blocks=8,
+    cells=(
+        CellConfig(window=4, **_LITE_CELL),
+        CellConfig(window=8, **_LITE_CELL),
+        CellConfig(kind="rwkv", hidden_rate=2.0, **_LITE_CELL),
+    ),
+    prior_width=256,
+    prior_blocks_s12=(1, 1),
+    prior_blocks_s3=(1, 2),
+    prior_residual=True,
+    phase_bias=True,
+    scale_domain="log",
+    rate_levels=8,
+    residual_factors=True,
+)
+
+
+def _phases(
+    suffix: str, base: ModelConfig, cell: dict[str, Any], fusion: FusionConfig, prior_rate: float
+) -> tuple[ModelConfig, ModelConfig, ModelConfig]:
+    """Phases 2, 3 and 4 of a model, each the one before it and a change.
+
+    cell: of all cells, but for kind and hidden rate; fusion, prior_rate: what Phases 3 and 4 add.
+    """
+    second = replace(base, name=f"phase2{suffix}", cells=_rwkv_everywhere(**cell))
+    third = replace(second, name=f"phase3{suffix}", context_fusion=fusion)
+    return second, third, replace(third, name=f"phase4{suffix}", prior_rwkv_rate=prior_rate)
+
 
 PRESETS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
         ModelConfig(name="hpcm-base"),
+        ModelConfig(name="hpcm-large", staircase_blocks=8, prior_blocks_s12=(2, 2), prior_blocks_s3=(4, 3)),
         ModelConfig(name="phase1", cells=_rwkv_at_s3(hidden_rate=4.0)),
         # a cell that meets what Phase 1 was planned to save (docs/benchmarks.md); residual, as it is narrower than its context
         ModelConfig(name="phase1-slim", cells=_rwkv_at_s3(width=256, hidden_rate=3.0, residual=True)),
-        ModelConfig(
-            name="phase1-lite",
-            latent_channels=320,
-            hyper_channels=96,
-            transform="patch",
-            patch_kernel=16,
-            patch_blocks=8,
-            cells=(
-                CellConfig(window=4, **_LITE_CELL),
-                CellConfig(window=8, **_LITE_CELL),
-                CellConfig(kind="rwkv", hidden_rate=2.0, **_LITE_CELL),
-            ),
-            prior_width=256,
-            prior_blocks_s12=(1, 1),
-            prior_blocks_s3=(1, 2),
-            prior_residual=True,
-            phase_bias=True,
-            scale_domain="log",
-            rate_levels=8,
-            residual_factors=True,
-        ),
+        *_phases("", ModelConfig(), {}, FusionConfig(), prior_rate=4.0),
+        _LITE,
+        *_phases("-lite", _LITE, _LITE_CELL, FusionConfig(width=192, hidden_rate=2.0), prior_rate=2.0),
     )
 }
 

@@ -17,7 +17,7 @@ from hpcm_codec.entropy.distributions import bounded
 from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SMALLEST_SIGMA
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import pointwise
-from hpcm_codec.model.cells import ContextCell
+from hpcm_codec.model.cells import ContextCell, ContextNet
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
@@ -43,12 +43,7 @@ class ContextModel(nn.Module):
         self.prior_s12 = Prior(config, config.prior_blocks_s12)
         self.prior_s3 = Prior(config, config.prior_blocks_s3)
         self.cells = nn.ModuleList(ContextCell(channels, cell, config.use_checkpoint) for cell in config.cells)
-        self.context_nets = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(2))
-        if config.prior_residual:
-            for net in self.context_nets:
-                assert isinstance(net, nn.Conv2d) and net.bias is not None
-                nn.init.dirac_(net.weight)
-                nn.init.zeros_(net.bias)
+        self.context_nets = nn.ModuleList(_context_net(config) for _ in range(2))
 
     def code_latents(
         self, hyper_params: Tensor, port: SymbolPort, rate: Tensor, log_gain: Tensor | None = None
@@ -108,7 +103,8 @@ class _AtRate:
         return torch.zeros_like(context[:, : self._network.latent_channels])  # with the context's order in memory
 
     def enter(self, scale: int, context: Tensor) -> Tensor:
-        return pointwise(cast(nn.Conv2d, self._network.context_nets[scale - 1]), context)
+        net = self._network.context_nets[scale - 1]
+        return pointwise(net, context) if isinstance(net, nn.Conv2d) else net(context)
 
     def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
         adaptor = cast(StepAdaptor, cast(nn.ModuleList, self._network.adaptors[scale])[step])
@@ -117,6 +113,19 @@ class _AtRate:
 
     def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
         return self._network.cells[scale](params, context)
+
+
+def _context_net(config: ModelConfig) -> nn.Module:
+    """The network on a context B×2M×h×w that was brought to a finer scale."""
+    channels = 2 * config.latent_channels
+    if config.context_fusion is not None:
+        return ContextNet(channels, config.context_fusion, config.use_checkpoint)
+    net = nn.Conv2d(channels, channels, 1)
+    if config.prior_residual:
+        assert net.bias is not None
+        nn.init.dirac_(net.weight)
+        nn.init.zeros_(net.bias)
+    return net
 
 
 def _published_planes(hyper_params: Tensor, planes: Planes) -> Planes:

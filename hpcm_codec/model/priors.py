@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, pointwise, silence
+from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, pointwise, recomputed, silence
 from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.rwkv import RWKVBlock
 
 
 # Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
@@ -19,9 +20,8 @@ class Prior(nn.Module):
     def __init__(self, config: ModelConfig, blocks: tuple[int, int]) -> None:
         super().__init__()
         width = prior_width(config)
-        levels = config.rate_levels if config.residual_factors else 0
-        self.before = RateSequential(*(ResidualBlock(width, factor_levels=levels) for _ in range(blocks[0])))
-        self.after = RateSequential(*(ResidualBlock(width, factor_levels=levels) for _ in range(blocks[1])))
+        self.before = RateSequential(*(_block(config) for _ in range(blocks[0])))
+        self.after = RateSequential(*(_block(config) for _ in range(blocks[1])))
         self.head = nn.Conv2d(width, 2 * config.latent_channels, 1)
         self.residual = config.prior_residual
         if self.residual:
@@ -31,6 +31,25 @@ class Prior(nn.Module):
         """adapted: B×width×h×w; gain: of the step; context: B×2M×h×w; rate: B×L. Returns parameters B×2M×h×w."""
         refined = self.after(gain.times(self.before(adapted, rate), rate), rate)
         return pointwise(self.head, refined, added=context if self.residual else None)
+
+
+class PriorRWKVBlock(RWKVBlock):
+    """An RWKV block in a prior (Phase 4), with activation checkpointing in training when asked for."""
+
+    def __init__(self, channels: int, hidden_rate: float, use_checkpoint: bool) -> None:
+        super().__init__(channels, hidden_rate)
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self.use_checkpoint and self.training, super().forward, x)
+
+
+def _block(config: ModelConfig) -> nn.Module:
+    """A residual block of a prior, on B×width×h×w."""
+    width = prior_width(config)
+    if config.prior_rwkv_rate is not None:
+        return PriorRWKVBlock(width, config.prior_rwkv_rate, config.use_checkpoint)
+    return ResidualBlock(width, factor_levels=config.rate_levels if config.residual_factors else 0)
 
 
 class StepAdaptor(nn.Module):

@@ -94,7 +94,7 @@ def analysis_transform(config: ModelConfig) -> RateSequential:
             down2(96, 192),
             *_partial(192, 2),
             down2(192, 384),
-            *_partial(384, 4),
+            *_partial(384, config.staircase_blocks),
             down2(384, latents),
         )
     factors = 1 if config.residual_factors else 0
@@ -112,7 +112,7 @@ def synthesis_transform(config: ModelConfig) -> RateSequential:
     if config.transform == "staircase":
         return RateSequential(
             up2(latents, 384),
-            *_partial(384, 4),
+            *_partial(384, config.staircase_blocks),
             up2(384, 192),
             *_partial(192, 2),
             up2(192, 96),

@@ -6,12 +6,12 @@ Blocks of one kind and size share one compilation, which takes seconds; the whol
 from __future__ import annotations
 
 from hpcm_codec.model.blocks import ResidualBlock
-from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
+from hpcm_codec.model.cells import CrossAttentionCell, RWKVFusion
 from hpcm_codec.model.hpcm import HPCM, MaskedOperations
-from hpcm_codec.model.priors import StepAdaptor
+from hpcm_codec.model.priors import PriorRWKVBlock, StepAdaptor
 from hpcm_codec.model.transforms import PatchesOut
 
-COMPILED = (ResidualBlock, StepAdaptor, RWKVContextCell, CrossAttentionCell, PatchesOut)
+COMPILED = (ResidualBlock, StepAdaptor, RWKVFusion, PriorRWKVBlock, CrossAttentionCell, PatchesOut)
 SIZES = 64  # compilations of one piece of code before torch gives up on it; each kind of block has a few sizes
 
 

@@ -1,4 +1,4 @@
-"""The rate-distortion loss of a variable-rate model."""
+"""The rate-distortion loss: as HPCM is trained, and as a variable-rate model is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hpcm_codec.model.hpcm import ForwardResult
+from hpcm_codec.model.hpcm import ForwardResult, Likelihoods
 
 # Divides each sample's loss: sqrt(λ/0.01) keeps λ·255²·MSE + bpp of one size over the whole range of λ (both terms
 # grow like it, see docs/training.md), so that neither end is neglected.
@@ -34,9 +34,26 @@ def rate_distortion(result: ForwardResult, x: Tensor, weight: Tensor) -> RateDis
 
     x: B×3×H×W in [0, 1]; weight: λ of each sample, B.
     """
-    pixels = x.shape[-2] * x.shape[-1]
-    bits = sum(-part.flatten(1).log2().sum(dim=1) for part in (result["likelihoods"]["y"], result["likelihoods"]["z"]))
-    bpp = torch.as_tensor(bits) / pixels
-    error = (result["x_hat"].float() - x).square().flatten(1).mean(dim=1)
+    bpp, error = _rate_and_distortion(result["x_hat"], x, result["likelihoods"])
     loss = ((weight * 255**2 * error + bpp) / (weight / REFERENCE_LAMBDA).sqrt()).mean()
     return RateDistortion(loss, bpp.detach(), error.detach())
+
+
+def rate_distortion_loss(
+    x_hat: Tensor, images: Tensor, likelihoods: Likelihoods, lmbda: float | Tensor = 0.013
+) -> Tensor:
+    """The loss that HPCM is trained with: λ·255²·MSE + bpp, the mean over the pictures; a scalar, float32.
+
+    x_hat, images: B×3×H×W, images in [0, 1].
+    likelihoods: of latents and hyper-latents, as the network returns them.
+    lmbda: λ, a number or one for each picture (B); HPCM's are 0.0018, 0.0035, 0.0067, 0.013, 0.025 and 0.0483.
+    """
+    bpp, error = _rate_and_distortion(x_hat, images, likelihoods)
+    return (lmbda * 255**2 * error + bpp).mean()
+
+
+def _rate_and_distortion(x_hat: Tensor, x: Tensor, likelihoods: Likelihoods) -> tuple[Tensor, Tensor]:
+    """Bits per pixel and mean squared error of each picture, B each, float32."""
+    pixels = x.shape[-2] * x.shape[-1]
+    bits = sum(-part.flatten(1).log2().sum(dim=1) for part in (likelihoods["y"], likelihoods["z"]))
+    return torch.as_tensor(bits) / pixels, (x_hat.float() - x).square().flatten(1).mean(dim=1)

@@ -30,6 +30,11 @@ def has_two_sides(name: str, parameter: Tensor) -> bool:
     return name.endswith(".weight") and parameter.ndim >= 2 and min(parameter.shape[:2]) > 1
 
 
+def is_decay(name: str) -> bool:
+    """Whether a parameter is a decay or a boost of the Bi-WKV, which learn at a rate of their own."""
+    return name.endswith((".decay", ".boost"))
+
+
 class Optimiser:
     """All optimisers of a model; raises UnsupportedError for Muon where torch has none."""
 
@@ -43,7 +48,7 @@ class Optimiser:
             matrices = [p for name, p in named if is_matrix(name, p)]
             self._matrices = [(p, nn.Parameter(p.detach().view(p.shape[:2]))) for p in matrices]
         taken = {id(p) for p, _ in self._matrices}
-        slow = [p for name, p in named if name.endswith((".decay", ".boost"))]
+        slow = [p for name, p in named if is_decay(name)]
         # A group of their own only where they need one: runs of before know two groups.
         apart = settings.patch_rate_factor != 1 and model.config.transform == "patch"
         patches = [*model.g_a[0].parameters(), *model.g_s[-1].parameters()] if apart else []

@@ -47,6 +47,15 @@ assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SIGMA_STEP * (1 << SCA
 
 def refuse_unsupported(config: ModelConfig) -> None:
     """Raise UnsupportedError unless the exact profile can evaluate such a model."""
+    for added, what in (
+        (config.context_fusion, "RWKV blocks between the scales"),
+        (config.prior_rwkv_rate, "RWKV blocks in the priors"),
+    ):
+        if added is not None:
+            raise UnsupportedError(
+                f"the exact profile does not cover models like {config.name}, which have {what}",
+                advice="use the float profile",
+            )
     narrow = all(cell.residual and cell.width not in (None, 2 * config.latent_channels) for cell in config.cells)
     if not (config.scale_domain == "log" and config.rate_levels > 1 and config.prior_residual and config.residual_factors and narrow
             and config.transform == "patch" and config.hyper_gather == "aligned"):  # fmt: skip

@@ -1,0 +1,255 @@
+"""`hpcm checkpoints import`: published files become checkpoints, and everything else is refused by name.
+
+That the golden outputs come out of an imported file, `test_hpcm_phase1.py` has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import hpcm_codec
+from conftest import small_photograph
+from hpcm_codec.cli.checkpoints import command
+from hpcm_codec.engines.exporting import import_published
+from hpcm_codec.errors import FileError, HpcmError, UnsupportedError, UsageError
+from hpcm_codec.model.config import preset
+from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.model.published import our_name
+from hpcm_codec.weights import published
+from hpcm_codec.weights.checkpoints import load_checkpoint, verify_checkpoint
+from test_hpcm_phase1 import SMALL
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def names(reference: Path) -> dict[str, list[int]]:
+    """The names and shapes of a published HPCM-Base."""
+    found: dict[str, list[int]] = json.loads((reference / "hpcm_base_parameters.json").read_text())
+    return found
+
+
+@pytest.fixture
+def tiny(names: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch) -> Tensors:
+    """A published HPCM-Base with few channels, which are what `preset` then says."""
+    presets = {
+        name: dataclasses.replace(preset(name), latent_channels=16, hyper_channels=8)
+        for name in ("hpcm-base", "hpcm-large")
+    }
+    monkeypatch.setattr(published, "preset", presets.__getitem__)
+    return in_published_form(names, presets["hpcm-base"])
+
+
+def in_published_form(names: Any, config: Any) -> Tensors:
+    """Random weights of a configuration under published names, with the axes that published tensors have."""
+    torch.manual_seed(0)
+    state = HPCM(config).state_dict()
+    found = {}
+    for name in names:
+        value = state[our_name(name)]
+        if value.ndim == 2:  # gains and the distribution of hyper-latents
+            value = value[:, :, None, None]
+        found[name] = value + 0.01 * torch.randn_like(value)
+    return found
+
+
+def large_names(names: Any) -> list[str]:
+    """HPCM-Large's, as its source says.
+
+    8 blocks at 1/8 resolution instead of 4, one block more behind the gains of s1 and s2, and one more on both sides of those of s3.
+    """
+    state = HPCM(preset("hpcm-large"), initialise=False).state_dict().keys()
+    deeper = set()
+    for name in names:
+        deeper.add(name)
+        if match := re.fullmatch(r"(g_[as]\.branch)\.(\d+)\.(.+)", name):
+            deeper |= {f"{match[1]}.{number}.{match[3]}" for number in range(16)}
+        if match := re.fullmatch(r"(y_spatial_prior_\w+\.branch_[12])\.\d\.(.+)", name):
+            deeper |= {f"{match[1]}.{number}.{match[2]}" for number in range(4)}
+
+    def there(name: str) -> bool:
+        ours = our_name(name)
+        head = ".head." not in ours or name.endswith(
+            (f"{3 if 's3' in name else 2}.weight", f"{3 if 's3' in name else 2}.bias")
+        )
+        return ours in state and head and not name.startswith("adaptive_params_list")
+
+    return sorted(filter(there, deeper))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, ["import", *map(str, arguments)])
+
+
+def test_a_published_file_becomes_a_codec_with_one_command(tiny: Tensors, tmp_path: Path) -> None:
+    source, target = tmp_path / "0.013.pth.tar", tmp_path / "hpcm-base.safetensors"
+    buffers = {
+        "scale_table": torch.ones(60),
+        "quantized_cdf_z": torch.ones(2, 3),
+        "entropy_estimation.beta": torch.tensor(1.5),
+    }
+    torch.save({"state_dict": {f"module.{name}": value for name, value in {**tiny, **buffers}.items()}}, source)
+    result = run(source, "-o", target)
+    assert result.exit_code == 0, result.output
+    assert "HPCM-Base" in result.output
+    checkpoint = load_checkpoint(str(target))
+    assert checkpoint.identity.hex() in result.output
+    verify_checkpoint(checkpoint, "imported")
+    assert checkpoint.training["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert checkpoint.training["imported"] == "HPCM-Base" and checkpoint.training["source"] == source.name
+    assert checkpoint.config.hyper_gather == "published"
+    for name, value in tiny.items():
+        assert torch.equal(checkpoint.weights[our_name(name)].flatten(), value.flatten()), name
+    pixels = small_photograph()
+    data = hpcm_codec.encode(pixels, model=str(target))
+    assert hpcm_codec.decode(data, model=str(target), output="numpy").shape == pixels.shape
+
+
+def test_large_is_seen_from_its_names_and_its_gains_are_one(names: Any, tiny: Tensors, tmp_path: Path) -> None:
+    config = dataclasses.replace(preset("hpcm-large"), latent_channels=16, hyper_channels=8)
+    tensors = in_published_form(large_names(names), config)
+    torch.save(tensors, tmp_path / "large.pth.tar")
+    found = published.read_published(tmp_path / "large.pth.tar")
+    assert found.record["imported"] == "HPCM-Large" and "gains" in found.record
+    assert found.config == dataclasses.replace(config, hyper_gather="published")
+    gains = [value for name, value in found.weights.items() if name.endswith("gain.level_values")]
+    assert len(gains) == 10 and all(bool((value == 1).all()) for value in gains)
+    HPCM(found.config).load_state_dict(found.weights)
+
+
+def lalic(tensors: Tensors) -> Tensors:
+    return {
+        "g_a.1.att.omni_shift.alpha": torch.ones(4),
+        "g_a.1.att.decay": torch.ones(96),
+        "g_a.0.weight": torch.ones(96, 3, 5, 5),
+    }
+
+
+def another_rwkv(tensors: Tensors) -> Tensors:
+    return {"blocks.0.mix.spatial_decay": torch.ones(8)}
+
+
+def hpcm_with_rwkv(tensors: Tensors) -> Tensors:
+    return {**tensors, "attn_s3.spatial_mix.omni_shift.alpha": torch.ones(4)}
+
+
+def without_attention(tensors: Tensors) -> Tensors:
+    return {name: value for name, value in tensors.items() if not name.startswith("attn_")}
+
+
+def without_a_layer(tensors: Tensors) -> Tensors:
+    return {name: value for name, value in tensors.items() if name != "context_net.1.bias"}
+
+
+def without_a_gain(tensors: Tensors) -> Tensors:
+    return {name: value for name, value in tensors.items() if name != "adaptive_params_list.4"}
+
+
+def with_a_layer_more(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.2.weight": torch.ones(32, 32, 1, 1)}
+
+
+def with_an_unknown_name(tensors: Tensors) -> Tensors:
+    return {**tensors, "discriminator.weight": torch.ones(1)}
+
+
+def wider(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.1.bias": torch.ones(33)}
+
+
+def in_integers(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.1.bias": torch.ones(32, dtype=torch.int32)}
+
+
+def of_another_shape(tensors: Tensors) -> Tensors:
+    return {**tensors, "entropy_estimation.beta": torch.tensor(2.0)}
+
+
+def with_a_number(tensors: Tensors) -> dict[str, Any]:
+    return {**tensors, "epoch": 7}
+
+
+def of_another_codec(tensors: Tensors) -> Tensors:
+    return {"entropy_bottleneck.quantiles": torch.ones(3)}
+
+
+def not_finite(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.1.bias": torch.full((32,), float("nan"))}
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "reason"),
+    [
+        (lalic, UnsupportedError, "a checkpoint of LALIC"),
+        (another_rwkv, UnsupportedError, "another RWKV network"),
+        (hpcm_with_rwkv, UnsupportedError, "RWKV blocks of another program"),
+        (without_attention, UnsupportedError, "HPCM_Phi_Context"),
+        (without_a_layer, UnsupportedError, "missing: context.context_nets.1.bias"),
+        (without_a_gain, UnsupportedError, "missing: context.adaptors.2.0.gain.level_values"),
+        (with_a_layer_more, UnsupportedError, "does not have: context_net.2.weight"),
+        (with_an_unknown_name, UnsupportedError, "discriminator.weight"),
+        (wider, UnsupportedError, "context.context_nets.1.bias is .33"),
+        (in_integers, UnsupportedError, "torch.int32"),
+        (of_another_shape, UnsupportedError, "another distribution"),
+        (with_a_number, UnsupportedError, "epoch"),
+        (of_another_codec, UnsupportedError, "not a checkpoint of HPCM"),
+        (not_finite, FileError, "not finite"),
+        (lambda _: [1, 2], UnsupportedError, "not a dictionary"),
+        (lambda _: {"weights": Path("x")}, FileError, "more than tensors"),  # a class that loading would have to make
+    ],
+)
+def test_everything_else_is_refused_by_name(
+    tiny: Tensors, tmp_path: Path, made: Any, kind: type[HpcmError], reason: str
+) -> None:
+    source, target = tmp_path / "file.pth.tar", tmp_path / "out.safetensors"
+    torch.save(made(tiny), source)
+    target.write_bytes(b"a good file")
+    result = run(source, "-o", target, "-f")
+    assert isinstance(result.exception, kind)
+    assert re.search(reason, str(result.exception)) and str(source) in str(result.exception)
+    assert result.exception.advice
+    assert target.read_bytes() == b"a good file" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_a_damaged_file_is_refused_without_a_traceback(tmp_path: Path, content: bytes) -> None:
+    source = tmp_path / "file.pth.tar"
+    source.write_bytes(content)
+    result = run(source, "-o", tmp_path / "out.safetensors")
+    assert isinstance(result.exception, FileError) and "damaged" in str(result.exception)
+
+
+def test_what_cannot_be_done_is_said_before_work_begins(tiny: Tensors, tmp_path: Path) -> None:
+    source, target = tmp_path / "file.pth.tar", tmp_path / "out.safetensors"
+    torch.save(tiny, source)
+    two = run(source, source, "-o", target)
+    assert isinstance(two.exception, UsageError) and "several rates" in str(two.exception)
+    assert isinstance(run(tmp_path / "nowhere", "-o", target).exception, FileError)
+    exact = run(source, "-o", target, "--calibrate", tmp_path)
+    assert isinstance(exact.exception, UnsupportedError) and "without --calibrate" in str(exact.exception)
+    assert not target.exists()
+    target.write_bytes(b"a good file")
+    assert isinstance(run(source, "-o", target).exception, FileError)
+    assert target.read_bytes() == b"a good file"
+
+
+def test_a_model_with_an_exact_profile_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    found = published.Published(SMALL, HPCM(SMALL).state_dict(), {"imported": "HPCM-Small"})
+    monkeypatch.setattr("hpcm_codec.engines.exporting.read_published", lambda _: found)
+    pixels = torch.from_numpy(small_photograph(128, 128)).permute(2, 0, 1)[None] / 255
+    target = tmp_path / "exact.safetensors"
+    assert import_published(tmp_path / "any", target, lambda: [pixels])[0] == "HPCM-Small"
+    codec = hpcm_codec.load_codec(str(target), profile="exact")
+    assert codec.engine.profile == "exact"
+    data = hpcm_codec.encode(small_photograph(), model=codec)
+    assert hpcm_codec.decode(data, model=str(target), output="numpy").shape == small_photograph().shape
