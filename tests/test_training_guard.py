@@ -1,4 +1,4 @@
-"""Runs that blow up: single outliers are left out, broken weights are given up for good ones, and never saved over them."""
+"""Runs that diverge: single outliers are left out, diverged weights are replaced by good ones and never saved over them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_states_are_good_unless_their_scores_say_otherwise() -> None:
         assert objection(*scores) is not None, scores
 
 
-# ------------------------------------------------------------------------------------------------------ runs blow up
+# ------------------------------------------------------------------------------------------------------ runs diverge
 
 
 def blow_up(trainer: Trainer, steps: set[int]) -> None:
@@ -222,13 +222,13 @@ def test_a_run_does_not_begin_with_weights_that_are_broken(pictures: PackedPictu
     torch.save(state, tmp_path / "state.pt")
     before = (tmp_path / "state.before.pt").read_bytes()
     (tmp_path / "state.before.pt").unlink()
-    with pytest.raises(HpcmError, match="begins with broken weights: the weights score .* --from"):
+    with pytest.raises(HpcmError, match="begins with diverged weights: the weights score .* --from"):
         Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=9)).run()
     (tmp_path / "state.before.pt").write_bytes(before)
     said: list[str] = []
     trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=9), say=said.append)
     trainer.run()
-    assert "the newest state is broken (the weights score" in said[0] and trainer.step == 9
+    assert "the newest state has diverged (the weights score" in said[0] and trainer.step == 9
 
 
 @pytest.mark.usefixtures("one_thread")

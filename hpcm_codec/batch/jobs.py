@@ -42,7 +42,7 @@ def plan(
 
     extension: of output names made from input names. wanted: whether a file in a directory is an input, by its name.
     what:      what is searched for in directories, for the error message if there is none.
-    follow_links: whether directories behind symbolic links are looked into, each of them once; else `notice` is told of them.
+    follow_links: whether directories behind symbolic links are included, each of them once; else they are reported to `notice`.
     Inputs that differ in their extension only (x.png, x.jpg) keep it in their outputs' names: x.png.hpcm, x.jpg.hpcm; but an output that
     was made of one of them when it was alone stays that one's.
     Raises UsageError where inputs and output contradict each other, two jobs have one output, or an output is an input; FileError for a
@@ -67,12 +67,12 @@ def plan(
             target = output if output is not None and into is None else _renamed(named_after, extension)
             jobs.append(Job(source, target, into is not None, relative.replace(os.sep, "/"), unreadable))
     if several:
-        jobs = _told_apart(jobs, extension)
+        jobs = _with_distinct_names(jobs, extension)
     _refuse_collisions(jobs)
     return jobs
 
 
-def _told_apart(jobs: Sequence[Job], extension: str) -> list[Job]:
+def _with_distinct_names(jobs: Sequence[Job], extension: str) -> list[Job]:
     """The jobs, those with equal outputs renamed to keep their inputs' extensions, and those whose outputs these would be then."""
     targets = [job.target for job in jobs]
     renamed = True

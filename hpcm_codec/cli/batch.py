@@ -33,7 +33,7 @@ def many_files(command: Command) -> Command:
         click.option(
             "--manifest",
             metavar="FILE.jsonl",
-            help="A line of JSON per input: SHA-256, bytes, bpp, seconds, status … With --resume it goes on.",
+            help="A line of JSON per input: SHA-256, bytes, bpp, seconds, status … With --resume it is continued.",
         ),
         click.option("--shard", metavar="I/N", help="Only part I of N, chosen by the inputs' names: for N machines."),
         click.option("--resume", is_flag=True, help="Keep outputs that are finished, and do the rest."),

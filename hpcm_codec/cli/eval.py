@@ -133,7 +133,7 @@ def command(
     """Encode and decode the pictures of a data set; print mean rate, quality, time and memory.
 
     Rates count whole files. Ordinary formats go through Pillow; with several codecs, the others are given the file
-    sizes of the first, picture by picture. An interrupted run goes on where it was when it is started again.
+    sizes of the first, picture by picture. The same command continues an interrupted run.
     """
     from hpcm_codec.evaluation import bjontegaard, campaign
     from hpcm_codec.evaluation.codecs import PILLOW_QUALITIES, PillowCodec

@@ -116,11 +116,11 @@ def run(
     threads: int | None,
     **values: Any,
 ) -> int:
-    """Train in the folder RUN, or go on with the training there.
+    """Train in the folder RUN, or continue the run that is there.
 
-    RUN gets state.pt (everything to resume), weights.safetensors (the checkpoint) and metrics.jsonl. Ctrl-C saves and leaves; the same
-    command goes on from there, and with more --steps or --minutes it goes on for longer. A run that blows up goes back to its last good
-    state by itself; only good states are saved (docs/training.md).
+    RUN gets state.pt (everything to resume), weights.safetensors (the checkpoint) and metrics.jsonl. Ctrl-C saves and ends the command; the
+    same command continues the run, and with more --steps or --minutes it trains for longer. A run that diverges goes back to its last
+    good state by itself; only good states are saved (docs/training.md).
     """
     if (values["steps"] is None) == (values["minutes"] is None):
         raise UsageError("a run needs a length: --steps or --minutes, one of the two")
@@ -161,7 +161,7 @@ def run(
             _condition(trainer)
     with _stop_requests(first) as asked_to_stop, _display(first) as on_log:
         trainer.run(on_log, lambda: bool(asked_to_stop()))
-    stopped = "; stopped, the same command goes on" if asked_to_stop() else ""
+    stopped = "; stopped, the same command continues" if asked_to_stop() else ""
     _say_first(
         first,
         f"{out / 'weights.safetensors'}: {trainer.states.step} steps, {trainer.seconds / 60:.1f} minutes, "

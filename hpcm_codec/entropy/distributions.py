@@ -77,7 +77,7 @@ def lower_bounded_likelihood(v: Tensor, sigma: Tensor) -> Tensor:
 
 @cache
 def fused_distribution() -> fused_rate.Distribution:
-    """This distribution as the fused training step wants it."""
+    """This distribution in the form for the fused training step."""
     return fused_rate.distribution(SHAPE, (SMALLEST_SIGMA, LARGEST_SIGMA), SMALLEST_LIKELIHOOD)
 
 

@@ -1,4 +1,4 @@
-"""The decoder's half of the rANS coder (docs/bitstream.md, section 7.3), which has to face streams that anybody may have made.
+"""The decoder's half of the rANS coder (docs/bitstream.md, section 7.3), which must also withstand damaged and forged streams.
 
 compressai's own decoder does not look where a stream ends: bits that are all ones make it read several times the stream's length beyond
 it. So reading is done here, in C++ (csrc/rans_decoder.h) where that can be compiled or else in Python; both give the same symbols.

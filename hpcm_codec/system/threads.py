@@ -98,7 +98,7 @@ def heed_forks() -> None:
 
 
 def after_fork(device: str) -> bool:
-    """Whether this process is such a child; it is then set to one thread once more, should somebody have changed that.
+    """Whether this process is such a child; it is then set to one thread once more, in case the program has changed that.
 
     device: the one that is about to be used. Raises HpcmError for "cuda" and "cuda:N", which no child can use.
     """

@@ -214,11 +214,11 @@ class Trainer:
         """Have a good state to go back to, and a score to compare with; raises HpcmError when the weights are broken already."""
         problem = self._look() if self.step else self.save()
         if problem and self.step and self.states.pass_over():
-            self._say(f"{self.folder}: the newest state is broken ({problem}); taking the one before")
+            self._say(f"{self.folder}: the newest state has diverged ({problem}); taking the one before")
             self._resume(*self.states.newest())
             problem = self._look()
         if problem:
-            raise HpcmError(f"the run begins with broken weights: {problem}", file=self.folder, advice=OTHER_WEIGHTS)
+            raise HpcmError(f"the run begins with diverged weights: {problem}", file=self.folder, advice=OTHER_WEIGHTS)
 
     def _look(self) -> str | None:
         """Score the weights and their averages; returns why they are no good state, None when they are."""

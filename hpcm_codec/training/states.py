@@ -71,7 +71,7 @@ class GoodStates:
         if self._returns > TRIES and not self._passed_over:
             self._passed_over, self._returns = True, 1
         if self._returns > TRIES or (self._passed_over and not (self.folder / BEFORE).exists()):
-            reason = f"the run blows up again and again after its good state of step {self.step}"
+            reason = f"the run diverges again and again after its good state of step {self.step}"
             raise HpcmError(reason, file=self.folder, advice=LOWER_RATE)
         return self.newest()[0]
 

@@ -49,7 +49,7 @@ SHORTEST = 1.0  # seconds of training that are worth a start
 
 @dataclass(frozen=True)
 class Position:
-    """offset: seconds trained before this run's own clock began; rate_factor: of the peak, halved when the loss blows up; start: the
+    """offset: seconds trained before this run's own clock began; rate_factor: of the peak, halved when the loss diverges; start: the
     weights that the run begins with, a file or its pieces' common name.
     """
 
