@@ -48,6 +48,19 @@ def test_a_step_that_waits_for_the_device_is_refused_by_name(pictures: PackedPic
     trainer.samples.close()
 
 
+@needs_cuda
+def test_an_error_of_the_compiler_keeps_its_own_advice(pictures: PackedPictures, tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, pictures, tmp_path, QUICK, "cuda")
+    trainer._prepare_update()
+
+    def refusing(batch: Batch) -> RateDistortion:
+        raise UnsupportedError("torch.compile does not work here", advice="leave --compile out")
+
+    with pytest.raises(UnsupportedError, match="leave --compile out"):
+        CapturedStep(refusing)(trainer._draw(0.0))
+    trainer.samples.close()
+
+
 def test_a_cuda_graph_on_another_device_is_refused(pictures: PackedPictures, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="CUDA device"):
         Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, cuda_graph=True), "cpu")

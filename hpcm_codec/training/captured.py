@@ -34,6 +34,8 @@ class CapturedStep:
         if self._inputs is None or self._inputs.pixels.shape != batch.pixels.shape:
             try:
                 self._capture(batch)
+            except UnsupportedError:  # torch.compile's, with its own advice
+                raise
             except Exception as error:
                 reason = f"the step cannot be captured as a CUDA graph ({type(error).__name__}: {str(error)[:300]})"
                 raise UnsupportedError(reason, advice="leave --cuda-graph out") from error
