@@ -204,7 +204,7 @@ def not_finite(tensors: Tensors) -> Tensors:
         (of_another_codec, UnsupportedError, "not a checkpoint of HPCM"),
         (not_finite, FileError, "not finite"),
         (lambda _: [1, 2], UnsupportedError, "not a dictionary"),
-        (lambda _: {"weights": Path("x")}, FileError, "with more than tensors"),  # a class that loading would have to make
+        (lambda _: {"weights": Path("x")}, FileError, "with more than tensors"),  # of a class
     ],
 )
 def test_everything_else_is_refused_by_name(
