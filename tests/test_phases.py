@@ -20,11 +20,13 @@ from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.cells import RWKVFusion
 from hpcm_codec.model.complexity import complexity_by_part, total
 from hpcm_codec.model.config import CellConfig, FusionConfig, ModelConfig, preset
-from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.model.hpcm import HPCM, Noise
 from hpcm_codec.model.priors import PriorRWKVBlock
 from hpcm_codec.model.rwkv import SpatialMix
 from hpcm_codec.ops.biwkv4 import biwkv4
 from hpcm_codec.tiles.grid import TileGrid
+from hpcm_codec.training.growing import grow
+from hpcm_codec.training.losses import rate_distortion_loss
 from hpcm_codec.weights.checkpoints import save_checkpoint
 from test_hpcm_phase1 import SMALL
 
@@ -137,6 +139,39 @@ def test_recomputed_activations_change_no_gradient(phase: str) -> None:
     assert kept[1] < kept[0]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_fused_step_agrees_with_a_plain_one(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 on a CPU blocks are operators of C++ with gradients of their own, where those can be compiled."""
+    torch.manual_seed(0)
+    model = HPCM(small(phase)).train()
+    x = torch.rand(2, 3, 64, 128)
+    noise = Noise(torch.rand(2, 16, 4, 8) - 0.5, torch.rand(2, 8, 1, 2) - 0.5)
+    losses, gradients = [], []
+    for ops in ("torch", "auto"):
+        monkeypatch.setenv("HPCM_OPS", ops)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = model(x, 5.0, noise)
+        loss = rate_distortion_loss(result["x_hat"], x, result["likelihoods"])
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert (gradients[1] - gradients[0]).norm() < 0.15 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_phase_grows_and_computes_what_it_did(phase: str) -> None:
+    torch.manual_seed(0)
+    narrow, x = HPCM(small(phase)).eval(), torch.rand(1, 3, 64, 64)
+    wide = grow(narrow, dataclasses.replace(small(phase), latent_channels=32, name="wider"), x)
+    old = torch.arange(32).reshape(8, 4)[:, :2].flatten()
+    with torch.no_grad():
+        torch.testing.assert_close(wide.analyse(x)[:, old], narrow.analyse(x), atol=1e-4, rtol=1e-4)
+        before, after = (model(x, 3.0)["likelihoods"]["y"] for model in (narrow, wide))
+    torch.testing.assert_close(after[:, old], before, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 70), (64, 128), (130, 96)])

@@ -8,6 +8,7 @@ of two inputs; one of a single input is Phase 3's network between two scales.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,11 +41,8 @@ class CrossAttentionCell(nn.Module):
 
     def _to_windows(self, x: Tensor, window: tuple[int, int]) -> Tensor:
         """B×C×h×w → (B·windows)×heads×(window²)×(C/heads)."""
-        batch, channels, height, width = x.shape
-        rows, columns = height // window[0], width // window[1]
-        x = x.reshape(batch, self.heads, channels // self.heads, rows, window[0], columns, window[1])
-        return x.permute(0, 3, 5, 1, 4, 6, 2).reshape(
-            batch * rows * columns, self.heads, window[0] * window[1], channels // self.heads
+        return rearrange(
+            x, "b (heads c) (y i) (x j) -> (b y x) heads (i j) c", heads=self.heads, i=window[0], j=window[1]
         )
 
     def _attend(self, params: Tensor, context: Tensor) -> Tensor:
@@ -62,9 +60,13 @@ class CrossAttentionCell(nn.Module):
             mask = keys_inside[:, :, None, :].repeat(batch, 1, 1, 1)
         q, k, v = (self._to_windows(t, window) for t in (query, key, value))
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        rows, columns = query.shape[-2] // window[0], query.shape[-1] // window[1]
-        attended = attended.reshape(batch, rows, columns, self.heads, window[0], window[1], -1)
-        attended = attended.permute(0, 3, 6, 1, 4, 2, 5).reshape(batch, -1, rows * window[0], columns * window[1])
+        attended = rearrange(
+            attended,
+            "(b y x) heads (i j) c -> b (heads c) (y i) (x j)",
+            b=batch,
+            y=query.shape[-2] // window[0],
+            i=window[0],
+        )
         return attended[..., :height, :width]
 
     def forward(self, params: Tensor, context: Tensor) -> Tensor:

@@ -136,8 +136,10 @@ def _add_latents(weights: dict[str, Tensor], narrow: HPCM, old: Tensor, new: Ten
     if "rate_control.log_gain" in weights:
         gains = weights["rate_control.log_gain"]
         gains[:, new] = gains[:, old].mean(dim=1, keepdim=True)
-    # The networks between scales start as the identity; the new channels' rows have to as well.
+    # The networks between scales start as the identity; the new channels' rows have to as well. RWKV blocks there add to their input.
     after = len(old) + len(new)
+    if narrow.config.context_fusion is not None:
+        return
     for index in range(len(narrow.context.context_nets)):
         net = weights[f"context.context_nets.{index}.weight"]
         for half in range(2):

@@ -81,9 +81,9 @@ def _tensors(content: bytes) -> dict[str, Tensor]:
     try:
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"damaged, or more than tensors is pickled in it, which is not read ({first_line})"
-        raise FileError(reason, advice="fetch it again") from error
+        # Without torch's own message, which advises to run what is pickled.
+        reason = "damaged, no file of torch.save, or with more than tensors pickled in it, which is not read"
+        raise FileError(reason, advice=f"fetch it again; {_ADVICE}") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(name, str) for name in loaded):
