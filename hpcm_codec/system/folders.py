@@ -23,5 +23,5 @@ def user_folder(variable: str, below_home: str) -> Path | None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether users other than this one and root can write there."""
+    """Whether the path belongs to a user other than this one and root."""
     return hasattr(os, "geteuid") and path.stat().st_uid not in (0, os.geteuid())

@@ -1,6 +1,6 @@
 """Files to which lines are appended. They stay readable if the process ends in the middle of a line.
 
-A line is written with one call and, if `durable`, flushed to the disk. So a crash leaves whole lines and at most the beginning of one
+A line is appended as a whole and, if `durable`, flushed to the disk. So a crash leaves whole lines and at most the beginning of one
 more, which `read_lines` returns separately.
 """
 
