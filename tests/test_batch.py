@@ -433,7 +433,7 @@ def test_a_disk_that_is_too_full_for_one_file_takes_the_others(album: Path, tmp_
     assert set(written(tmp_path / "some")) == set(sizes) - too_large and too_large < set(sizes)
 
 
-def test_errors_keep_everything_on_their_way_between_processes() -> None:
+def test_errors_keep_all_fields_between_processes() -> None:
     import pickle
 
     for error in (

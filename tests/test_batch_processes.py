@@ -1,4 +1,4 @@
-"""Batches in several processes: the same files as in one, and nothing half-written or lost whoever is killed."""
+"""Batches in several processes: the same files as in one, and no incomplete or missing files whichever process is killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def double(item: tuple[int, Path]) -> int:
     return 2 * number
 
 
-def test_a_process_that_dies_costs_only_the_item_that_kills_it_again(tmp_path: Path) -> None:
+def test_when_a_process_ends_only_the_item_that_ends_it_again_fails(tmp_path: Path) -> None:
     with Workers(double, jobs=2, threads=1) as workers:
         items = ((number, tmp_path) for number in (0, 1, 5, 6))
         assert {place: future.result() for place, future in workers.results(items)} == {0: 0, 1: 2, 2: 10, 3: 12}

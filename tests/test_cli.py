@@ -64,7 +64,7 @@ def same_pixels(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_answer_in_under_a_third_of_a_second(option: str) -> None:
+def test_help_and_version_take_less_than_a_third_of_a_second(option: str) -> None:
     telling = [sys.executable, "-c", HPCM_TELLING_IMPORTS, option]
     seconds = []
     for _ in range(5):
@@ -210,7 +210,7 @@ def test_json_lines_have_the_figures_of_the_files(photograph: Path) -> None:
     assert (answer["width"], answer["height"], answer["quality"]) == (96, 64, 50)
 
 
-def test_quiet_says_nothing(photograph: Path) -> None:
+def test_quiet_prints_nothing(photograph: Path) -> None:
     done = hpcm("encode", photograph, "--quiet")
     assert (done.exit_code, done.output) == (0, "")
 
@@ -320,7 +320,7 @@ def test_info_says_what_decoded_pixels_depend_on(compressed: Path, monkeypatch: 
     assert json.loads(hpcm("info", compressed, "--json").stdout)["exact_pixels"] is None
 
 
-def test_a_checkpoint_tells_by_its_tensors_names_whether_its_pixels_are_exact(tmp_path: Path) -> None:
+def test_the_names_of_a_checkpoints_tensors_show_whether_its_pixels_are_exact(tmp_path: Path) -> None:
     assert registry.has_integer_transforms(registry.find_checkpoint("phase1-lite"))
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"\xff" * 40)

@@ -169,7 +169,7 @@ def test_500_flipped_and_cut_streams_end_in_an_error_or_the_same_picture(codec: 
 
 
 def test_damage_under_sound_checksums_ends_in_an_error_or_a_picture(codec: Codec, stream: bytes) -> None:
-    """Someone who wants to do harm computes the CRCs anew: the entropy coder itself has to bear it."""
+    """An attacker can compute the CRCs anew, so the entropy coder itself must be safe with any payload."""
     parsed = parse_stream(stream)
     random = np.random.default_rng(7)
     for trial in range(100):

@@ -1,4 +1,4 @@
-"""The lease on a borrowed GPU, rehearsed: every call as CALLS.md gives it, on a pretended machine that has nothing but what was carried."""
+"""A rehearsal of the GPU lease: every call as in CALLS.md, on a simulated machine that has only the carried files."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def calls(here: Path) -> dict[str, dict[str, Any]]:
 
 
 def length_in(text: str) -> tuple[float, float]:
-    """The minutes of a run and the share of them from which its rate falls, as a stretch tells them."""
+    """The minutes of a run and the share of them from which its rate falls, as a stretch prints them."""
     found = re.search(r"trains until minute ([0-9.]+), falling from ([0-9]+)%", text)
     assert found is not None, text
     return float(found[1]), int(found[2]) / 100
@@ -197,7 +197,9 @@ def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_lost_machine_is_noticed_and_training_goes_on_from_what_came_back(here: Path, tmp_path: Path) -> None:
+def test_another_machine_is_detected_and_training_continues_from_the_returned_weights(
+    here: Path, tmp_path: Path
+) -> None:
     from hpcm_codec.training.light import export_light
     from lease.calls import calls_after_a_loss
     from lease.plan import REHEARSAL, Choice, Plan
@@ -270,7 +272,7 @@ def test_the_choice_counts_crops_and_what_starting_costs() -> None:
         best(plan, [trial(32, 0)])
 
 
-def test_a_loss_that_blows_up_is_seen_and_the_good_weights_are_put_back(
+def test_a_loss_that_diverges_is_detected_and_the_good_weights_are_restored(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hpcm_codec.model.hpcm import HPCM

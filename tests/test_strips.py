@@ -275,7 +275,7 @@ def test_any_samples_come_back_from_a_png_in_strips(pixels: Samples) -> None:
     assert np.array_equal(read_picture(file.getvalue()).pixels, pixels)
 
 
-def test_a_png_is_on_its_way_before_the_last_strip_is_decoded(tmp_path: Path, no_leftovers: None) -> None:
+def test_a_png_is_being_written_before_the_last_strip_is_decoded(tmp_path: Path, no_leftovers: None) -> None:
     written: list[int] = []
     file = io.BytesIO()
 

@@ -129,7 +129,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty", "one_thread")
-def test_a_run_that_blows_up_recovers_by_itself(pictures: PackedPictures, tmp_path: Path) -> None:
+def test_a_run_that_diverges_recovers_automatically(pictures: PackedPictures, tmp_path: Path) -> None:
     said: list[str] = []
     trainer = Trainer(SMALL, pictures, tmp_path, STEADY, say=said.append)
     blow_up(trainer, {12})
@@ -165,7 +165,7 @@ def test_a_run_goes_back_to_what_it_was_when_the_state_was_saved(pictures: Packe
 
 @pytest.mark.usefixtures("hasty", "one_thread")
 @pytest.mark.parametrize("steps_later", [1, 2])
-def test_a_stop_after_the_blow_up_leaves_the_good_state_alone(
+def test_a_stop_after_a_divergence_keeps_the_good_state(
     pictures: PackedPictures, tmp_path: Path, steps_later: int
 ) -> None:
     """One step later the weights are broken and nobody has seen it; the averages are sound. Two later a loss has shown it."""
@@ -195,7 +195,7 @@ def test_a_save_that_finds_broken_weights_sends_the_run_back(pictures: PackedPic
 
 
 @pytest.mark.usefixtures("hasty", "one_thread")
-def test_a_run_that_blows_up_again_and_again_tries_the_state_before_and_ends(
+def test_a_run_that_diverges_again_and_again_tries_the_state_before_and_ends(
     pictures: PackedPictures, tmp_path: Path
 ) -> None:
     said: list[str] = []
