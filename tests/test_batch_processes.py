@@ -127,7 +127,7 @@ def test_a_killed_batch_leaves_only_whole_files_and_goes_on(
     assert 0 < len(finished) < 12
     for path in finished:
         parse_stream(path.read_bytes())
-    if not (number == signal.SIGKILL and whole_group):  # nobody was left to clear up
+    if not (number == signal.SIGKILL and whole_group):  # no process was left to clean up
         assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
     before = {path: path.stat().st_mtime_ns for path in finished}
     done = CliRunner().invoke(main, [*arguments, "--resume"])

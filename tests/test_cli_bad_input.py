@@ -297,7 +297,7 @@ def test_models_and_devices_that_are_not_there(photograph: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")])
 def test_a_signal_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path, number: signal.Signals, line: str) -> None:
-    os.mkfifo(tmp_path / "photo.png")  # nobody writes to it: reading it takes for ever
+    os.mkfifo(tmp_path / "photo.png")  # without a writer: reading it blocks forever
     output = tmp_path / "o.hpcm"
     process = subprocess.Popen(
         [*HPCM, "encode", str(tmp_path / "photo.png"), "-o", str(output)],

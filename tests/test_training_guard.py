@@ -112,11 +112,11 @@ def blow_up(trainer: Trainer, steps: set[int]) -> None:
     train_step = trainer._train_step
 
     def then_broken(*arguments):  # type: ignore[no-untyped-def]
-        told = train_step(*arguments)
+        reported = train_step(*arguments)
         if trainer.step in steps:
             with torch.no_grad():
                 cast(torch.nn.Conv2d, trainer.model.g_s[-1]).weight.mul_(1e3)
-        return told
+        return reported
 
     trainer._train_step = then_broken  # type: ignore[method-assign]
 
@@ -168,7 +168,7 @@ def test_a_run_goes_back_to_what_it_was_when_the_state_was_saved(pictures: Packe
 def test_a_stop_after_a_divergence_keeps_the_good_state(
     pictures: PackedPictures, tmp_path: Path, steps_later: int
 ) -> None:
-    """One step later the weights are broken and nobody has seen it; the averages are sound. Two later a loss has shown it."""
+    """One step later the weights are broken, which is not detected yet; the averages are sound. Two steps later a loss shows it."""
     said: list[str] = []
     Trainer(SMALL, pictures, tmp_path, dataclasses.replace(STEADY, steps=10)).run()
     good = [(tmp_path / name).read_bytes() for name in ("state.pt", "weights.safetensors")]
@@ -306,18 +306,18 @@ def test_weights_are_scored_on_the_validation_pictures(pictures: PackedPictures,
 def test_processes_share_the_pictures_of_a_score(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out = torch.rand(2, 3, 64, 64)
     model = HPCM(SMALL).eval()
-    told: list[torch.Tensor] = []
+    reported: list[torch.Tensor] = []
     for rank in range(world):
         process = Processes(torch.device("cpu"))
         process.rank, process.world = rank, world
 
         def noted(values: torch.Tensor) -> torch.Tensor:
-            told.append(values)
+            reported.append(values)
             return values
 
         monkeypatch.setattr(process, "mean", noted)
         shared_score(SMALL, model.state_dict(), held_out, process)
-    assert float(sum(told)) / len(held_out) == pytest.approx(score(model, held_out).value, rel=1e-5)
+    assert float(sum(reported)) / len(held_out) == pytest.approx(score(model, held_out).value, rel=1e-5)
 
 
 BLOWN_UP = """

@@ -95,9 +95,9 @@ def trained_in(processes: int, crops_each: int, pictures: PackedPictures, folder
         )
         for rank in range(processes)
     ]
-    told = [process.communicate(timeout=300)[0] for process in started]
+    reported = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes
-    return told
+    return reported
 
 
 @pytest.mark.slow
