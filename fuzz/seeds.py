@@ -48,7 +48,7 @@ def with_options(data: bytes, options: int) -> bytes:
 
 
 def container_seeds() -> dict[str, bytes]:
-    """Made-up payloads: nobody looks into them here."""
+    """Arbitrary payloads: they are not decoded here."""
 
     def stream(width: int, height: int, extensions: dict[int, bytes], grey: bool = False) -> bytes:
         header = container.Header(width, height, 100, bytes(8), grey, float_profile=grey)

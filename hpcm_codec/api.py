@@ -1,4 +1,4 @@
-"""`encode` and `decode`, the functions that most programs need, and the codecs that they keep loaded."""
+"""`encode` and `decode`, the functions that most programs need, and the cache of codecs that they load."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def decode(
     max_pixels: larger pictures are refused before memory is allocated for them.
     region:     x, y, width, height in pixels: only this part, decoded from the tiles it touches; the same as the crop of the whole.
     scale:      "hyper", "s1", "s2" or "s3": the finest one to decode. Finer chunks of the file need not have arrived.
-    partial:    decode what there is of data that was cut short or damaged, instead of raising; `Codec.decode` also says what is missing.
+    partial:    decode the undamaged part of truncated or damaged data, instead of raising; `Codec.decode` also reports what is missing.
     memory:     most bytes that the program may use; None means a quarter of the machine's memory.
     Raises HpcmError: CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format,
     MemoryLimitError for pictures that would need more memory, UsageError for a region outside the picture and other invalid arguments.
@@ -195,7 +195,7 @@ def as_picture(image: ImageLike) -> Picture:
 
 
 def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto") -> Codec:
-    """The codec of a model on a device, loaded at the first call that means it, however it is spelt, and kept."""
+    """The codec of a model on a device, loaded at its first use and cached; all spellings of a model share one codec."""
     if not isinstance(model, (str, os.PathLike)):
         raise UsageError(f"a model is a checkpoint's name or path, or a Codec, not {type(model).__name__}")
     return _kept(find_checkpoint(os.fspath(model)).resolve(), device_of(device), profile)
@@ -211,12 +211,12 @@ def _kept(checkpoint: Path, device: str, profile: str) -> Codec:
 
 @cache
 def _kept_checkpoint(checkpoint: Path) -> StoredCheckpoint:
-    """A checkpoint's file, read once: that of the default model is asked for its identity before anything is made of it."""
+    """A checkpoint's file, read once: the identity of the default model is needed before its engines are made."""
     return read_checkpoint(str(checkpoint))
 
 
 def codec_for(header: Header, model: str | None = None, device: str = "auto") -> Codec:
-    """The kept codec that decodes a file: of the named model, or else of the known checkpoint that the file's header names.
+    """The cached codec that decodes a file: of the named model, or else of the known checkpoint that the file's header names.
 
     Raises UnsupportedError when no known checkpoint made it.
     """

@@ -47,7 +47,7 @@ PROFILES = ("auto", "exact", "float")
 
 @dataclass(frozen=True)
 class Encoded:
-    """data: the file's bytes; header: what they begin with; latents: what a decoder will decode, 1×M×h×w, for `Codec.reconstruct`."""
+    """data: the file's bytes; header: the header in them; latents: as a decoder will decode them, 1×M×h×w, for `Codec.reconstruct`."""
 
     data: bytes
     header: Header
@@ -95,7 +95,7 @@ class Codec:
         return other
 
     def _profile(self, profile: str) -> str:
-        """The profile that is meant; raises UsageError, and UnsupportedError where the checkpoint lacks it."""
+        """The profile for a setting; raises UsageError for unknown ones, UnsupportedError where the checkpoint lacks it."""
         if profile not in PROFILES:
             raise UsageError(f"there is no profile {profile!r}", advice=f"use one of {', '.join(PROFILES)}")
         if profile == "exact" and "exact" not in self.engines:
@@ -223,7 +223,7 @@ class Codec:
     ) -> Picture:
         """The picture of a .hpcm file.
 
-        partial: decode what there is of a file that was cut short or damaged; notices say what is missing. Latents of missing
+        partial: decode the undamaged part of a truncated or damaged file; notices report what is missing. Latents of missing
                  chunks take the values that the model predicts; a chunk in which the file ends is read as far as it goes.
         scale:   "hyper", "s1", "s2" or "s3": the finest one to decode; the others take the values that the model predicts.
         Raises CorruptStreamError for damaged data, UnsupportedError for another model's file or a newer format, UsageError for an
@@ -253,7 +253,7 @@ class Codec:
         scale: str = FINEST_SCALE,
         region: tuple[int, int, int, int] | None = None,
     ) -> StripPicture:
-        """As `decode` and `decode_region`, but gives pixels from top to bottom while they are decoded; the whole picture is never held.
+        """As `decode` and `decode_region`, but returns pixels from top to bottom while they are decoded; the whole picture is never held.
 
         Errors of the file are raised here, with one exception: a tile that does not decode to what its encoder coded raises
         CorruptStreamError when its strip is read.

@@ -14,8 +14,8 @@ True
 `open` reads only the header and the metadata, and runs no model: size, mode and `info` (quality, icc_profile, exif, xmp; dpi, comment
 and photoshop too, where the file has them) are known at once. Pixels are decoded when they are first needed; `verify` decodes them and
 checks every byte. `save` takes quality (0 to 100), model, icc_profile, exif and xmp; the picture is turned upright as its EXIF says. Files
-that are damaged or no .hpcm files raise HpcmError with the reason; `open` raises it if the header or the metadata show it; that error is
-an UnidentifiedImageError, and so an OSError, as well. With `ImageFile.LOAD_TRUNCATED_IMAGES` what there is of them is decoded.
+that are damaged or no .hpcm files raise HpcmError with the reason. If the header or the metadata are damaged, `open` does so; this error is
+also an UnidentifiedImageError, and so an OSError. With `ImageFile.LOAD_TRUNCATED_IMAGES` the undamaged part of a file is decoded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class UnsupportedImageError(UnsupportedError, UnidentifiedImageError):
 
 
 class ClosedImageError(UsageError, ValueError):
-    """Pixels are wanted of an image whose file was closed before they were read; Pillow raises ValueError then."""
+    """Pixels were requested of an image whose file was closed before they were read. A ValueError, as Pillow raises."""
 
 
 class HpcmImageFile(ImageFile.ImageFile):
@@ -102,7 +102,7 @@ class HpcmImageFile(ImageFile.ImageFile):
         self.load()
 
     def __setstate__(self, state: list[Any]) -> None:
-        self._decoded = True  # what is pickled are pixels
+        self._decoded = True  # pickling stores pixels
         super().__setstate__(state)
 
     def _as_pillows(self, error: HpcmError) -> HpcmError:
@@ -141,7 +141,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     asked = image.encoderinfo
     exif = asked.get("exif")
     exif = arguments.optional_bytes("exif", exif.tobytes() if isinstance(exif, Image.Exif) else exif)
-    # what is given for the file describes these pixels, their orientation included
+    # metadata passed to `save` describes these pixels, their orientation included
     picture = picture_from_pil(_with_exif(image, exif) if exif else image)
     if exif and picture.exif is None:
         raise UsageError(

@@ -27,7 +27,7 @@ class TargetError(HpcmError):
 
 @dataclass(frozen=True)
 class Target:
-    """What a file is to be. kind "quality": of that quality (0 .. 100); "bytes": the best of at most so many bytes; "bpp": the best of at
+    """What a file has to reach. kind "quality": that quality (0 .. 100); "bytes": the best of at most so many bytes; "bpp": the best of at
     most so many bits a pixel; "psnr": the smallest of at least so many dB."""
 
     kind: Literal["quality", "bytes", "bpp", "psnr"] = "quality"
@@ -60,7 +60,7 @@ class Reached:
 def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reached:
     """The best file that meets the target; raises TargetError when none does.
 
-    The file is at most as large as the size asked for, metadata included, or has at least the PSNR asked for. The latents of the whole
+    The file has at most the requested size, metadata included, or at least the requested PSNR. The latents of the whole
     picture are kept in memory, 5 bytes a pixel; for a PSNR also the decoded ones of one try.
     """
     if (quality := target.stored_quality) is not None:

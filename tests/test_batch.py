@@ -282,8 +282,8 @@ def test_decoding_resumes_too(album: Path, tmp_path: Path) -> None:
     assert {**after, "a.png": before["a.png"]} == before and after["a.png"][0] == before["a.png"][0]
     (tmp_path / "m.jsonl").unlink()
     Image.new("RGB", (64, 33)).save(tmp_path / "copies" / "a.png", "BMP")
-    told = hpcm(*arguments[:-3], "--resume").stderr
-    assert "a.png: exists already, and is not known to be finished: it is BMP, not PNG" in told
+    reported = hpcm(*arguments[:-3], "--resume").stderr
+    assert "a.png: exists already, and is not known to be finished: it is BMP, not PNG" in reported
 
 
 def test_resume_removes_what_a_killed_run_left(album: Path, tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_a_disk_that_is_too_full_for_one_file_takes_the_others(album: Path, tmp_
     assert set(written(tmp_path / "some")) == set(sizes) - too_large and too_large < set(sizes)
 
 
-def test_errors_keep_everything_on_their_way_between_processes() -> None:
+def test_errors_keep_all_fields_between_processes() -> None:
     import pickle
 
     for error in (

@@ -1,4 +1,4 @@
-"""Batches in several processes: the same files as in one, and nothing half-written or lost whoever is killed."""
+"""Batches in several processes: the same files as in one, and no incomplete or missing files whichever process is killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def double(item: tuple[int, Path]) -> int:
     return 2 * number
 
 
-def test_a_process_that_dies_costs_only_the_item_that_kills_it_again(tmp_path: Path) -> None:
+def test_when_a_process_ends_only_the_item_that_ends_it_again_fails(tmp_path: Path) -> None:
     with Workers(double, jobs=2, threads=1) as workers:
         items = ((number, tmp_path) for number in (0, 1, 5, 6))
         assert {place: future.result() for place, future in workers.results(items)} == {0: 0, 1: 2, 2: 10, 3: 12}
@@ -127,7 +127,7 @@ def test_a_killed_batch_leaves_only_whole_files_and_goes_on(
     assert 0 < len(finished) < 12
     for path in finished:
         parse_stream(path.read_bytes())
-    if not (number == signal.SIGKILL and whole_group):  # nobody was left to clear up
+    if not (number == signal.SIGKILL and whole_group):  # no process was left to clean up
         assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
     before = {path: path.stat().st_mtime_ns for path in finished}
     done = CliRunner().invoke(main, [*arguments, "--resume"])

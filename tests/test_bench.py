@@ -206,7 +206,7 @@ def test_training_is_measured_with_what_was_asked_for(monkeypatch: pytest.Monkey
 
 
 def test_what_belongs_to_another_kind_is_refused() -> None:
-    for arguments, told in (
+    for arguments, reported in (
         (["--steps", "10"], "--steps is for --training"),
         (["--growth", "--against", "."], "--against is for --training"),
         (["--training", "--size", "64x64"], "--size means nothing with --training"),
@@ -216,7 +216,7 @@ def test_what_belongs_to_another_kind_is_refused() -> None:
         (["--training", "--against-crops", "2"], "--against-crops needs --against"),
     ):
         error = CliRunner().invoke(command, arguments).exception
-        assert isinstance(error, UsageError) and told in str(error), (arguments, error)
+        assert isinstance(error, UsageError) and reported in str(error), (arguments, error)
     assert isinstance(CliRunner().invoke(command, ["--training", "--model", "none"]).exception, UnsupportedError)
     missing = CliRunner().invoke(command, ["--training", "--against", "/nowhere"]).exception
     assert isinstance(missing, FileError) and "git worktree add" in str(missing)

@@ -314,7 +314,7 @@ def test_cells_are_compared_by_operations_memory_and_time() -> None:
     assert baseline["seconds"] > 0 and baseline["rounds"] == cells.FEWEST_ROUNDS
 
 
-def test_phase1_slim_has_the_operations_that_were_promised() -> None:
+def test_phase1_slim_has_the_planned_operations() -> None:
     by_preset = {candidate.preset: candidate for candidate in cells.candidates()}
     assert {"hpcm-base", "phase1", "phase1-slim"} < set(by_preset)
     chosen = [by_preset["hpcm-base"], by_preset["phase1-slim"]]

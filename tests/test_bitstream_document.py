@@ -1,4 +1,4 @@
-"""docs/bitstream.md tells the truth: its worked example, its check values and its tables are those of the code."""
+"""docs/bitstream.md is correct: its worked example, its check values and its tables are those of the code."""
 
 from __future__ import annotations
 

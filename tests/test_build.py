@@ -178,7 +178,7 @@ def test_a_full_disk_is_named_and_not_taken_for_a_fault_of_the_compiler(
     assert not list(fresh.rglob("*.failed.json"))
 
 
-def test_a_user_without_a_home_goes_on(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_folder_can_work(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object) -> object:
         raise KeyError("getpwuid(): uid not found: 12345")
 
@@ -223,7 +223,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("command", ["encode photo.png -o a.hpcm", "info photo.hpcm", "checkpoints list", "doctor"])
-def test_every_command_works_without_a_home(command: str, photograph: Path, stream: bytes) -> None:
+def test_every_command_works_without_a_home_folder(command: str, photograph: Path, stream: bytes) -> None:
     (photograph.parent / "photo.hpcm").write_bytes(stream)
     arguments = [sys.executable, "-c", WITHOUT_HOME, *command.split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -64,7 +64,7 @@ def same_pixels(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_answer_in_under_a_third_of_a_second(option: str) -> None:
+def test_help_and_version_take_less_than_a_third_of_a_second(option: str) -> None:
     telling = [sys.executable, "-c", HPCM_TELLING_IMPORTS, option]
     seconds = []
     for _ in range(5):
@@ -210,7 +210,7 @@ def test_json_lines_have_the_figures_of_the_files(photograph: Path) -> None:
     assert (answer["width"], answer["height"], answer["quality"]) == (96, 64, 50)
 
 
-def test_quiet_says_nothing(photograph: Path) -> None:
+def test_quiet_prints_nothing(photograph: Path) -> None:
     done = hpcm("encode", photograph, "--quiet")
     assert (done.exit_code, done.output) == (0, "")
 
@@ -301,12 +301,12 @@ def test_plan_finds_every_contradiction_before_anything_is_done(tmp_path: Path) 
 
 
 def test_info_lists_the_parts_of_a_file(compressed: Path, codec: Codec) -> None:
-    told = json.loads(hpcm("info", compressed, "--json").stdout)
-    assert (told["width"], told["height"], told["quality"], told["sound"]) == (96, 64, 40, True)
-    assert sum(chunk["size"] for chunk in told["chunks"]) == told["bytes"] == compressed.stat().st_size
-    assert told["checkpoint"] == {"identity": codec.identity.hex(), "known_as": "phase1-lite"}
-    assert told["tiles"] == {"count": 1, "rows": 1, "columns": 1}
-    assert told["exact_pixels"] is True
+    reported = json.loads(hpcm("info", compressed, "--json").stdout)
+    assert (reported["width"], reported["height"], reported["quality"], reported["sound"]) == (96, 64, 40, True)
+    assert sum(chunk["size"] for chunk in reported["chunks"]) == reported["bytes"] == compressed.stat().st_size
+    assert reported["checkpoint"] == {"identity": codec.identity.hex(), "known_as": "phase1-lite"}
+    assert reported["tiles"] == {"count": 1, "rows": 1, "columns": 1}
+    assert reported["exact_pixels"] is True
     words = hpcm("info", compressed).stdout
     assert "known here as phase1-lite" in words and "s3 of tile 0" in words
     assert "pixels      the same on every processor" in words
@@ -320,7 +320,7 @@ def test_info_says_what_decoded_pixels_depend_on(compressed: Path, monkeypatch: 
     assert json.loads(hpcm("info", compressed, "--json").stdout)["exact_pixels"] is None
 
 
-def test_a_checkpoint_tells_by_its_tensors_names_whether_its_pixels_are_exact(tmp_path: Path) -> None:
+def test_the_names_of_a_checkpoints_tensors_show_whether_its_pixels_are_exact(tmp_path: Path) -> None:
     assert registry.has_integer_transforms(registry.find_checkpoint("phase1-lite"))
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"\xff" * 40)
@@ -337,15 +337,15 @@ def test_info_shows_a_damaged_file_and_says_so(compressed: Path, stream: bytes) 
 
 
 def test_info_counts_a_models_parameters_and_cost() -> None:
-    told = json.loads(hpcm("info", "--model", "hpcm-base", "--json").stdout)
-    assert told["total"]["parameters"] == 68_505_299
-    assert told["total"]["kmac_per_pixel_with_last_cell"] == pytest.approx(918.6, abs=0.1)
+    reported = json.loads(hpcm("info", "--model", "hpcm-base", "--json").stdout)
+    assert reported["total"]["parameters"] == 68_505_299
+    assert reported["total"]["kmac_per_pixel_with_last_cell"] == pytest.approx(918.6, abs=0.1)
     assert "68,505,299" in hpcm("info", "--model", "hpcm-base").stdout
 
 
 def test_info_shows_a_checkpoints_identity_and_training(codec: Codec) -> None:
-    told = json.loads(hpcm("info", "--model", "phase1-lite", "--json").stdout)["checkpoint"]
-    assert told["identity"] == codec.identity.hex() and told["training"]["steps"] > 0
+    reported = json.loads(hpcm("info", "--model", "phase1-lite", "--json").stdout)["checkpoint"]
+    assert reported["identity"] == codec.identity.hex() and reported["training"]["steps"] > 0
 
 
 def test_an_alias_is_accepted_wherever_a_model_is_named_and_the_own_name_is_written(
@@ -368,10 +368,10 @@ def test_an_alias_is_accepted_wherever_a_model_is_named_and_the_own_name_is_writ
 
 def test_doctor_finds_everything_here(codec: Codec) -> None:
     done = hpcm("doctor", "--json")
-    told = json.loads(done.stdout)
-    assert done.exit_code == 0 and told["problems"] == []
-    assert told["rANS coder"] == "works"
-    assert told["checkpoints"]["phase1-lite"] == codec.identity.hex()
+    reported = json.loads(done.stdout)
+    assert done.exit_code == 0 and reported["problems"] == []
+    assert reported["rANS coder"] == "works"
+    assert reported["checkpoints"]["phase1-lite"] == codec.identity.hex()
     assert "Ready" in hpcm("doctor").stdout
 
 
@@ -400,8 +400,8 @@ def test_train_runs_stops_and_gives_a_checkpoint(tmp_path: Path) -> None:
     assert "step 2  loss" in done.stderr and "weights.safetensors: 2 steps" in done.stderr
     more = hpcm("train", "run", *arguments, "--steps", 3)
     assert "going on from step 2" in more.stderr and more.exit_code == 0
-    told = json.loads(hpcm("info", "--model", tmp_path / "run" / "weights.safetensors", "--json").stdout)
-    assert told["checkpoint"]["training"]["steps"] == 3 and told["checkpoint"]["known_as"] is None
+    reported = json.loads(hpcm("info", "--model", tmp_path / "run" / "weights.safetensors", "--json").stdout)
+    assert reported["checkpoint"]["training"]["steps"] == 3 and reported["checkpoint"]["known_as"] is None
     results = tmp_path / "results.json"
     measure = ("train", "validate", tmp_path / "run", "--data", tmp_path, "-q", "0,40,80")
     assert hpcm(*measure, "--json", results).exit_code == 0

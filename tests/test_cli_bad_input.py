@@ -169,7 +169,7 @@ def test_500_flipped_and_cut_streams_end_in_an_error_or_the_same_picture(codec: 
 
 
 def test_damage_under_sound_checksums_ends_in_an_error_or_a_picture(codec: Codec, stream: bytes) -> None:
-    """Someone who wants to do harm computes the CRCs anew: the entropy coder itself has to bear it."""
+    """An attacker can compute the CRCs anew, so the entropy coder itself must be safe with any payload."""
     parsed = parse_stream(stream)
     random = np.random.default_rng(7)
     for trial in range(100):
@@ -297,7 +297,7 @@ def test_models_and_devices_that_are_not_there(photograph: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("number", "line"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")])
 def test_a_signal_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path, number: signal.Signals, line: str) -> None:
-    os.mkfifo(tmp_path / "photo.png")  # nobody writes to it: reading it takes for ever
+    os.mkfifo(tmp_path / "photo.png")  # without a writer: reading it blocks forever
     output = tmp_path / "o.hpcm"
     process = subprocess.Popen(
         [*HPCM, "encode", str(tmp_path / "photo.png"), "-o", str(output)],

@@ -58,7 +58,7 @@ def test_what_only_prints_ends_well(closed: str, compressed: Path) -> None:
     ("command", "name"),
     [("encode - -o a.hpcm <&-", "stdin"), ("decode - -o a.png <&-", "stdin"), ("encode photo.png -o - >&-", "stdout")],
 )
-def test_a_closed_stream_that_is_needed_is_told(command: str, name: str, photograph: Path) -> None:
+def test_a_closed_stream_that_is_needed_is_reported(command: str, name: str, photograph: Path) -> None:
     done = shell(f"hpcm {command}", photograph.parent)
     assert (done.returncode, done.stderr) == (5, f"hpcm: {name}: is closed; redirect it, or name a file\n")
     assert sorted(os.listdir(photograph.parent)) == ["hpcm", "photo.png"]

@@ -137,7 +137,7 @@ def test_srgb_and_nonsense_need_no_profile(chunks: bytes) -> None:
         (cicp(1, 13, 0), "its colours are of the narrow range of video, which is not kept"),
     ],
 )
-def test_what_no_profile_can_express_is_told(chunks: bytes, notice: str) -> None:
+def test_colours_that_no_profile_can_express_are_reported(chunks: bytes, notice: str) -> None:
     picture = read(png_of(chunks))
     assert picture.icc is None and picture.notices == (notice,)
 
@@ -200,7 +200,7 @@ def test_colours_of_avif_are_kept_too() -> None:
         )
     )
 )
-def test_boxes_of_any_kind_end_in_an_answer(parts: list[bytes]) -> None:
+def test_boxes_of_any_kind_can_be_parsed(parts: list[bytes]) -> None:
     file = io.BytesIO(b"\0\0\0\x0cftypavif" + b"".join(parts))
     file.seek(3)
     code_points_of(file)

@@ -152,4 +152,4 @@ def test_without_a_network_the_error_says_how_to_name_a_folder(
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(HpcmError, match=r"cannot be downloaded.*--data-dir"):
-        datasets.download_kodak(tmp_path / "download", "http://127.0.0.1:9/")  # the discard port: nobody listens
+        datasets.download_kodak(tmp_path / "download", "http://127.0.0.1:9/")  # the discard port: no server listens

@@ -1,4 +1,4 @@
-"""The generalised Gaussian against scipy-free ground truth, and its integer tables."""
+"""The generalised Gaussian against reference values computed without scipy, and its integer tables."""
 
 from __future__ import annotations
 

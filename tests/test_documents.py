@@ -37,13 +37,15 @@ def test_the_readme_shows_the_progressive_picture_and_the_command_that_makes_it(
 
 
 @pytest.mark.parametrize(
-    ("shares", "status", "told"),
+    ("shares", "status", "reported"),
     [("60,100", 0, "100% of the file:"), ("0,5", 2, "percentages"), ("x", 2, "percentages")],
 )
-def test_the_progressive_picture_can_be_made(root: Path, tmp_path: Path, shares: str, status: int, told: str) -> None:
+def test_the_progressive_picture_can_be_made(
+    root: Path, tmp_path: Path, shares: str, status: int, reported: str
+) -> None:
     Image.fromarray(small_photograph(120, 90)).save(tmp_path / "photo.png")
     out = tmp_path / "out.png"
     options = ("-o", out, "--crop", "0,0,110,80", "--shares", shares)
     done = tool(root, "progressive.py", tmp_path / "photo.png", *options)
-    assert done.returncode == status and told in done.stdout + done.stderr
+    assert done.returncode == status and reported in done.stdout + done.stderr
     assert out.is_file() == (status == 0)

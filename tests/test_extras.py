@@ -1,4 +1,4 @@
-"""IPTC, resolution and texts come through a .hpcm file where the formats have room, are told where not, and can be forged at no harm."""
+"""IPTC, resolution and texts are kept by a .hpcm file where the picture's format supports them, else reported; forged ones do no harm."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def written(picture: Picture, format: str) -> tuple[bytes, tuple[str, ...]]:
     ],
 )
 @pytest.mark.parametrize("exif", [None, exif_with(1)[6:]])
-def test_what_a_format_has_room_for_is_written_and_the_rest_told(format, kept, lost, exif) -> None:
+def test_metadata_that_a_format_supports_is_written_and_the_rest_reported(format, kept, lost, exif) -> None:
     if exif is not None and format in ("BMP", "PPM"):
         pytest.skip("has no EXIF either")
     data, notices = written(Picture(PIXELS, exif=exif, extras=FULL), format)
@@ -125,7 +125,7 @@ def test_a_resolution_that_only_exif_has_stays_there() -> None:
     assert read(file_bytes(Image.fromarray(PIXELS), "JPEG", exif=exif)).extras.dpi is None
 
 
-def test_pixels_that_are_not_square_are_told() -> None:
+def test_pixels_that_are_not_square_are_reported() -> None:
     rows = b"".join(b"\0" + row.tobytes() for row in PIXELS)
     picture = read(png(6, 4, 8, 2, rows, png_chunk(b"pHYs", struct.pack(">IIB", 2, 1, 0))))
     assert picture.notices == ("its pixels are not square (2:1), which is not kept",)
@@ -145,7 +145,7 @@ def test_comments_of_other_formats_are_texts(format: str, settings: dict[str, An
     )
 
 
-def test_texts_that_are_too_long_are_told() -> None:
+def test_texts_that_are_too_long_are_reported() -> None:
     rows = b"".join(b"\0" + row.tobytes() for row in PIXELS)
     texts = png_chunk(b"tEXt", b"workflow\0" + b"x" * TEXTS_BYTES) + png_chunk(b"tEXt", b"Title\0short")
     picture = read(png(6, 4, 8, 2, rows, texts))

@@ -42,7 +42,7 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
-def test_a_file_that_turns_up_while_writing_is_left_alone(
+def test_a_file_that_appears_while_writing_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
 ) -> None:
     target = tmp_path / "a"

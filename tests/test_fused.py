@@ -342,7 +342,7 @@ def test_a_run_is_the_same_fused_and_plain(
     assert scores[1] == pytest.approx(scores[0], rel=0.01)
 
 
-def test_conditioning_leaves_the_function_alone() -> None:
+def test_conditioning_does_not_change_the_function() -> None:
     """Channels between the projections get one size; what the network computes stays."""
     torch.manual_seed(12)
     model = HPCM(preset("phase1-lite")).eval()

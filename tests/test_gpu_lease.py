@@ -1,4 +1,4 @@
-"""The lease on a borrowed GPU, rehearsed: every call as CALLS.md gives it, on a pretended machine that has nothing but what was carried."""
+"""A rehearsal of the GPU lease: every call as in CALLS.md, on a simulated machine that has only the carried files."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_checkpoint(folder / "small.safetensors", SMALL, HPCM(SMALL).state_dict(), {})
     arguments = [f"--{name}={folder / path}" for name, path in (("pictures", "train"), ("wheels", "wheels"))]
     arguments += [f"--{name}={folder / name}" for name in ("valid", "checks")]
-    told = tool(folder, "prepare", "--rehearse", *arguments, "--weights", folder / "small.safetensors")
-    assert "CALLS.md: 6 calls" in told
+    reported = tool(folder, "prepare", "--rehearse", *arguments, "--weights", folder / "small.safetensors")
+    assert "CALLS.md: 6 calls" in reported
     yield folder
 
 
@@ -125,7 +125,7 @@ def calls(here: Path) -> dict[str, dict[str, Any]]:
 
 
 def length_in(text: str) -> tuple[float, float]:
-    """The minutes of a run and the share of them from which its rate falls, as a stretch tells them."""
+    """The minutes of a run and the share of them from which its rate falls, as a stretch prints them."""
     found = re.search(r"trains until minute ([0-9.]+), falling from ([0-9]+)%", text)
     assert found is not None, text
     return float(found[1]), int(found[2]) / 100
@@ -151,8 +151,8 @@ def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
     assert "still to come: part-2" in machine.call(call["stage 1"])
     assert (machine.home / "site" / "lease_probe.py").exists()
     assert "4 pictures; all parts are there" in machine.call(call["stage 2"])
-    told = machine.call(call["choose"])
-    assert "CHOSEN: 2 crops, adamw" in told and "tests passed" in told, told
+    reported = machine.call(call["choose"])
+    assert "CHOSEN: 2 crops, adamw" in reported and "tests passed" in reported, reported
     assert json.loads((machine.out / "trials.json").read_text())[0]["crops_per_second"] > 0
 
     # the first stretch, asked to end in the middle, as when the tool's limit is reached
@@ -174,18 +174,20 @@ def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
     assert len(first["files"]) > 1 and first["score"] > 0
     assert "stretch 1 of 2 cut" in tool(here, "bring", machine.out)
 
-    told = machine.call(call["train 2"])
-    assert length_in(told) == pytest.approx(((first["seconds"] + 3) / 60, 0.8), abs=0.006), (
+    reported = machine.call(call["train 2"])
+    assert length_in(reported) == pytest.approx(((first["seconds"] + 3) / 60, 0.8), abs=0.006), (
         "the fall ends with the stretch"
     )
     last = machine.figures()
     assert last["ended"] == "finished" and last["steps"] > first["steps"] and last["offset"] == 0
     assert "stretch 2 of 2 finished" in tool(here, "bring", machine.out)
-    told = machine.call(call["check"])
-    assert "'cpu's file read alike\": True" in told.replace('"cpu', "'cpu") and "backward floor ms" in told, told
+    reported = machine.call(call["check"])
+    assert "'cpu's file read alike\": True" in reported.replace('"cpu', "'cpu") and "backward floor ms" in reported, (
+        reported
+    )
     assert {"check.json", "bench.json"} <= {path.name for path in machine.out.iterdir()}
 
-    told = tool(here, "finish", "--evaluate", here / "kodak", "-q", "20,80")
+    reported = tool(here, "finish", "--evaluate", here / "kodak", "-q", "20,80")
     curve = json.loads((here / ".lease" / "result" / "curve.json").read_text())
     assert len(curve["results"]["bpp"]) == 2
     from hpcm_codec.training.light import load_weights
@@ -197,7 +199,9 @@ def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_lost_machine_is_noticed_and_training_goes_on_from_what_came_back(here: Path, tmp_path: Path) -> None:
+def test_another_machine_is_detected_and_training_continues_from_the_returned_weights(
+    here: Path, tmp_path: Path
+) -> None:
     from hpcm_codec.training.light import export_light
     from lease.calls import calls_after_a_loss
     from lease.plan import REHEARSAL, Choice, Plan
@@ -218,13 +222,13 @@ def test_a_lost_machine_is_noticed_and_training_goes_on_from_what_came_back(here
         machine.call(call[name])
     text = machine.call(calls(here)["train 2"], status=1)
     assert "carry .lease/back" in text
-    told = machine.call(call["train 2 again"])
-    assert "from the weights that came back after 3 s" in told
+    reported = machine.call(call["train 2 again"])
+    assert "from the weights that came back after 3 s" in reported
     figures = machine.figures()
     assert figures["ended"] == "finished" and figures["offset"] == 3 and figures["seconds"] >= 6
     assert figures["choice"] == "1 crops, adamw" and figures["rate_factor"] == 0.5
     # 3 s were trained of 6, so the rate falls from 0.8·6 - 3 = 1.8 of the new run's 3 s on
-    assert length_in(told) == pytest.approx((3 / 60, 0.6), abs=0.006)
+    assert length_in(reported) == pytest.approx((3 / 60, 0.6), abs=0.006)
     assert figures["last_row"]["learning_rate"] <= 0.51 * 8e-4
 
 
@@ -270,7 +274,7 @@ def test_the_choice_counts_crops_and_what_starting_costs() -> None:
         best(plan, [trial(32, 0)])
 
 
-def test_a_loss_that_blows_up_is_seen_and_the_good_weights_are_put_back(
+def test_a_loss_that_diverges_is_detected_and_the_good_weights_are_restored(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hpcm_codec.model.hpcm import HPCM

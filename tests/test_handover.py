@@ -1,4 +1,4 @@
-"""From the device to the rANS coder and back: few bytes, nothing lost, and the same files whether a thread codes or not."""
+"""Transfers between the device and the rANS coder: few bytes, all symbols exact, and the same files with and without a coding thread."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ def test_strips_become_the_picture_in_every_format(
     assert np.array_equal(np.asarray(Image.open(tmp_path / name)), codec.decode(tall_stream).pixels)
 
 
-def test_rows_are_on_their_way_to_the_file_before_the_last_is_decoded(tmp_path: Path, no_leftovers: None) -> None:
+def test_rows_are_written_before_the_last_is_decoded(tmp_path: Path, no_leftovers: None) -> None:
     written: list[int] = []
     file = io.BytesIO()
 

@@ -1,4 +1,4 @@
-"""`hpcm_codec.networks`: the plan's example as a user types it, with few channels, and what it promises.
+"""`hpcm_codec.networks`: the plan's example as a user types it, with few channels, and its documented behaviour.
 
 The example with all its channels is in the module's docstring, which is tested as all docstrings are.
 """

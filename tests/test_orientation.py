@@ -70,7 +70,7 @@ def test_an_orientation_of_any_type_is_reset_by_what_turns_the_pixels(kind: int,
     assert (read_picture(png_with(exif, pixels := noise(5, 8, 3))).pixels == shown(png_with(exif, pixels))).all()
     turned = read_picture(png_with(exif, noise(5, 8, 3))).width == 5
     assert (read_exif(kept)[ORIENTATION] == 1) == turned
-    assert turned or kind == BYTE  # which Pillow, and so whoever shows the original with it, takes for a string
+    assert turned or kind == BYTE  # Pillow, and programs that use it, read it as a string
 
 
 def test_all_of_several_orientations_are_reset() -> None:

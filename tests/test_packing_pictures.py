@@ -71,7 +71,7 @@ def test_nothing_to_pack_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no limits of file sizes")
-def test_a_disk_that_is_full_is_told_by_the_files_name(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_files_name(folder: Path, tmp_path: Path) -> None:
     import resource
 
     program = "from hpcm_codec.cli.main import main; main()"

@@ -103,5 +103,5 @@ def test_the_command_decodes_what_there_is_and_info_lists_it(data: bytes, codec:
     assert done.exit_code == 0 and f"cut short: {len(data) - len(cut)} bytes missing" in done.stderr
     expected = codec.decode(cut, partial=True).pixels
     assert np.array_equal(np.asarray(Image.open(tmp_path / "cut.png")), expected)
-    told = CliRunner().invoke(main, ["info", str(tmp_path / "cut.hpcm")])
-    assert told.exit_code == 3 and "of all tiles; no " in told.stdout and "cut short" in told.stderr
+    reported = CliRunner().invoke(main, ["info", str(tmp_path / "cut.hpcm")])
+    assert reported.exit_code == 3 and "of all tiles; no " in reported.stdout and "cut short" in reported.stderr

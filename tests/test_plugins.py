@@ -1,4 +1,4 @@
-"""HEIC and JPEG XL go in and come out where their plug-ins are installed; where not, it is told what to install."""
+"""HEIC and JPEG XL are read and written where their plug-ins are installed; else the error names what to install."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_commands_take_and_give_them(format: str, tmp_path: Path) -> None:
     ("start", "name"),
     [(b"\0\0\0\x18ftypheic", "HEIC"), (b"\xff\x0a", "JPEG XL"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL")],
 )
-def test_what_is_missing_is_told(start: bytes, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_plugins_are_reported(start: bytes, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plugins, "is_there", lambda format: False)
     monkeypatch.setattr("hpcm_codec.images.reading._readers", lambda: ["PNG", "JPEG"])
     with pytest.raises(FileError, match=rf"{name}, whose reader is not installed; pip install 'hpcm-codec\[formats\]'"):

@@ -31,7 +31,9 @@ def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(ours, theirs) for ours, theirs in zip(one.tensors(), other.tensors(), strict=True))
 
 
-def test_batches_are_those_of_their_steps_also_after_jumps_changes_and_a_death(pictures: PackedPictures) -> None:
+def test_batches_are_those_of_their_steps_also_after_jumps_changes_and_the_end_of_a_process(
+    pictures: PackedPictures,
+) -> None:
     draw = partial(draw_batch, pictures, SMALL, QUICK)
     ahead = Prefetcher(draw, 1)
     larger = CropPhase(0.5, 128, 1)

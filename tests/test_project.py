@@ -73,10 +73,10 @@ def test_a_wheel_carries_the_sources_the_weights_and_the_types(root: Path, tmp_p
         "print(s()['phase1-lite']); print(d())"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     ).stdout
-    assert [Path(line).is_relative_to(tmp_path / "installed") for line in told.splitlines()] == [True, True]
+    assert [Path(line).is_relative_to(tmp_path / "installed") for line in reported.splitlines()] == [True, True]
 
 
 def test_every_command_has_a_module_and_every_module_a_command(root: Path) -> None:
@@ -98,13 +98,13 @@ def test_the_demo_says_what_it_did(root: Path, tmp_path: Path) -> None:
         "--into",
         str(tmp_path),
     ]
-    told = subprocess.run(
+    reported = subprocess.run(
         demo, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(root)}
     ).stdout
-    assert re.search(r"PSNR +(2[5-9]|3\d)\.\d\d dB", told) and "bits per pixel" in told
+    assert re.search(r"PSNR +(2[5-9]|3\d)\.\d\d dB", reported) and "bits per pixel" in reported
     assert (tmp_path / "chelsea.hpcm").is_file() and (tmp_path / "chelsea.png").is_file()
     for name in ("chelsea.hpcm", "chelsea.png"):
-        assert str(tmp_path / name) in told
+        assert str(tmp_path / name) in reported
 
 
 def test_the_constants_that_help_texts_use_are_those_of_the_modules_they_stand_for() -> None:

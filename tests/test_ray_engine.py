@@ -1,4 +1,4 @@
-"""A batch on Ray: nothing lost and nothing twice, whoever dies; and a clear word where Ray is not installed."""
+"""A batch on Ray: every input has exactly one row, even if workers end; and a clear error where Ray is not installed."""
 
 from __future__ import annotations
 

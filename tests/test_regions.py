@@ -206,6 +206,6 @@ def test_info_lists_the_scales_of_a_file(compressed: Path, four_tiles) -> None:
         (data[:-1], [4, 4, 4, 3], "hyper, s1, s2 of all tiles; s3 of 3 of 4 tiles"),
     ):
         path.write_bytes(content)
-        told = hpcm("info", path)
-        assert words in told.stdout and told.exit_code == (0 if content == data else 3)
+        reported = hpcm("info", path)
+        assert words in reported.stdout and reported.exit_code == (0 if content == data else 3)
         assert list(json.loads(hpcm("info", "--json", path).stdout)["scales"].values()) == there

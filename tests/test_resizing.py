@@ -96,7 +96,7 @@ def test_thumbnails_do_not_depend_on_how_the_rows_come(rows: int, edge: int) -> 
     assert (found.pixels == expected.pixels).all() and max(found.width, found.height) == edge
 
 
-def test_what_is_small_enough_is_left_alone() -> None:
+def test_a_picture_that_is_small_enough_is_not_changed() -> None:
     strips = of_strips(picture(30, 20), 5)
     assert thumbnail(strips, 30) is strips
 

@@ -170,8 +170,8 @@ def test_broken_files_are_refused_by_name_without_a_word_on_stderr(
     else:  # a wrong check of the pixels' chunk, which itself is whole
         data = data[:-16] + bytes(4) + data[-12:]
     path.write_bytes(data)
-    told = r"broken: a damaged or truncated image \(.+\); get the file again"
-    with pytest.raises(FileError, match=told), open_picture(path) as picture:
+    reported = r"broken: a damaged or truncated image \(.+\); get the file again"
+    with pytest.raises(FileError, match=reported), open_picture(path) as picture:
         picture.rows(0, 100)
         picture.rows(100, HEIGHT)
     assert capfd.readouterr() == ("", "")
@@ -229,8 +229,8 @@ def test_estimates_grow_with_the_width_and_the_way_that_takes_less_is_taken(monk
 
 def test_a_normal_start_does_not_import_pyvips() -> None:
     code = "import sys, hpcm_codec.images; print('pyvips' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told == "False\n"
+    reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert reported == "False\n"
 
 
 # ----------------------------------------------------------------------------------------------------------------- writing
@@ -275,7 +275,7 @@ def test_any_samples_come_back_from_a_png_in_strips(pixels: Samples) -> None:
     assert np.array_equal(read_picture(file.getvalue()).pixels, pixels)
 
 
-def test_a_png_is_on_its_way_before_the_last_strip_is_decoded(tmp_path: Path, no_leftovers: None) -> None:
+def test_a_png_is_being_written_before_the_last_strip_is_decoded(tmp_path: Path, no_leftovers: None) -> None:
     written: list[int] = []
     file = io.BytesIO()
 

@@ -42,7 +42,7 @@ def test_a_file_that_is_written_stays_and_goes_when_its_process_is_killed(tmp_pa
     assert remove_left_behind(tmp_path) == 1 and not left.exists()
 
 
-def test_another_machines_file_is_left_alone_for_a_day(tmp_path: Path) -> None:
+def test_another_machines_file_is_kept_for_a_day(tmp_path: Path) -> None:
     other = tmp_path / f".hpcm-00000000-{'1' * 16}.tmp"
     other.write_bytes(b"half")
     assert remove_left_behind(tmp_path) == 0 and other.exists()

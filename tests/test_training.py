@@ -96,7 +96,7 @@ def test_training_lowers_the_loss(pictures: PackedPictures, tmp_path: Path) -> N
     assert 0 < trainer.waited_share < 0.5
 
 
-def test_a_run_that_was_cut_goes_on_where_it_stopped(pictures: PackedPictures, tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_continues_where_it_stopped(pictures: PackedPictures, tmp_path: Path) -> None:
     trainer = Trainer(SMALL, pictures, tmp_path, dataclasses.replace(QUICK, steps=3))
     trainer.run()
     resumed = Trainer(SMALL, pictures, tmp_path, QUICK)

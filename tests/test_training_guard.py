@@ -112,11 +112,11 @@ def blow_up(trainer: Trainer, steps: set[int]) -> None:
     train_step = trainer._train_step
 
     def then_broken(*arguments):  # type: ignore[no-untyped-def]
-        told = train_step(*arguments)
+        reported = train_step(*arguments)
         if trainer.step in steps:
             with torch.no_grad():
                 cast(torch.nn.Conv2d, trainer.model.g_s[-1]).weight.mul_(1e3)
-        return told
+        return reported
 
     trainer._train_step = then_broken  # type: ignore[method-assign]
 
@@ -129,7 +129,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty", "one_thread")
-def test_a_run_that_blows_up_recovers_by_itself(pictures: PackedPictures, tmp_path: Path) -> None:
+def test_a_run_that_diverges_recovers_automatically(pictures: PackedPictures, tmp_path: Path) -> None:
     said: list[str] = []
     trainer = Trainer(SMALL, pictures, tmp_path, STEADY, say=said.append)
     blow_up(trainer, {12})
@@ -165,10 +165,10 @@ def test_a_run_goes_back_to_what_it_was_when_the_state_was_saved(pictures: Packe
 
 @pytest.mark.usefixtures("hasty", "one_thread")
 @pytest.mark.parametrize("steps_later", [1, 2])
-def test_a_stop_after_the_blow_up_leaves_the_good_state_alone(
+def test_a_stop_after_a_divergence_keeps_the_good_state(
     pictures: PackedPictures, tmp_path: Path, steps_later: int
 ) -> None:
-    """One step later the weights are broken and nobody has seen it; the averages are sound. Two later a loss has shown it."""
+    """One step later the weights are broken, which is not detected yet; the averages are sound. Two steps later a loss shows it."""
     said: list[str] = []
     Trainer(SMALL, pictures, tmp_path, dataclasses.replace(STEADY, steps=10)).run()
     good = [(tmp_path / name).read_bytes() for name in ("state.pt", "weights.safetensors")]
@@ -195,7 +195,7 @@ def test_a_save_that_finds_broken_weights_sends_the_run_back(pictures: PackedPic
 
 
 @pytest.mark.usefixtures("hasty", "one_thread")
-def test_a_run_that_blows_up_again_and_again_tries_the_state_before_and_ends(
+def test_a_run_that_diverges_again_and_again_tries_the_state_before_and_ends(
     pictures: PackedPictures, tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -306,18 +306,18 @@ def test_weights_are_scored_on_the_validation_pictures(pictures: PackedPictures,
 def test_processes_share_the_pictures_of_a_score(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out = torch.rand(2, 3, 64, 64)
     model = HPCM(SMALL).eval()
-    told: list[torch.Tensor] = []
+    reported: list[torch.Tensor] = []
     for rank in range(world):
         process = Processes(torch.device("cpu"))
         process.rank, process.world = rank, world
 
         def noted(values: torch.Tensor) -> torch.Tensor:
-            told.append(values)
+            reported.append(values)
             return values
 
         monkeypatch.setattr(process, "mean", noted)
         shared_score(SMALL, model.state_dict(), held_out, process)
-    assert float(sum(told)) / len(held_out) == pytest.approx(score(model, held_out).value, rel=1e-5)
+    assert float(sum(reported)) / len(held_out) == pytest.approx(score(model, held_out).value, rel=1e-5)
 
 
 BLOWN_UP = """

@@ -59,8 +59,10 @@ def test_a_preloaded_tcmalloc_is_seen(root: Path) -> None:
         pytest.skip("no tcmalloc here")
     code = "from hpcm_codec.training.processor import preloaded_allocator, tcmalloc_advice as a; print(preloaded_allocator(), a())"
     settings = {"PYTHONPATH": str(root), "LD_PRELOAD": str(library)}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **settings})
-    assert told.stdout.startswith("libtcmalloc") and told.stdout.endswith(" None\n"), told.stderr
+    reported = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **settings}
+    )
+    assert reported.stdout.startswith("libtcmalloc") and reported.stdout.endswith(" None\n"), reported.stderr
 
 
 def test_doctor_has_a_section_on_training_and_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +71,12 @@ def test_doctor_has_a_section_on_training_and_no_hint(monkeypatch: pytest.Monkey
     monkeypatch.setattr(processor, "preloaded_allocator", lambda: None)
     monkeypatch.setattr(processor, "tcmalloc_advice", lambda: "LD_PRELOAD=tc.so")
     found = json.loads(hpcm("doctor", "--json").stdout)
-    told = found["training"]
-    assert told["matrix units"] == "none for bfloat16" and told["matrix products"] in ("plain vectors", "by torch")
-    assert "hpcm train run" in told["memory"] and "LD_PRELOAD=tc.so" in told["memory"]
+    reported = found["training"]
+    assert reported["matrix units"] == "none for bfloat16" and reported["matrix products"] in (
+        "plain vectors",
+        "by torch",
+    )
+    assert "hpcm train run" in reported["memory"] and "LD_PRELOAD=tc.so" in reported["memory"]
     assert not any("tc.so" in text for text in found["hints"] + found["problems"])
     monkeypatch.setattr(processor, "preloaded_allocator", lambda: "libtcmalloc.so.4")
     monkeypatch.setattr(processor, "tcmalloc_advice", lambda: None)

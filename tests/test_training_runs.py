@@ -95,9 +95,9 @@ def trained_in(processes: int, crops_each: int, pictures: PackedPictures, folder
         )
         for rank in range(processes)
     ]
-    told = [process.communicate(timeout=300)[0] for process in started]
+    reported = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes
-    return told
+    return reported
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_a_run_killed_at_any_moment_of_saving_ends_as_one_that_was_not(
     assert not list(cut.glob(".hpcm-*.tmp"))
 
 
-def test_a_torn_line_of_metrics_and_lines_after_the_last_save_are_dropped(
+def test_a_truncated_line_of_metrics_and_lines_after_the_last_save_are_dropped(
     pictures: PackedPictures, tmp_path: Path
 ) -> None:
     settings = dataclasses.replace(QUICK, steps=2, log_every=1)

@@ -165,9 +165,9 @@ def test_tensorboard_gets_the_metrics_of_the_log(pictures: PackedPictures, tmp_p
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for name in ("loss", "bpp", "psnr", "learning_rate", "gradient_norm", "skipped"):
-        told = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
-        assert [step for step, _ in told] == [2, 4]
-        assert [value for _, value in told] == pytest.approx([row[name] for row in rows])
+        reported = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        assert [step for step, _ in reported] == [2, 4]
+        assert [value for _, value in reported] == pytest.approx([row[name] for row in rows])
 
 
 def test_only_tensorboard_needs_tensorboard(
@@ -275,7 +275,7 @@ def test_light_weights_start_a_run_whose_score_is_printed(tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     assert "1 steps" in done.stderr and "% of the time waiting for data" in done.stderr
     record = load_checkpoint(str(run / "weights.safetensors")).training
-    told = record["settings"]
+    reported = record["settings"]
     expected: dict[str, object] = {
         "warmup_steps": 3,
         "decay_start": 0.75,
@@ -284,7 +284,7 @@ def test_light_weights_start_a_run_whose_score_is_printed(tmp_path: Path) -> Non
         "smallest_scale": 0.25,
     }
     expected |= {"decay_rate_factor": 0.5, "activation_checkpointing": True, "optimiser": "muon", "compile": False}
-    assert {key: told[key] for key in expected} == expected
+    assert {key: reported[key] for key in expected} == expected
     scores = hpcm("train", "score", run, light, "--data", folder, "--json")
     assert scores.exit_code == 0, scores.output
     after, before = (json.loads(line) for line in scores.stdout.splitlines())

@@ -1,4 +1,4 @@
-"""Coding on a CPU needs no torch: what imports it is told by sys.modules of a process of its own."""
+"""Coding on a CPU needs no torch: sys.modules of a separate process shows whether it was imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half an hour on a borrowed GPU, one command a call, all of it rehearsed here. The recipe: docs/gpu-lease.md.
+"""Thirty minutes on a leased GPU, one command a call; all calls can be rehearsed on the CPU. The recipe: docs/gpu-lease.md.
 
 Here, to fill .lease/:           python tools/gpu_lease.py prepare --pictures DIR --valid DIR --checks DIR --weights FILE [--rehearse]
 There, as .lease/CALLS.md says:  python3 tools/gpu_lease.py stage N | choose | train --stretch N [--of M] [--seconds S] | check

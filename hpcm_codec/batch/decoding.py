@@ -1,4 +1,4 @@
-"""Decoding one file of a batch: it is checked before a model is loaded, its picture is written, and a finished picture can be examined."""
+"""Decodes one file of a batch: checks it before a model is loaded, writes its picture, and can examine a finished picture."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MEMORY_ADVICE = "raise it with --memory, choose PNG, PPM or TIFF, which are writ
 
 @dataclass(frozen=True)
 class Decoding:
-    """How every file of a batch is decoded (a `tasks.Work`).
+    """The settings for decoding every file of a batch (a `tasks.Work`).
 
     format:     a key of images.FORMATS in any case; None means by the output's extension, PNG on stdout.
     region:     x, y, width, height in pixels, or None. scale: one of constants.SCALES.
-    partial:    decode what there is of a damaged file.
-    max_edge:   the most pixels of the longer side; larger pictures are shrunk, decoded no finer than that needs. None: no limit.
+    partial:    decode the undamaged part of a damaged file.
+    max_edge:   the most pixels of the longer side. Larger pictures are shrunk, decoded only to the scale that this needs. None: no limit.
     model:      a checkpoint's name or path; None means the one that the file names.
     max_pixels: larger pictures are refused, None is the default limit.
     """
@@ -56,7 +56,7 @@ class Decoding:
         }
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
         data = read_input(job.source, begins=refuse_other_kinds)
@@ -114,7 +114,7 @@ class Decoding:
         return fitted(*size, self.max_edge)
 
     def _scale_for(self, header: Header) -> str:
-        """The finest scale to decode: the one that was asked for, or a coarser one where a thumbnail does not need it."""
+        """The finest scale to decode: the requested one, or a coarser one if that is enough for a thumbnail."""
         if self.max_edge is None:
             return self.scale
         from hpcm_codec.images.resizing import scale_for
@@ -139,7 +139,7 @@ class Decoding:
         check(f"decoding {width}×{height} pixels to {format}", needed, self.machine.memory, MEMORY_ADVICE)
 
     def _write(self, picture: Picture | StripPicture, job: Job, overwrite: bool) -> tuple[str, ...]:
-        """Write the picture where the job says; returns notices about what the format cannot hold."""
+        """Write the picture to the job's output; returns notices about data that the format cannot store."""
         from hpcm_codec.images import write_picture
 
         format = None if self.format is None else self.format.upper()

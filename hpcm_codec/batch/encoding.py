@@ -1,4 +1,4 @@
-"""Encoding one picture of a batch: it is opened, encoded to its target and written; a finished file can be examined."""
+"""Encodes one picture of a batch: opens it, encodes it to its target and writes the file; can examine a finished file."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ RESIZING = 8  # bytes a pixel, of Pillow's image and of the samples
 
 @dataclass(frozen=True)
 class Encoding:
-    """How every picture of a batch is encoded (a `tasks.Work`).
+    """The settings for encoding every picture of a batch (a `tasks.Work`).
 
     model:        a checkpoint's name or path, None for the default. profile: "exact", "float" or "auto".
     strip:        leave out EXIF, XMP, IPTC, resolution and texts. max_pixels: larger pictures are refused, None is the default limit.
     measure_psnr: decode every file, and report its PSNR.
-    resizing:     what becomes of the picture's size before it is coded, or None.
-    keep_smaller: where the file would have more bytes than the input, copy that instead.
+    resizing:     how the picture's size is changed before it is coded, or None.
+    keep_smaller: copy the input instead if the encoded file would have more bytes.
     """
 
     target: Target = field(default_factory=Target)
@@ -105,7 +105,7 @@ class Encoding:
         return self.keep_smaller and len(data) > input_bytes
 
     def _copied(self, job: Job, picture: PixelSource, input_bytes: int, data: bytes, overwrite: bool) -> Outcome:
-        """The input as it is under its own name in the output's folder, and not what was made of it."""
+        """Copies the input unchanged into the output's folder, under its own name, instead of the encoded file."""
         target = os.path.join(os.path.dirname(job.target), os.path.basename(job.source))
         if not os.path.exists(target) or not os.path.samefile(job.source, target):
             content = read_input(job.source)
@@ -162,7 +162,7 @@ class Encoding:
         from hpcm_codec.images import Extras, open_picture
         from hpcm_codec.tiles.memory import check, encoding_bytes
 
-        # what cannot be read twice is kept in memory
+        # input that cannot be read twice is kept in memory
         data = None if source != STDIO and os.path.isfile(source) else read_input(source)
 
         def afford(width: int, height: int, held: int) -> None:

@@ -21,7 +21,7 @@ def in_this_process(perform: Performer, tasks: Iterable[Task]) -> Generator[Resu
     """One task after the other, in their order."""
     waiting = iter(tasks)
     first = list(islice(waiting, 2))
-    # asking for it may import torch: errors of a single picture are reported before that
+    # this may import torch: errors of a single picture are reported before that
     lookahead = perform.work.lookahead if len(first) > 1 else 1
     waiting = chain(first, waiting)
     while window := list(islice(waiting, lookahead)):

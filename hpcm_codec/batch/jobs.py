@@ -1,4 +1,4 @@
-"""The list of jobs (input and output) for what a user names, or one machine's share of it."""
+"""The list of jobs (input and output) for the user's arguments, or one machine's share of it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def plan(
     follow_links: bool = False,
     notice: Callable[[str], object] = lambda _: None,
 ) -> list[Job]:
-    """The jobs that inputs (files, directories, "-") and an output (file, directory, "-", None: beside the input) ask for.
+    """The jobs for inputs (files, directories, "-") and an output (file, directory, "-", None: beside the input).
 
-    extension: of output names made from input names. wanted: whether a file in a directory is an input, by its name.
-    what:      what is searched for in directories, for the error message if there is none.
+    extension: of output names made from input names. wanted: returns whether a file in a directory is an input, by its name.
+    what:      a word for the files searched in directories, for the error message if there are none.
     follow_links: whether directories behind symbolic links are included, each of them once; else they are reported to `notice`.
     Inputs that differ in their extension only (x.png, x.jpg) keep it in their outputs' names: x.png.hpcm, x.jpg.hpcm; but an output that
     was made of one of them when it was alone stays that one's.
@@ -73,7 +73,7 @@ def plan(
 
 
 def _with_distinct_names(jobs: Sequence[Job], extension: str) -> list[Job]:
-    """The jobs, those with equal outputs renamed to keep their inputs' extensions, and those whose outputs these would be then."""
+    """The jobs. Those with equal outputs are renamed to keep their inputs' extensions, and so are jobs that have such an output name."""
     targets = [job.target for job in jobs]
     renamed = True
     while renamed:
@@ -127,7 +127,7 @@ def _renamed(path: str, extension: str) -> str:
 def _files_of(
     given: str, wanted: Callable[[str], bool], what: str, follow_links: bool, notice: Callable[[str], object]
 ) -> Iterator[tuple[str, str, str]]:
-    """(path, path relative to what was given, "") of a file, or of every wanted file below a directory, hidden ones left out.
+    """(path, path relative to what was given, "") of a file, or of every wanted file below a directory, except hidden ones.
 
     For a directory that cannot be read, the last item is the reason.
     """
@@ -161,7 +161,7 @@ def _files_of(
 
 
 def _identity(folder: str) -> tuple[int, int] | str:
-    """What two paths of one folder have in common."""
+    """A key that is equal for all paths of one folder."""
     try:
         found = os.stat(folder)
     except OSError:

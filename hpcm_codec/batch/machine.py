@@ -41,7 +41,7 @@ class Machine:
             return self._set_up(kept_codec(model or DEFAULT_MODEL, self.device, profile))
 
     def codec_for(self, header: Header) -> Codec:
-        """The codec that a file's header names, loaded once. Raises HpcmError where there is none."""
+        """The codec that a file's header names, loaded once. Raises HpcmError if no checkpoint is known for it."""
         from hpcm_codec.api import codec_for
 
         set_threads(self.threads)

@@ -1,6 +1,6 @@
 """The record of a batch: a JSON object per line and input, on disk as soon as the input is done.
 
-A crash loses at most the lines of jobs in work, and leaves at most one line cut short, which is ignored (`system.lines`). A resumed batch
+After a crash only the lines of unfinished jobs are missing, and at most one line is truncated and ignored (`system.lines`). A resumed batch
 writes a new line for each job that it repeats. The last line of an input counts, and at the end the file is rewritten with one line per
 input. A lock lets one process at a time write a manifest.
 """
@@ -27,8 +27,8 @@ Row = Mapping[str, Any]
 class Manifest:
     """The manifest at `path`, to be used as a context.
 
-    resume: keep what is in the file; otherwise it may only exist with `force`, and is replaced.
-    Raises FileError when it exists and must not, is in use, is something else, or cannot be read or written.
+    resume: keep the rows of an existing file; otherwise the file may only exist with `force`, and is replaced.
+    Raises FileError when it exists and must not, is in use, is not a manifest, or cannot be read or written.
     """
 
     def __init__(self, path: str, *, resume: bool = False, force: bool = False) -> None:
@@ -70,7 +70,7 @@ class Manifest:
         """Write a result's row, if it has one: on disk when this returns. Raises FileError."""
         if result.row is None:
             return
-        # 7-bit text: any name can be written, and read by anything
+        # ASCII: any name can be written, and every program can read it
         append_line(self.path, json.dumps(result.row, allow_nan=False), durable=True)
         if self._resume:
             key = result.job.source, result.job.target

@@ -1,7 +1,7 @@
 """The tasks of a batch on many machines, by Ray Data: `hpcm encode --engine ray`.
 
-Every worker is an actor with a model of its own. When one dies, Ray starts another one with the tasks that have no result yet. An output
-that the dead one had written already is recognised by `Performer` (it did not exist when the batch began, and is whole) and kept.
+Every worker is an actor with a model of its own. If one ends, Ray starts another one with the tasks that have no result yet. `Performer`
+recognises an output that the first one had written (it did not exist when the batch began, and is complete) and keeps it.
 Results are returned to one process, which writes the manifest: every input has one row.
 
 All machines must see inputs and outputs under the same paths. Ray finds its cluster as usual (RAY_ADDRESS); without one, it starts one on
@@ -25,7 +25,7 @@ from hpcm_codec.batch.tasks import Performer, Result, Task
 from hpcm_codec.errors import HpcmError, UnsupportedError
 from hpcm_codec.system.workers import divided_threads
 
-MOST_BLOCKS = 20_000  # when a worker dies, a block is repeated: so one task each, unless there are too many
+MOST_BLOCKS = 20_000  # if a worker ends, its block is repeated: so one task each, unless there are too many
 
 
 def refuse_missing_ray() -> None:
@@ -49,7 +49,7 @@ class OnRay:
             return
         # Ray sends usage statistics to its makers unless this is set
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # we report workers that die ourselves
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # we report workers that end ourselves
         ray = _imported()
         started_here = not ray.is_initialized()
         try:
@@ -104,7 +104,7 @@ class _Worker:
             if len(tasks) > 1:
                 self._perform.prepare(tasks)
             results += [pickle.dumps(self._perform(task)) for task in tasks]
-        except BatchStopped as stopped:  # as a result, since Ray would wrap an exception in its own
+        except BatchStopped as stopped:  # returned, since Ray would wrap a raised exception in its own
             results = [pickle.dumps(stopped)] * len(tasks)
         return {"place": batch["place"], "result": results}
 

@@ -22,9 +22,9 @@ def shown(path: str, standard: str) -> str:
 
 
 def replace_closed() -> None:
-    """Let standard streams that were closed before the program began lead nowhere, for this process and its children.
+    """Open the null device for standard streams that were closed before the program began, for this process and its children.
 
-    Else the next file that is opened gets their descriptor, and what is printed goes into it.
+    Else the next file that is opened gets their descriptor, and printed text is written into that file.
     """
     for number, (name, mode) in enumerate(_MODES.items()):
         try:
@@ -46,7 +46,7 @@ def refuse_closed(name: str) -> None:
 
 
 def read_input(path: str, begins: Callable[[bytes], None] | None = None) -> bytes:
-    """All bytes of a file or of stdin. begins: called with the first bytes; raises if the rest need not be read."""
+    """All bytes of a file or of stdin. begins: called with the first bytes; it raises if the rest need not be read."""
     try:
         if path == STDIO:
             refuse_closed("stdin")
@@ -67,7 +67,7 @@ def _read(file: BinaryIO, begins: Callable[[bytes], None] | None) -> bytes:
 
 
 def write_output(target: str, data: bytes, force: bool) -> None:
-    """Write the output: whole or not at all, unless it is stdout."""
+    """Write the output: completely or not at all, unless it is stdout."""
     if target != STDIO:
         write_atomically(target, data, overwrite=force)
         return
@@ -79,12 +79,12 @@ def write_output(target: str, data: bytes, force: bool) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        silence_stdout()  # what is left in the buffer would fail again at the end
+        silence_stdout()  # writing the rest of the buffer at the end would fail again
         raise file_error("stdout", error) from error
 
 
 def silence_stdout() -> None:
-    """Discard what is left in stdout's buffer, so that Python does not report an error about it when it ends."""
+    """Discard the rest of stdout's buffer, so that Python reports no error about it at the end."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -50,8 +50,8 @@ class Work(Protocol):
     """The work on one job: encoding or decoding. It can be pickled for other processes; each loads its own model when it first needs one.
 
     machine:   its device and limits.
-    measures:  facts that are asked for besides the usual ones, for which a finished output may have to be measured.
-    lookahead: how many jobs are given to `prepare` at once; 1: there is nothing to prepare.
+    measures:  requested facts besides the usual ones, for which a finished output may have to be measured.
+    lookahead: how many jobs are given to `prepare` at once; 1: no preparation.
     """
 
     @property
@@ -89,7 +89,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Task:
-    """A job with what is known about it. row: the manifest's, from an earlier run; existed: whether the output existed before the batch."""
+    """A job and its history. row: the manifest's, from an earlier run; existed: whether the output existed before the batch."""
 
     job: Job
     row: Mapping[str, Any] | None = None
@@ -167,7 +167,7 @@ class Performer:
             return copied
         if not _is_file(target):
             return None
-        # one that did not exist then was written by a process that died afterwards
+        # one that did not exist then was written by a process that ended afterwards
         if not resume and task.existed:
             if self.rules.force:
                 return None
@@ -263,12 +263,12 @@ def sha256_of(path: str) -> str:
 
 
 def _is_file(path: str) -> bool:
-    """Whether there is a file whose content could be lost; not so for directories and devices."""
+    """Whether there is a file whose content would be overwritten; False for directories and devices."""
     return path != STDIO and (os.path.isfile(path) or os.path.islink(path))
 
 
 def _make_folder(job: Job) -> None:
-    """Make the output's folder, or raise before the work is done if it cannot be written."""
+    """Make the output's folder; raises before the work begins if the folder cannot be written."""
     if job.target == STDIO:
         return
     folder = os.path.dirname(job.target) or "."

@@ -1,7 +1,7 @@
 """Pictures of equal size analysed at once, which a GPU does in less time than one by one.
 
-Only the analysis is done for several pictures in one call; the context model and the rANS coder then go through each by itself, so
-what decides whether a file decodes is the same as ever (see `Codec.analyse_together` for the last bits of the analysis).
+Only the analysis is done for several pictures in one call. The context model and the rANS coder then process each picture separately, so
+files decode as without it (see `Codec.analyse_together` for the last bits of the analysis).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Opener = Callable[[str], AbstractContextManager[tuple[PixelSource, int]]]
 def analyse_together(codec: Codec, sources: Sequence[str], opened: Opener) -> dict[str, Analysed]:
     """The analyses, by source, of those pictures that have an equal among them.
 
-    opened: gives a picture and the bytes of its file. Pictures of more than one tile keep a GPU busy alone and are left out; so is what
-    cannot be opened, or does not fit the device's memory together: it is encoded by itself, where an error has its place.
+    opened: returns a picture and the bytes of its file. Left out are pictures of more than one tile, which keep a GPU busy alone, pictures
+    that cannot be opened, and those that do not fit into the device's memory together. They are encoded separately, which reports errors.
     """
     by_size: dict[tuple[int, int], list[tuple[str, Picture, int]]] = defaultdict(list)
     for source in sources:

@@ -25,7 +25,7 @@ from hpcm_codec.tiles.grid import PIXELS_PER_LATENT
 
 BASELINE = "hpcm-base"
 SIZES = ((768, 512), (1920, 1080))
-# What the plan of Phase 1 promised against the baseline: operations, memory, time.
+# The reductions that Phase 1 was planned to reach against the baseline: operations, memory, time.
 TARGET = {"operations": -0.27, "memory_bytes": -0.22, "seconds": -0.29}
 NARROW = (
     (320, 1.0),
@@ -154,5 +154,5 @@ def _in_turn(works: Sequence[Callable[[], None]], device: str, seconds: float) -
 
 
 def meets_target(cell: dict[str, Any], baseline: dict[str, Any]) -> bool:
-    """Whether a cell is cheaper than the baseline by what was promised, in everything."""
+    """Whether a cell reaches all planned reductions against the baseline."""
     return all(cell[quantity] <= (1 + change) * baseline[quantity] for quantity, change in TARGET.items())

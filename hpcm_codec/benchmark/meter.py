@@ -1,4 +1,4 @@
-"""Charging a rising quantity (seconds, operations, bytes) to the stages of a computation."""
+"""Attributes a rising quantity (seconds, operations, bytes) to the stages of a computation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Meter:
-    """An `observing.Observer` that charges every rise of a quantity to one stage: the innermost one that is open.
+    """An `observing.Observer` that attributes every rise of a quantity to one stage: the innermost one that is open.
 
     read: the quantity's present value, such as `time.perf_counter`.
 

@@ -21,7 +21,7 @@ SMALL = 64  # pixels, edge of the picture that a process warms up with
 
 @dataclass(frozen=True)
 class Run:
-    """What a fresh process does: load the model, warm up on a tiny picture, and encode or decode one file.
+    """The work of a fresh process: load the model, warm up on a tiny picture, and encode or decode one file.
 
     source, target: a picture file and a .hpcm file, or the other way round; the rest as `load_codec` and `Codec.encode` take it.
     """
@@ -77,7 +77,7 @@ def seconds_from_the_shell(action: Action, source: Path, target: Path, model: st
 
 
 def fresh_environment(package: Path) -> dict[str, str]:
-    """The environment of a process that finds the very package in that folder, installed or not."""
+    """The environment of a process that imports the package in that folder, installed or not."""
     found = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": found, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     # Modules are compiled once and kept, as where the program is installed, or its start would take 0.1 s longer than there.

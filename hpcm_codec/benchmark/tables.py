@@ -12,7 +12,7 @@ from hpcm_codec.benchmark.timing import ACTIONS
 from hpcm_codec.evaluation.machine import machine_in_words
 
 DASH = "–"
-BUSY = 0.5  # processes wanting a core before we start: above it, a note says that times are too long
+BUSY = 0.5  # processes that use a core before we start: above it, a note warns that times are too long
 Row = Sequence[str]
 
 
@@ -178,7 +178,7 @@ def growth_in_words(results: dict[str, Any]) -> str:
 
 
 def cells_in_words(results: dict[str, Any]) -> str:
-    """A table for every size: each cell beside the baseline, and what the plan promised."""
+    """A table for every size: each cell beside the baseline, and the planned reductions."""
     parts = []
     for found in results["sizes"]:
         baseline = found["cells"][0]

@@ -73,7 +73,7 @@ def _charged(items: Iterator[Any], meter: Meter, name: str) -> Iterator[Any]:
 
 
 def waiter(device: str) -> Callable[[], None]:
-    """A function that returns when the device has done everything it was given."""
+    """A function that waits until the device has finished all its work."""
     if not device.startswith("cuda"):
         return lambda: None
     import torch
@@ -82,7 +82,7 @@ def waiter(device: str) -> Callable[[], None]:
 
 
 def clock(wait: Callable[[], None]) -> Callable[[], float]:
-    """Seconds that go by, read when the device has done everything it was given."""
+    """The clock in seconds, read when the device has finished all its work."""
 
     def read() -> float:
         wait()

@@ -228,7 +228,7 @@ def seconds_per_step(rows: Sequence[Row], first_step: int) -> float:
 def _started(
     commands: Sequence[Sequence[object]], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes of this Python; at the end of the block none is left running."""
+    """Processes of this Python; the end of the block stops those that still run."""
     children: list[subprocess.Popen[str]] = []
     try:
         for arguments in commands:
@@ -291,7 +291,7 @@ def bfloat16_rate(processes: int, threads: int) -> float:
 
 
 def _measure_rate(threads: int) -> None:
-    """What each of those processes does: it says that it is ready, waits for a line, and prints its rate."""
+    """The work of each of those processes: it reports that it is ready, waits for a line, and prints its rate."""
     import torch
 
     from hpcm_codec.benchmark.ceilings import bfloat16_operations

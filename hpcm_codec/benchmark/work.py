@@ -46,7 +46,7 @@ class Work:
 def work_by_stage(
     config: ModelConfig, width: int, height: int, profile: str, coded_bytes: int, picture_bytes: int
 ) -> dict[str, Work]:
-    """What each stage of encoding and decoding such a picture has to do, tiles with their halos as the codec takes them.
+    """Operations and bytes of each stage of encoding and decoding such a picture, with the codec's tiles and halos.
 
     profile: "exact" or "float"; coded_bytes: of the .hpcm file; picture_bytes: of the picture file. "other" is left out.
     """

@@ -1,1 +1,1 @@
-"""The bytes of a `.hpcm` file, as docs/bitstream.md defines them; nothing here knows pictures or networks."""
+"""The bytes of a `.hpcm` file, as docs/bitstream.md defines them; nothing here depends on pictures or networks."""

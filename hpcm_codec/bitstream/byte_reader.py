@@ -1,4 +1,4 @@
-"""Numbers and byte strings of the container, read one after the other and never past the end of the data.
+"""Reads numbers and byte strings of the container in sequence, and never past the end of the data.
 
 >>> reader = ByteReader(memoryview(varint_bytes(300) + b"abc"), 0)
 >>> reader.varint("the example"), bytes(reader.take(3, "the example"))
@@ -32,7 +32,7 @@ def varint_bytes(number: int) -> bytes:
 
 
 class ByteReader:
-    """Reads data from an offset on, which grows by everything that is read.
+    """Reads data from an offset on. Each read advances the offset.
 
     part: what is being read, for the CorruptStreamError that all methods raise when the data ends or is invalid.
     """

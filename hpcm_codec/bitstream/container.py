@@ -1,12 +1,12 @@
 """The .hpcm container, format version 1: named byte strings in, one byte string out, and back. docs/bitstream.md is the standard.
 
-Knows bytes, not tensors: payloads come from the entropy coder and are copied as they are. A file is a header with the index of its
+It handles bytes, not tensors: payloads come from the entropy coder and are copied unchanged. A file is a header with the index of its
 tiles, optional extension chunks (alpha, ICC, EXIF, XMP), then the picture data, coarse to fine: the hyper chunk of every tile, then s1
-of every tile, s2, s3. So a file that was cut short still shows the whole picture, coarser (`allow_truncated`).
+of every tile, s2, s3. So a truncated file still shows the whole picture, but coarser (`allow_truncated`).
 
-Every chunk ends in a CRC-32 that starts from the header's bytes and goes on over the chunk's own. A chunk whose
-CRC is right therefore confirms the header too, so that the header needs no check of its own, and a chunk of another file is detected. The
-encoding is canonical: one stream has exactly one byte string.
+Every chunk ends in a CRC-32 over the header's bytes and then the chunk's own bytes. A correct CRC of a chunk therefore also confirms the
+header, so the header needs no check of its own. A chunk of another file is detected. The encoding is canonical: one stream has exactly
+one byte string.
 
 >>> tile = TileStreams(hyper=b"h", s1=b"1", s2=b"22", s3=b"333", symbol_check=0xFFFF)
 >>> data = write_stream(HpcmStream(Header(8, 6, 100, b"8 bytes.", grey=False, float_profile=False), (tile,), {}))
@@ -146,7 +146,7 @@ def parse_stream(
     max_pixels:      a picture with more pixels than this is refused before anything is allocated for it.
     allow_truncated: chunks that are damaged or incomplete become None (extensions: are left out) instead of raising;
                      `problems` names them. At least one chunk must be sound.
-    scale:           the finest one (of SCALES) that is wanted; chunks of finer ones may be missing, are not read, and are None.
+    scale:           the finest one (of SCALES) to read; chunks of finer scales are not read, may be missing, and are None.
     Raises CorruptStreamError (damaged, cut short, followed by other bytes, too large, not a .hpcm file) or UnsupportedError (newer
     format version, reserved flag, unknown critical extension), with the reason; UsageError for an unknown scale.
     """
@@ -170,7 +170,7 @@ def parse_stream(
 
 
 def _refuse_extended_size(header: Header, max_pixels: int) -> None:
-    """A narrow picture is extended to 64 pixels: its latents may take far more memory than its pixels."""
+    """A narrow picture is extended to 64 pixels, so its latents may take far more memory than its pixels."""
     extended = header.grid.pixels.height * header.grid.pixels.width
     if extended > max(max_pixels, PIXELS_PER_UNIT**2):
         raise CorruptStreamError(
@@ -182,7 +182,7 @@ def _refuse_extended_size(header: Header, max_pixels: int) -> None:
 def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     """Read the header only; it must be complete, with the tile index. Raises as `parse_stream`.
 
-    It is checked with the chunks in the data; a header without any chunk cannot be checked and is returned unchecked.
+    The chunks in the data confirm it. Without any chunk it is returned unchecked.
     """
     contents = examine(memoryview(data), max_pixels, stop_when_confirmed=True)
     if contents.disproved:
@@ -191,7 +191,7 @@ def parse_header(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
 
 
 def parse_opening(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Header, dict[int, bytes]]:
-    """Header and extensions of a file of which (at least) everything up to its first chunk of picture data is there.
+    """Header and extensions of a file. The data must reach at least to the first chunk of picture data.
 
     Raises as `parse_stream`; CutShortError if the data ends earlier.
     """
@@ -204,7 +204,7 @@ def parse_opening(data: Bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[He
 
 @dataclass(frozen=True)
 class Description:
-    """What a file is made of, damaged or not.
+    """The parts of a file, damaged or not.
 
     chunks:  in file order; the sizes of a sound file add up to its length.
     problem: the most serious problem, None for a sound file.

@@ -1,4 +1,4 @@
-"""Finds every chunk of a file, sound or not, and checks it: what `container` reads and describes is taken from here."""
+"""Finds every chunk of a file, damaged or not, and checks it; `container` reads and describes files with it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Contents:
 
     @property
     def damaged(self) -> list[ChunkInfo]:
-        """The chunks that arrived, but not as they were written."""
+        """The chunks that are complete but damaged."""
         return [chunk for chunk in self.chunks if not chunk.crc_ok and chunk.offset + chunk.size <= self.file_size]
 
     @property

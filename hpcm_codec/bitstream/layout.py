@@ -1,4 +1,4 @@
-"""What a .hpcm file is made of: its constants, its header, a tile's payloads, a whole stream, and the pieces that a reader finds."""
+"""The parts of a .hpcm file: constants, header, the payloads of a tile, a whole stream, and the pieces that a reader finds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXTENSION_NAMES = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its picture.
+    """The header's fields.
 
     width, height:  of the picture in pixels, 1 .. 2³¹ - 1.
     quality_code:   2 × quality, rounded: 0 .. 200.
@@ -52,7 +52,7 @@ class Header:
 
     @property
     def profile(self) -> str:
-        """In which arithmetic probabilities are computed: "exact" or "float"."""
+        """The arithmetic in which probabilities are computed: "exact" or "float"."""
         return "float" if self.float_profile else "exact"
 
     @property
@@ -64,8 +64,8 @@ class Header:
 class TileStreams:
     """One tile's entropy-coded payloads, coarse to fine, and the check (0 .. 65535) over all its decoded symbols.
 
-    A payload is None if it is missing or damaged in a file that is read with `allow_truncated`. begun: the beginning of the payload in
-    which such a file ends, if that is the first of this tile's payloads that is None; it has not been checked.
+    A payload is None if it is missing or damaged in a file that is read with `allow_truncated`. begun: if such a file ends inside the
+    tile's first missing payload, the beginning of that payload, unchecked; else None.
     """
 
     hyper: bytes | None

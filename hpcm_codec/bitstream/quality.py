@@ -18,5 +18,5 @@ def quality_code(quality: float) -> int:
 
 
 def quality_of(code: int) -> float:
-    """The quality that a code stands for."""
+    """The quality of a code."""
     return code / QUALITY_STEPS

@@ -53,7 +53,7 @@ class Reporting:
 
 @dataclass(frozen=True)
 class Batch:
-    """What `many_files` and `options.running` ask for. memory: bytes for all processes together; None is the default limit."""
+    """The values of the options of `many_files` and `options.running`. memory: bytes for all processes together, None: the default."""
 
     jobs: int | None = None
     resume: bool = False
@@ -198,7 +198,7 @@ def _progress(count: int, reporting: Reporting) -> Iterator[Callable[[], object]
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    # lines on stderr appear above the bar; stdout is left alone, it may be a pipe
+    # lines on stderr appear above the bar; stdout is not redirected: it may be a pipe
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("pictures", total=count)
         yield lambda: progress.advance(task)

@@ -1,5 +1,5 @@
-"""`hpcm bench`: what encoding and decoding take on this machine, by stage; how that grows; what the context
-cells take; and how fast training is."""
+"""`hpcm bench`: time and memory of encoding and decoding on this machine, by stage; their growth with the picture; the cost of the
+context cells; and the speed of training."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def command(
 
 
 def _refuse_options_of_another_kind(context: click.Context, training: bool) -> None:
-    """Raise UsageError for what is given and means nothing with, or without, --training."""
+    """Raise UsageError for options that have no meaning with, or without, --training."""
     for name in NOT_OF_TRAINING if training else OF_TRAINING:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = next(parameter.opts[-1] for parameter in context.command.params if parameter.name == name)
@@ -193,7 +193,7 @@ def _results(
     from hpcm_codec.constants import DEFAULT_MODEL
     from hpcm_codec.evaluation.machine import describe_machine, load_average
 
-    load_before = round(load_average(), 2)  # our own runs must not count
+    load_before = round(load_average(), 2)  # before our own runs
     set_threads(threads)
     if kind in ("whole", "peers"):
         asked = _whole if kind == "whole" else _peers

@@ -1,4 +1,4 @@
-"""`hpcm compare`: a page with the user's own pictures, ours and the other codecs' at equal file size, to look at."""
+"""`hpcm compare`: a page that shows the user's own pictures, as our codec and the others code them at equal file size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hpcm doctor`: what the program finds on this machine, and what to do about what it does not find."""
+"""`hpcm doctor`: reports what the program finds on this machine, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command(build: bool, selftest: bool, device: str, json: bool) -> int:
 
 
 def examine(build: bool = False) -> dict[str, Any]:
-    """Everything doctor reports; `problems` are what keeps pictures from being coded, `hints` what only makes it slow."""
+    """Everything doctor reports; `problems` prevent coding, `hints` only make it slow."""
     problems: list[str] = []
     hints: list[str] = []
     operator = _operator(build, hints)
@@ -76,7 +76,7 @@ def _devices(problems: list[str]) -> dict[str, str]:
 
 
 def _rans_coder(problems: list[str]) -> str:
-    """Code a few symbols and read them back: that the module is there does not mean that it loads."""
+    """Code some symbols and decode them: a module that is installed may still not load."""
     try:
         import torch
 
@@ -99,7 +99,7 @@ def _rans_coder(problems: list[str]) -> str:
 
 
 def _operator(build: bool, hints: list[str]) -> dict[str, str]:
-    """The Bi-WKV4 operator's backends; plain PyTorch always works, so nothing here is a problem."""
+    """The Bi-WKV4 operator's backends; the one in PyTorch always works, so a missing one is no problem."""
     try:
         from hpcm_codec.ops.report import toolchain_report
 
@@ -114,7 +114,7 @@ def _operator(build: bool, hints: list[str]) -> dict[str, str]:
 
 
 def _training(operator: dict[str, str]) -> dict[str, str]:
-    """What makes training on the processor fast or slow; coding pictures needs none of it. operator: what `_operator` returns."""
+    """What makes training on the processor fast or slow; coding does not depend on it. operator: the result of `_operator`."""
     try:
         from hpcm_codec.training.processor import matrix_products, matrix_units, preloaded_allocator, tcmalloc_advice
     except (ImportError, OSError):

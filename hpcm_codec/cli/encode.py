@@ -19,7 +19,7 @@ from hpcm_codec.errors import UsageError, printable
 if TYPE_CHECKING:
     from hpcm_codec.images.resizing import Resizing
 
-# what counts as a picture in a directory; a file that is named is tried whatever its name
+# extensions of pictures in a directory; a file that the user names is opened with any extension
 PICTURE_EXTENSIONS = {
     *(
         ".png",
@@ -164,7 +164,7 @@ def command(
 
 
 def _resizing(resize: str | None, max_edge: int | None) -> Resizing | None:
-    """What --resize and --max-edge ask for; raises UsageError."""
+    """The resizing of --resize and --max-edge; raises UsageError."""
     if resize is None and max_edge is None:
         return None
     from hpcm_codec.images.resizing import Resizing, parse_resizing
@@ -180,7 +180,7 @@ def _is_folder(output: str, given: str) -> bool:
 
 
 def _refuse_picture_name(output: str | None) -> None:
-    """Raise UsageError for an output that is called like a picture, which the input more likely is meant to become."""
+    """Raise UsageError for an output with a picture's extension: the user probably meant `hpcm decode`, or mixed up the arguments."""
     if output is not None and _is_picture(output) and not output.endswith(("/", os.sep)) and not os.path.isdir(output):
         raise UsageError(
             f"{printable(output)} is a picture's name, and encode writes .hpcm files",

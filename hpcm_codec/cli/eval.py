@@ -257,7 +257,7 @@ def _torch_threads() -> int:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[Row], None] | None]:
-    """What is called with every row: a bar on a terminal, nothing elsewhere."""
+    """The function that is called with every row: it advances a bar on a terminal, and does nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -322,7 +322,7 @@ def _draw(
     report_quality: float | None,
     perceptual: Sequence[str],
 ) -> None:
-    """The plot and the report, where they are wanted."""
+    """Write the plot and the report, where requested."""
     if plot is None and report is None:
         return
     from hpcm_codec.evaluation.reference import anchor_results

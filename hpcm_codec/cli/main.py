@@ -55,7 +55,7 @@ STATUS_BROKEN_PIPE = 128 + 13  # what a shell shows for a program that SIGPIPE e
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end; nothing but the end of `main` takes it (click would take a KeyboardInterrupt)."""
+    """A signal requested the program's end. Only the end of `main` catches this (click would catch a KeyboardInterrupt)."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -63,7 +63,7 @@ class Interrupted(BaseException):
 
 
 class ReaderLeft(BaseException):
-    """stdout was closed by its reader. Like Interrupted, not click's: click has an exit status of its own for it."""
+    """stdout was closed by its reader. Click does not catch this: it would use its own exit status."""
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _noticing_that_the_reader_left() -> Iterator[None]:
 
 
 class HpcmGroup(click.Group):
-    """Imports a command when it is called, and ends every error in one line and a documented status."""
+    """Imports a command when it is called, and reports every error as one line and a documented status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -103,10 +103,10 @@ class HpcmGroup(click.Group):
             return super().invoke(ctx)
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
-        """Run, and leave with an exit status. `standalone_mode` is always ours."""
+        """Run, and exit with a status. click's `standalone_mode` is always off."""
         extra["standalone_mode"] = False
         replace_closed()
-        # Before torch is imported: threads that wait by spinning cost three times the processor time on a busy machine.
+        # Before torch is imported: threads that wait in a loop take three times the processor time on a busy machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Else Python looks for garbage several times while it ends, among all objects of torch: 0.5 s.
         atexit.register(gc.freeze)
@@ -139,13 +139,13 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, if there still is one."""
+    """Print a line on stderr, if it is still open."""
     with suppress(OSError, ValueError):
         click.echo(line, err=True)
 
 
 def _run(work: Any, received: _Signals) -> int:
-    """Do the work; whatever it raises becomes at most one line on stderr and an exit status."""
+    """Do the work; any error becomes at most one line on stderr and an exit status."""
     try:
         status = work()
         return status if isinstance(status, int) else 0
@@ -163,8 +163,8 @@ def _run(work: Any, received: _Signals) -> int:
 
 
 def _verdict(error: BaseException, received: _Signals) -> tuple[int, str]:
-    """Exit status and line of an error; no line for a reader of our output that has left."""
-    # an interrupt in the middle of an import can come out as any other error
+    """Exit status and line of an error; no line if stdout was closed by its reader."""
+    # an interrupt during an import can appear as any other error
     if received.number is not None or isinstance(error, KeyboardInterrupt):
         number = received.number or signal.SIGINT
         return 128 + number, "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
@@ -206,7 +206,7 @@ def _signals_as_exceptions() -> _Signals:
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # one that is ignored stays so (nohup); another thread than the main one cannot set any
+        # an ignored signal stays ignored (nohup); only the main thread can set handlers
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             with suppress(ValueError):
                 received.previous[number] = signal.signal(number, interrupt)

@@ -91,13 +91,13 @@ profile = click.option(
 
 
 def refuse_missing(path: Path) -> None:
-    """Raise FileError when there is nothing under that name."""
+    """Raise FileError when no file or folder has that name."""
     if not path.exists():
         raise FileError("no such file or directory", file=path, advice="check the path")
 
 
 def target_of(quality: float | None, size: str | None, bpp: float | None, psnr: float | None) -> Target:
-    """What -q, --size, --bpp and --psnr ask for; the default quality where none is given.
+    """The target of -q, --size, --bpp and --psnr; the default quality where none is given.
 
     Raises UsageError for more than one of them, or for one that makes no sense.
     """
@@ -130,12 +130,12 @@ def check_device(device: str) -> None:
 
 
 def notices(quiet: bool) -> Callable[[str], object]:
-    """What takes notices: a line each on stderr, or nothing."""
+    """The function that receives notices: it prints a line for each on stderr, or nothing."""
     return lambda notice: None if quiet else click.echo(f"hpcm: {notice}", err=True)
 
 
 class LeftOut:
-    """Names the pictures that training data does without, one line each on stderr, and counts them."""
+    """Reports the pictures that are left out of the training data, one line each on stderr, and counts them."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""`hpcm train`: pack pictures, train a model on them, and look at and move what comes out; thin over hpcm_codec.training."""
+"""`hpcm train`: pack pictures, train a model on them, measure and export the result; the work is done in hpcm_codec.training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hpcm train run`: from the command line to a `Trainer`, and what is shown while it works."""
+"""`hpcm train run`: makes a `Trainer` from the command line, and shows its progress."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def _say_first(first: bool, line: str) -> None:
 
 @contextmanager
 def _stop_requests(first: bool) -> Iterator[Callable[[], int]]:
-    """Ctrl-C and SIGTERM ask for an end after the current step; a second one ends at once. Gives the question which came (0: none)."""
+    """Ctrl-C and SIGTERM end the run after the current step; a second one at once. Gives a function: the signal received (0: none)."""
     requests: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 

@@ -1,10 +1,11 @@
 """CUDA graph replay of the walk over a tile's coding steps, and its verification.
 
-A walk launches thousands of small kernels, and launching takes longer than running them. `WalkGraphs.run` goes through a walk as plain code
-until a size has come twice, then captures it: a port that cuts the capture at every exchange makes a segment of what lies between two. All
-that changes from tile to tile (hyper-latents, quality, symbols) enters through tensors that keep their place, so one capture serves every
-quality. A replay is used only after it has equalled plain code, bit for bit, on two tiles, whose results are plain code's. If it
-differs, or cannot be captured, graphs are switched off for the codec with one warning. HPCM_CUDA_GRAPHS=0 does so from the start.
+A walk launches thousands of small kernels, and launching takes longer than running them. `WalkGraphs.run` runs a walk as plain code until
+a size has occurred twice, then captures it: the port ends a segment of the capture at every exchange and begins the next one. Everything
+that changes between tiles (hyper-latents, quality, symbols) is copied into tensors at fixed addresses, so one capture serves every
+quality. Before its results are used, a replay must equal plain code bit for bit on two tiles; these tiles get the results of plain code.
+If a replay differs, or a walk cannot be captured, graphs are switched off for the codec with one warning. HPCM_CUDA_GRAPHS=0 switches
+them off from the start.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hpcm_codec.model.walk import SymbolPort
 
 SETTING = "HPCM_CUDA_GRAPHS"
 PLAIN_USES = 1  # of a size before it is captured: most programs code one picture
-CHECKED_USES = 2  # of a captured size, with different tiles as a rule, before its results are used
+CHECKED_USES = 2  # of a captured size, usually with different tiles, before its results are used
 KEPT_SIZES = 8  # a large picture has tiles of at most four
 
 Walk = Callable[
@@ -40,20 +41,20 @@ class Segment(Protocol):
     """The device's work between two exchanges of symbols."""
 
     def begin(self) -> None:
-        """From here on, launches are captured and not run."""
+        """Begin the capture: from here on, launches are captured and not run."""
 
     def end(self) -> None:
-        """Up to here."""
+        """End the capture."""
 
     def replay(self) -> None:
         """Run what was captured, on the same memory."""
 
 
 class GraphBackend(Protocol):
-    """Where segments are captured."""
+    """Captures segments."""
 
     def capturing(self) -> AbstractContextManager[Callable[[], Segment]]:
-        """A walk's capture: gives what makes its segments, which share their memory and are replayed in the order of their capture."""
+        """A walk's capture: returns a function that makes segments, which share their memory and are replayed in the order of capture."""
 
 
 class _CudaSegment:
@@ -88,7 +89,7 @@ class CudaGraphs:
 
 @dataclass(frozen=True)
 class _Cut:
-    """An exchange: the port's arguments, in tensors that every replay fills, and the tensor for its answer."""
+    """An exchange: the port's arguments, in tensors that every replay fills, and the tensor for its result."""
 
     began: tuple[tuple[Scale, int], ...]  # the calls of `begin` before it
     step: Lattice
@@ -127,9 +128,9 @@ class _CuttingPort:
 
 
 class CapturedWalk:
-    """A walk's segments with their input and output tensors; raises what capturing raises.
+    """A walk's segments with their input and output tensors; raises the errors of capturing.
 
-    inputs: an example of what the walk is called with.
+    inputs: example arguments of the walk.
     """
 
     def __init__(self, backend: GraphBackend, walk: Walk, inputs: Sequence[Tensor]) -> None:
@@ -161,7 +162,7 @@ class CapturedWalk:
 
 
 class _RecordingPort:
-    """Passes everything to another port and records arguments and answers."""
+    """Passes all calls to another port and records arguments and results."""
 
     def __init__(self, port: SymbolPort) -> None:
         self.exchanges: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -178,7 +179,7 @@ class _RecordingPort:
 
 
 class _ComparingPort:
-    """Replays recorded answers; `equal` says whether the arguments were the same."""
+    """Returns recorded results; `equal` is whether the arguments were the same."""
 
     def __init__(self, exchanges: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.equal = True
@@ -262,7 +263,7 @@ class WalkGraphs:
 
 
 def graphs_for(device: torch.device) -> WalkGraphs | None:
-    """Graphs for a codec on that device: None where there are none, or HPCM_CUDA_GRAPHS is 0. Raises UsageError for other values."""
+    """Graphs for a codec on that device; None without CUDA, or if HPCM_CUDA_GRAPHS is 0. Raises UsageError for other values."""
     setting = os.environ.get(SETTING, "1")
     if setting not in ("0", "1"):
         raise UsageError(f"{SETTING} is {setting!r}", advice="set it to 0 or 1")

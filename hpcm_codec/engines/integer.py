@@ -23,7 +23,7 @@ class IntegerEngine:
     """`engines.interface.Engine` with all of the network in integers.
 
     Latents before rounding are integers in the units of the analysis, decoded ones in those of `ExactNetwork.code_latents`.
-    network: with the transforms' units; made compiled, in numpy arrays, or moved to a torch device.
+    network: with the units of the transforms; compiled, in numpy arrays, or moved to a torch device.
     """
 
     profile = "exact"

@@ -1,7 +1,7 @@
-"""What the codec asks of an engine: latents of an image, coding of latents, image of latents.
+"""The interface of engines: latents of an image, coding of latents, image of latents.
 
-An engine is a network with its weights, in one arithmetic and on one device. The codec knows tiles, strips, headers and files; an engine
-knows tensors, and sees one window or one tile at a time. Nothing here imports torch: an engine decides what its latents are made of.
+An engine is a network with its weights, in one arithmetic and on one device. The codec handles tiles, strips, headers and files. An engine
+handles tensors, of one window or one tile at a time. Nothing here imports torch: each engine has its own type of array.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Latents = Any
 
 @dataclass(frozen=True)
 class EncodedTile:
-    """payloads: the streams hyper, s1, s2, s3; symbol_check: over all symbols, 0 .. 65535; latents: those of a decoder, 1×M×h×w."""
+    """payloads: the streams hyper, s1, s2, s3; symbol_check: over all symbols, 0 .. 65535; latents: as a decoder computes them, 1×M×h×w."""
 
     payloads: tuple[bytes, bytes, bytes, bytes]
     symbol_check: int
@@ -34,7 +34,7 @@ class EncodedTile:
 
 @dataclass(frozen=True)
 class DecodedTile:
-    """complete: every stream was there; only then does the symbol check (0 .. 65535) cover all symbols. latents: 1×M×h×w."""
+    """complete: no stream was missing; only then does the symbol check (0 .. 65535) cover all symbols. latents: 1×M×h×w."""
 
     latents: Latents
     complete: bool
@@ -68,11 +68,11 @@ class Engine(Protocol):
 
     @property
     def exact_pixels(self) -> bool:
-        """Whether pixels are computed in integers, and so a function of the file alone."""
+        """Whether pixels are computed in integers, so that they depend on the file alone."""
 
     @property
     def warm_up_uses(self) -> int:
-        """After how many tiles of one size the next one takes the time that all later ones take."""
+        """The number of tiles of one size after which every further tile takes the same time."""
 
     def new_latents(self, pictures: int, height: int, width: int) -> Latents:
         """Zeros, B×M×h×w; height and width in latents."""
@@ -94,8 +94,8 @@ class Engine(Protocol):
         """Decode a tile. From the first stream on that is None, latents take their predicted means.
 
         payloads: the streams hyper, s1, s2, s3. size: the tile's height and width in latents, multiples of 4.
-        begun:    the beginning of the first stream that is None, read as far as it goes; or None.
-        record:   given every run of symbols (1-D int32), in coding order.
+        begun:    the beginning of the first stream that is None, which is decoded as far as it goes; or None.
+        record:   called with every run of symbols (1-D int32), in coding order.
         """
 
     def synthesise(
@@ -103,5 +103,5 @@ class Engine(Protocol):
     ) -> NDArray[np.uint8]:
         """Pixels H×W×3 (grey: H×W×1) of a window's decoded latents, 1×M×h×w.
 
-        area: rows and columns of the window's 16h×16w pixels that are wanted.
+        area: the requested rows and columns of the window's 16h×16w pixels.
         """

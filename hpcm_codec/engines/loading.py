@@ -37,7 +37,7 @@ def load_engines(checkpoint: StoredCheckpoint, device: str) -> Engines:
 
 
 class Engines(Mapping[str, Engine]):
-    """A checkpoint's engines by profile; the one in floating point is made when it is asked for."""
+    """A checkpoint's engines by profile; the one in floating point is made at its first use."""
 
     def __init__(self, checkpoint: StoredCheckpoint, device: str) -> None:
         self._checkpoint, self._device = checkpoint, device
@@ -64,7 +64,7 @@ class Engines(Mapping[str, Engine]):
 
     @property
     def made(self) -> list[Engine]:
-        """The engines that there are already."""
+        """The engines that have been made."""
         return list(self._made.values())
 
     def _exact(self) -> Engine:

@@ -1,8 +1,8 @@
 """The encoder's and the decoder's ends of the entropy coder (`model.walk.SymbolPort`), for arrays and tensors.
 
-Both cost one pass over the steps; the third port, the estimator's, is `model.hpcm.EstimatorPort`. They turn scales into table indexes
-and residuals into symbols, and keep the tile's symbol check over everything they code. Within a step they wait for a GPU at one place:
-where the decoder needs the table indexes. The encoder never does: a thread of its own takes the symbols as they come.
+Encoding and decoding both make one pass over the steps; the third port, the estimator's, is `model.hpcm.EstimatorPort`. Ports convert
+scales to table indexes and residuals to symbols, and compute the symbol check over all symbols of the tile. The decoder waits for a GPU
+once in a step, for the table indexes. The encoder never waits: a thread of its own receives the symbols.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class EncoderPort:
         self.symbol_check = update_symbol_check(self.symbol_check, symbols)
 
     def streams(self) -> dict[str, bytes]:
-        """The finished streams: hyper, s1, s2, s3. Only then `symbol_check` is of all symbols."""
+        """The finished streams: hyper, s1, s2, s3. After this call `symbol_check` covers all symbols."""
         for coded in self._pending:
             coded.result()
         if self._thread is not None:
@@ -101,10 +101,10 @@ class DecoderPort:
     """Reads one tile's symbols from its four streams (hyper, s1, s2, s3).
 
     From the first stream that is None on, every latent takes its predicted mean, which gives a coarser picture.
-    `complete` says that no stream was missing; only then can the symbol check be tested.
+    `complete` is True if no stream was missing; only then can the symbol check be tested.
 
-    device: where indexes come from and symbols go to; None: they are numpy arrays.
-    begun:  the beginning of the first stream that is None, which is read as far as it goes; or None.
+    device: of indexes and symbols; None: they are numpy arrays.
+    begun:  the beginning of the first stream that is None, which is decoded as far as it goes; or None.
     record: called with every run of symbols (int32) that is decoded, in coding order.
     """
 

@@ -1,4 +1,4 @@
-"""The engines that compute with torch, on a CPU or a GPU. They differ in the arithmetic that decides probabilities, and in nothing else.
+"""The engines that compute with torch, on a CPU or a GPU. They differ only in the arithmetic that decides probabilities.
 
 Transforms and hyper analysis are in floating point in both. `FloatEngine` has the whole network in floating point; in `ExactEngine`
 everything that a decoder needs to find the symbols is computed in integers (docs/determinism.md). `integer.IntegerEngine` needs no torch.
@@ -31,8 +31,8 @@ from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.threads import after_fork, on_threads
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT
 
-# The float profile's context model always runs on this many threads: matrix products sum in another order under another number of
-# threads, and one different bit is enough to make the decoder fail. Transforms use as many threads as torch is set to.
+# The float profile's context model always runs on this many threads: with another number, matrix products sum in another order, and one
+# different bit makes the decoder fail. Transforms use as many threads as torch is set to.
 CONTEXT_THREADS = 2
 
 CodeHyper = Callable[
@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 
 def _by_itself(method: Callable[..., Result]) -> Callable[..., Result]:
-    """An engine's method, which computes without gradients, in its own precision whatever torch.autocast is set to around it, and on one
+    """Makes a function an engine's method: it computes without gradients, in its own precision regardless of torch.autocast, and on one
     thread in a forked child."""
 
     @wraps(method)
@@ -56,7 +56,7 @@ def _by_itself(method: Callable[..., Result]) -> Callable[..., Result]:
 
 
 class TorchEngine(ABC):
-    """What both have in common: an `interface.Engine`. On a GPU the walk is replayed from CUDA graphs, on the CPU it is plain code.
+    """The common part of both engines: an `interface.Engine`. On a GPU the walk is replayed from CUDA graphs, on the CPU it is plain code.
 
     model: in evaluation mode, on the device.
     """
@@ -75,16 +75,16 @@ class TorchEngine(ABC):
 
     @property
     def _walk_device(self) -> torch.device | None:
-        """Where the walk's tensors are; None: it has numpy arrays."""
+        """The device of the walk's tensors; None if it uses numpy arrays."""
         return self._device
 
     def _for_walk(self, x: Tensor) -> Any:
-        """A tensor as the walk and its ports take it."""
+        """A tensor in the form that the walk and its ports use."""
         return x if self._walk_device is not None else x.numpy()
 
     @property
     def local_synthesis(self) -> bool:
-        # certain only for plain convolutions on the CPU
+        # guaranteed only for plain convolutions on the CPU
         return self._device.type == "cpu"
 
     @property
@@ -92,7 +92,7 @@ class TorchEngine(ABC):
         return 1 if self.graphs is None else PLAIN_USES + CHECKED_USES
 
     def new_latents(self, pictures: int, height: int, width: int) -> Tensor:
-        with torch.inference_mode(False):  # so that slices can be assigned to outside of inference mode too
+        with torch.inference_mode(False):  # else slices could not be assigned to outside of inference mode
             shape = (pictures, self.model.config.latent_channels, height, width)
             return torch.zeros(shape, device=self._device).contiguous(memory_format=torch.channels_last)
 
@@ -158,7 +158,7 @@ class TorchEngine(ABC):
     def synthesise(
         self, latents: Tensor, quality_code: int, area: tuple[slice, slice], grey: bool
     ) -> NDArray[np.uint8]:
-        # always the whole window in one layout, so that a pixel comes from the same sums whatever else is shown
+        # always the whole window in one layout, so that the sums of a pixel do not depend on the requested area
         whole = latents.contiguous(memory_format=torch.channels_last)
         rate = self._rate(quality_code)
         with self.observer.stage("synthesis"):
@@ -175,7 +175,7 @@ class TorchEngine(ABC):
 
 
 class FloatEngine(TorchEngine):
-    """All of it in floating point: for research, and for networks that the exact profile does not cover."""
+    """The whole network in floating point: for research, and for networks that the exact profile does not cover."""
 
     profile = "float"
 
@@ -197,7 +197,7 @@ class FloatEngine(TorchEngine):
 
 
 class ExactEngine(TorchEngine):
-    """What decides probabilities in integers: the same symbols on every machine.
+    """Computes everything that decides probabilities in integers: the same symbols on every machine.
 
     network: the integer layers of `model`: as tensors on the device, or `compiled` for the CPU, and the walk is in numpy arrays.
     """

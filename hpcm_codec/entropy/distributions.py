@@ -20,7 +20,7 @@ from hpcm_codec.ops import fused_rate
 
 SHAPE = 1.5
 SMALLEST_LIKELIHOOD = 1e-9
-_TAIL_MASS = 2.0**-PRECISION_BITS  # what a table leaves out on both sides together, at most
+_TAIL_MASS = 2.0**-PRECISION_BITS  # the probability outside a table, both sides together, at most
 _DENSITY_AT_ZERO = SHAPE / (2 * math.gamma(1 / SHAPE))
 
 
@@ -45,7 +45,7 @@ def likelihood(v: Tensor, sigma: Tensor) -> Tensor:
 
     Not bounded from below: take `lower_bounded_likelihood` where a logarithm follows.
     """
-    # Both ends on the upper tail, where the difference keeps its digits.
+    # Both bounds on the upper tail, where their difference loses no precision.
     magnitude = v.abs()
     return _Survival.apply((magnitude - 0.5) / sigma) - _Survival.apply((magnitude + 0.5) / sigma)
 
@@ -66,12 +66,12 @@ class _Bound(torch.autograd.Function):
 
 
 def bounded(x: Tensor, lowest: float, highest: float = math.inf) -> Tensor:
-    """x clamped to [lowest, highest]; gradients that would lead it back into the range pass the bound."""
+    """x clamped to [lowest, highest]; outside, only gradients that move x back into the range pass."""
     return _Bound.apply(x, lowest, highest)
 
 
 def lower_bounded_likelihood(v: Tensor, sigma: Tensor) -> Tensor:
-    """`likelihood`, at least 1e-9; gradients that would raise it pass the bound."""
+    """`likelihood`, at least 1e-9; below, only gradients that raise it pass."""
     return bounded(likelihood(v, sigma), SMALLEST_LIKELIHOOD)
 
 
@@ -148,7 +148,7 @@ def _cumulative_frequencies(masses: list[float]) -> list[int]:
     spare = total - len(masses)
     factor = spare / sum(masses)
     frequencies = [1 + int(mass * factor) for mass in masses]
-    # What rounding down has left goes to the likeliest symbol, where it distorts least.
+    # What is left after rounding down is given to the most likely symbol, where it changes least.
     frequencies[max(range(len(masses)), key=masses.__getitem__)] += total - sum(frequencies)
     cumulative = [0]
     for frequency in frequencies:

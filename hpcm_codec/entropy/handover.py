@@ -1,7 +1,8 @@
-"""Symbols and table indexes on their way between a device and the rANS coder, in few bytes and, from the device, without waiting.
+"""Transfers symbols and table indexes between a device and the rANS coder, in few bytes and, from the device, without waiting.
 
-A coding step hands over three bytes a latent: the residual in 16 bits and the table index in 8. From a GPU they are copied into pinned
-memory while it goes on; on the CPU nothing is copied. Numpy arrays, which are on the host already, pass as they are, and without torch.
+A coding step transfers three bytes a latent: the residual in 16 bits and the table index in 8. From a GPU they are copied into pinned
+memory while the GPU computes on. On the CPU nothing is copied. Numpy arrays, which are already on the host, are used directly, without
+torch.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 Array = Any  # a numpy array or a torch tensor
 
-SHORT_LIMIT = 2**15 - 1  # magnitudes from here on do not travel in 16 bits
-BEYOND = 2 * LARGEST_SYMBOL  # stands for whatever cannot be coded, not-a-number too
+SHORT_LIMIT = 2**15 - 1  # larger magnitudes are not transferred in 16 bits
+BEYOND = 2 * LARGEST_SYMBOL  # marks a symbol that cannot be coded, not-a-number included
 
 
 class HostCopy:
-    """A tensor on its way to the host: of a GPU's, a copy queued on the device's current stream; of the CPU's, the tensor itself."""
+    """A transfer to the host: for a GPU, a copy queued on the device's current stream; for the CPU, the tensor itself."""
 
     def __init__(self, source: Tensor) -> None:
         import torch
@@ -38,7 +39,7 @@ class HostCopy:
             self._arrived.record(torch.cuda.current_stream(source.device))
 
     def wait(self) -> NDArray[np.generic]:
-        """The elements, once they have arrived; may be called in another thread."""
+        """Waits for the transfer and returns the elements; may be called in another thread."""
         if self._arrived is not None:
             self._arrived.synchronize()
         array: NDArray[np.generic] = self._host.numpy()
@@ -46,7 +47,7 @@ class HostCopy:
 
 
 class CodedStep:
-    """An encoder's symbols of one step: where the latents are at once, on the host when they have arrived.
+    """An encoder's symbols of one step: at once on the device of the latents, and on the host after the transfer.
 
     residual: float, any shape, in quantisation steps; indexes: integer table indexes below 256, as many.
     """
@@ -68,7 +69,7 @@ class CodedStep:
         packed = self._packed.wait()
         short, indexes = packed[: 2 * self._count].view(np.int16), packed[2 * self._count :].view(np.uint8)
         if largest_magnitude(short) >= SHORT_LIMIT:
-            return self.symbols.flatten().cpu().numpy(), indexes  # rare, so it may wait
+            return self.symbols.flatten().cpu().numpy(), indexes  # rare, so waiting is acceptable
         return short, indexes
 
 
@@ -90,12 +91,12 @@ def coded_step(residual: Array, indexes: Array) -> CodedStep | HostStep:
 
 
 def in_background(latents: Array) -> bool:
-    """Whether an encoder's symbols are range-coded in a thread: beside a GPU; on the CPU the cores have enough to do."""
+    """Whether a thread of its own codes an encoder's symbols: with a GPU; on the CPU all cores are busy."""
     return not isinstance(latents, np.ndarray) and latents.device.type == "cuda"
 
 
 def to_host(indexes: Array) -> NDArray[np.uint8]:
-    """Table indexes below 256 (any shape and integer type) as 1-D uint8: the one wait of a decoder's step."""
+    """Table indexes below 256 (any shape and integer type) as 1-D uint8; here a decoder's step waits for the device, once."""
     if isinstance(indexes, np.ndarray):
         return indexes.ravel().astype(np.uint8)
     import torch
@@ -104,7 +105,7 @@ def to_host(indexes: Array) -> NDArray[np.uint8]:
 
 
 def to_device(symbols: NDArray[np.int32], device: torch.device | None) -> Array:
-    """Decoded symbols as 1-D int32 on a device, None: numpy's; for a GPU the copy is queued, in 16 bits where they fit."""
+    """Decoded symbols as 1-D int32 on a device, or as a numpy array for None; to a GPU the copy is queued, in 16 bits where they fit."""
     if device is None:
         return symbols
     import torch
@@ -121,7 +122,7 @@ def spread(values: Array, shape: tuple[int, ...]) -> Array:
 
 
 def table_index(sigma: Array) -> Array:
-    """Table indexes of what a symbol port is given: those of σ, or indexes already, which the walk in integers finds itself."""
+    """Table indexes from a symbol port's argument: σ, or indexes already, as the walk in integers computes them itself."""
     if isinstance(sigma, np.ndarray) or not sigma.is_floating_point():
         return sigma
     from hpcm_codec.entropy.distributions import sigma_index

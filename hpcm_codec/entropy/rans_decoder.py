@@ -1,7 +1,7 @@
-"""The decoder's half of the rANS coder (docs/bitstream.md, section 7.3), which must also withstand damaged and forged streams.
+"""The rANS decoder (docs/bitstream.md, section 7.3), which is also safe with damaged and forged streams.
 
-compressai's own decoder does not look where a stream ends: bits that are all ones make it read several times the stream's length beyond
-it. So reading is done here, in C++ (csrc/rans_decoder.h) where that can be compiled or else in Python; both give the same symbols.
+compressai's own decoder does not check where a stream ends: if all bits are ones, it reads several times the stream's length beyond the
+end. So streams are decoded here, in C++ (csrc/rans_decoder.h) where that can be compiled, else in Python; both give the same symbols.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MOST_DIGITS = 8  # of four bits, of an escaped symbol: 32 bits
 
 
 class RansDecoder:
-    """Reads back what a RansEncoder wrote, in the same order and under the same indexes.
+    """Decodes what a RansEncoder wrote, in the same order and with the same indexes.
 
-    A stream that was not written so gives wrong symbols, never an error or a read past its end: the caller's symbol
-    check finds out. From the first symbol on that cannot be read at all, symbols are 0.
+    Any other stream gives wrong symbols, which the caller's symbol check detects; never an error or a read past its end. From the first
+    symbol on that cannot be read at all, symbols are 0.
     """
 
     def __init__(self, tables: CoderTables, stream: bytes) -> None:
@@ -102,4 +102,4 @@ class RansDecoder:
 
 
 class EndOfStream(Exception):
-    """A symbol asks for more than the stream holds, or is longer than any that is written."""
+    """A symbol needs more bits than the stream has, or is longer than any that is written."""

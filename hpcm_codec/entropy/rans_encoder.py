@@ -1,8 +1,8 @@
 """compressai's rANS encoder and the tables of both halves of the coder: symbols and tables, no networks.
 
-`import compressai` takes seconds (it imports torchvision, pandas…); its coder is one extension module, which is loaded
-here by itself. Symbols outside a table are escaped and coded in full; it hangs on ones of 2^28, so none above 2^24 is written.
-What it writes is read by `rans_decoder`.
+`import compressai` takes seconds (it imports torchvision, pandas…). Its coder is one extension module, which is loaded here without the
+package. Symbols outside a table are escaped and coded in full. The coder hangs on symbols of 2^28, so none above 2^24 is written.
+`rans_decoder` decodes what is written here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _ans() -> ModuleType:
 
 
 class Tables(Protocol):
-    """What a checkpoint has, as arrays or tensors. cumulative: rows one after the other, or padded; sizes, offsets: one of each row."""
+    """Symbol tables as in a checkpoint, arrays or tensors. cumulative: rows in sequence, or padded; sizes, offsets: one for each row."""
 
     @property
     def cumulative(self) -> Any: ...
@@ -81,12 +81,12 @@ class CoderTables:
 
 
 def _is_table(row: NDArray[np.int32]) -> bool:
-    """Whether a row has at least one symbol and the escape, and rises from 0 to 2^16."""
+    """Whether a row has at least one symbol and the escape, and increases from 0 to 2^16."""
     return len(row) >= 3 and row[0] == 0 and row[-1] == 1 << PRECISION_BITS and bool((np.diff(row) > 0).all())
 
 
 def largest_magnitude(symbols: NDArray[np.signedinteger[Any]]) -> int:
-    """Of symbols of any shape; 0 of none."""
+    """The largest magnitude of symbols of any shape; 0 if there are none."""
     return max(-int(symbols.min()), int(symbols.max())) if symbols.size else 0
 
 
@@ -109,7 +109,7 @@ class RansEncoder:
         self._parts.append((symbols.astype(np.int32), indexes.astype(np.uint8)))
 
     def finish(self) -> bytes:
-        """The coded stream. Very short ones end in a few zero symbols that no decoder asks for."""
+        """The coded stream. Very short ones end in a few zero symbols that no decoder reads."""
         if missing := max(0, _FEWEST_SYMBOLS - sum(symbols.size for symbols, _ in self._parts)):
             self.encode(np.zeros(missing, np.int32), np.zeros(missing, np.uint8))
         symbols, indexes = (np.concatenate(part) for part in zip(*self._parts, strict=True))

@@ -1,4 +1,4 @@
-"""The widths σ that have a table: 64, log-spaced. Imports nothing, as what codes without torch needs them."""
+"""The widths σ that have a table: 64, log-spaced. Imports nothing, since the engine without torch needs them too."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Trial:
     perceptual: tuple[str, ...] = ()
 
     def key(self) -> dict[str, str | float | bool | None]:
-        """All that the figures depend on; without perceptual measures as in logs of versions that had none."""
+        """All that the figures depend on. Without perceptual measures it equals that of earlier versions, so that their logs stay valid."""
         return {
             **({"perceptual": ",".join(self.perceptual)} if self.perceptual else {}),
             "codec": self.codec.kind,
@@ -110,7 +110,7 @@ class Crew:
 
 @contextmanager
 def crew(jobs: int = 1, threads: int | None = None) -> Iterator[Crew]:
-    """A Crew whose processes are always ended."""
+    """A Crew whose processes are ended at the end of the block, also after an error."""
     team = Crew(jobs, threads)
     try:
         yield team
@@ -149,7 +149,7 @@ _warm: set[CodecChoice] = set()
 
 
 def _warm_up(codec: PictureCodec, choice: CodecChoice, picture: Picture, quality: float) -> None:
-    """Code a picture once beforehand, so that a process's first times are like its others."""
+    """Code a picture once beforehand, so that a process's first times are comparable with its later ones."""
     if choice not in _warm:
         codec.decode(codec.encode(picture, quality))
         _warm.add(choice)

@@ -49,7 +49,7 @@ class _Encoded(Protocol):
 
 @runtime_checkable
 class VerifiableCodec(Protocol):
-    """A codec whose encoder knows what a decoder must arrive at."""
+    """A codec whose encoder computes the picture that a decoder must produce."""
 
     def encode_with_latents(self, picture: Picture, quality: float) -> _Encoded: ...
 
@@ -83,7 +83,7 @@ class PillowFormat:
 
 
 def jpeg2000_rate(quality: int) -> float:
-    """Bits per pixel that JPEG 2000, which takes a rate and no quality, is asked for: 0.05 at 0, twice that every 15.
+    """Bits per pixel for a quality, since JPEG 2000 takes a rate: 0.05 at quality 0, doubled every 15.
 
     >>> [jpeg2000_rate(quality) for quality in (0, 15, 60)]
     [0.05, 0.1, 0.8]
@@ -193,7 +193,7 @@ class PillowCodec:
         return buffer.getvalue()
 
     def decode(self, data: bytes) -> Picture:
-        """The picture of such a file; raises FileError when it is none."""
+        """The picture of such a file; raises FileError for other files."""
         try:
             with Image.open(io.BytesIO(data), formats=[self.format.name]) as image:
                 return picture_from_pil(image)
@@ -232,7 +232,7 @@ class CodecChoice:
 
     @property
     def qualities(self) -> list[float]:
-        """Every quality the codec knows, rising."""
+        """Every quality of the codec, rising."""
         step = 0.5 if self.kind == HPCM else 1.0
         return [step * number for number in range(round(HIGHEST_QUALITY / step) + 1)]
 
@@ -247,7 +247,7 @@ class Matched:
 
 
 def encode_to_size(codec: PictureCodec, picture: Picture, size: int, qualities: Sequence[float]) -> Matched:
-    """The smallest file of at least `size` bytes, or else the largest there is: a difference in size favours this codec.
+    """The smallest file of at least `size` bytes, or else the largest possible: a difference in size favours this codec.
 
     qualities: those to choose from, rising; files are taken to grow with them.
     """

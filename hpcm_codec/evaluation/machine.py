@@ -45,7 +45,7 @@ def describe_machine(device: str | None = None) -> dict[str, str | int]:
     }
     if device is not None:
         machine |= {"threads": thread_count(), "device": device}
-        torch = sys.modules.get("torch")  # a codec on the CPU does without
+        torch = sys.modules.get("torch")  # a codec on the CPU does not load it
         if torch is not None:
             machine["torch"] = str(torch.__version__)
         if torch is not None and device.startswith("cuda"):

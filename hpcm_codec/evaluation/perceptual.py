@@ -1,6 +1,6 @@
-"""Measures of what people see, by packages that are not required: SSIMULACRA 2 and FLIP.
+"""Perceptual measures, by optional packages: SSIMULACRA 2 and FLIP.
 
-SSIMULACRA 2 (Sneyers, Cloudinary, in libjxl; package `ssimulacra2`): 100 is identical, 90 can hardly be told apart, 70 is high quality,
+SSIMULACRA 2 (Sneyers, Cloudinary, in libjxl; package `ssimulacra2`): 100 is identical, 90 can hardly be distinguished, 70 is high quality,
 50 medium, 30 low. FLIP (Andersson et al., "FLIP: A Difference Evaluator for Alternating Images", HPG 2020; NVIDIA's package
 `flip-evaluator`, for the viewing distance that it takes by itself): the mean difference, 0 (identical) to 1.
 """
@@ -26,7 +26,7 @@ INSTALL = "pip install 'hpcm-codec[eval]'"
 
 
 def is_installed(name: str) -> bool:
-    """Whether a measure's package is there; does not import it."""
+    """Whether a measure's package is installed; does not import it."""
     return importlib.util.find_spec(MODULES[name]) is not None
 
 
@@ -66,7 +66,7 @@ def _ssimulacra2(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> flo
 
 
 def _as_file(samples: NDArray[np.uint8]) -> io.BytesIO:
-    """The picture as the package wants it, a file; nothing is lost."""
+    """The picture as a lossless file, which the package reads."""
     file = io.BytesIO()
     Image.fromarray(samples).save(file, "PPM")
     file.seek(0)

@@ -37,7 +37,7 @@ class Reference:
 
     @property
     def full_key(self) -> str:
-        """What names this curve and no other."""
+        """The unique name of this curve."""
         return f"{self.dataset}/{self.key}"
 
     def curve(self, metric: str = PSNR) -> Curve:

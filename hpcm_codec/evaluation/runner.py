@@ -37,9 +37,9 @@ class MismatchError(HpcmError):
 class Row:
     """One picture at one quality.
 
-    quality: the codec's own, or that of the codec whose file size it was to meet; then `setting` is its own.
+    quality: the codec's own; or, if another codec's file size was the target, the quality of that codec, and `setting` is the own one.
     bytes:   size of the whole file; bpp: its bits per pixel.
-    psnr:    in dB, infinite when nothing was lost.
+    psnr:    in dB, infinite when the pixels are identical.
     ms_ssim: 0 to 1, None for pictures with a side below 161 pixels.
     Times are in seconds of wall clock; memory is the most bytes the process held meanwhile, None where the system
     does not report it.

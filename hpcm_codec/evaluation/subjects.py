@@ -39,7 +39,7 @@ class Subject:
 
     @property
     def about(self) -> str:
-        """What a measurement's figures depend on besides picture and quality."""
+        """Everything that a measurement's figures depend on besides picture and quality."""
         machine = self.facts.get("machine", {})
         running = f", {machine['device']}, {machine['threads']} threads" if "threads" in machine else ""
         return f"{self.description}, hpcm-codec {__version__}{running}"

@@ -22,7 +22,7 @@ class Survey:
     """What is measured.
 
     qualities: of each subject. digests: SHA-256 of each picture's file.
-    matched:   the others get the file sizes of the first, picture by picture, and their qualities do not count.
+    matched:   the others code to the file sizes of the first, picture by picture; their qualities are ignored.
     verify:    check our own files against the encoder's reconstruction.
     perceptual: what else is measured (see `perceptual`).
     """
@@ -45,7 +45,7 @@ class Survey:
         """The rows of every subject, by picture and quality. Raises what `Crew.measure` raises."""
         first = crew.measure(self._trials(0, {}), log, on_row)
         sizes = {(row.image, row.quality): row.bytes for row in first} if self.matched else {}
-        # the others together, so that the crew is busy until the end
+        # the others together, so that all processes are busy until the end
         trials = [self._trials(place, sizes) for place in range(1, len(self.subjects))]
         rows = iter(crew.measure([trial for part in trials for trial in part], log, on_row))
         return [first, *([next(rows) for _ in part] for part in trials)]

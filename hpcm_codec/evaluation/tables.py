@@ -69,7 +69,7 @@ def perceptual_table(title: str, figures: Sequence[Row] | Sequence[Means]) -> Ta
 
 
 def in_words_where_falling(means: Sequence[Means]) -> list[str]:
-    """Where a higher quality has made smaller files or worse pictures, a line for each; nothing for a codec as it should be.
+    """A line for each higher quality that gave smaller files or worse pictures; none for a codec that works correctly.
 
     means: by rising quality, as `runner.means_of` gives them.
     """

@@ -63,7 +63,7 @@ class Slider:
     versions: tuple[Version, ...]
 
     def for_page(self) -> dict[str, Any]:
-        """What the page's script takes; every version's pixels are in it, exactly."""
+        """The data for the page's script, with the exact pixels of every version."""
         height, width = self.versions[0].pixels.shape[:2]
         return {
             "name": self.name,
@@ -81,7 +81,7 @@ def versions_of(
 ) -> Slider:
     """Encode and decode the picture: the first codec meets the target, the others the first one's file size.
 
-    A codec that cannot make a file of that size is shown with its nearest. Metadata and alpha take no part.
+    A codec that cannot make a file of that size is shown with the nearest one. Metadata and alpha are left out.
     perceptual: what is measured beside PSNR and MS-SSIM (see `perceptual`).
     Raises UsageError for a target that the first codec cannot be given, TargetError for one out of its reach.
     """

@@ -1,4 +1,4 @@
-"""Measurements on disk, one line each as soon as they are made, so that a crash or Ctrl-C loses only what was under way.
+"""Measurements on disk, written as one line each when they are made, so that a crash or Ctrl-C costs only the unfinished ones.
 
 A line of the file is a JSON object: "key", all that the figures depend on (codec, settings and library versions,
 checkpoint, the picture's SHA-256, quality…), and "row", the figures. A measurement whose key is in the file is not made
@@ -80,7 +80,7 @@ class WorkLog:
 
 
 def _is_cut(line: str) -> bool:
-    """Whether a line can be the beginning of one of ours: the program ended while it was written."""
+    """Whether a line can be the truncated beginning of one of ours, after the program ended while it was written."""
     return '{"key": {'.startswith(line[:9]) and not line.endswith("}}")
 
 

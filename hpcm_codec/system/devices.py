@@ -1,4 +1,4 @@
-"""Which device a name means on this machine. Torch, which takes a second to import, is asked only where there may be a CUDA device."""
+"""The device that a name means on this machine. Torch takes a second to import, and is imported only where there may be a CUDA device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # of a driver on Linux;
 
 
 def may_have_cuda() -> bool:
-    """False where there is certainly no CUDA device that torch could use; True where torch has to be asked."""
+    """False where there is certainly no CUDA device that torch could use; True where only torch can decide."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     if sys.modules.get("torch") is not None or sys.platform not in ("linux", "darwin"):
@@ -41,7 +41,7 @@ def has_cuda() -> bool:
 
 
 def is_device_name(name: object) -> bool:
-    """Whether it is "auto", "cpu", "cuda" or "cuda:N"; not whether there is such a device."""
+    """Whether the name is "auto", "cpu", "cuda" or "cuda:N"; does not check that there is such a device."""
     kind, colon, number = name.partition(":") if isinstance(name, str) else ("", "", "")
     return kind in ("auto", "cpu", "cuda") and (not colon or (kind == "cuda" and number.isdecimal()))
 
@@ -49,7 +49,7 @@ def is_device_name(name: object) -> bool:
 def device_of(name: str) -> str:
     """The device that "auto", "cpu", "cuda" or "cuda:N" means here: "cpu" or "cuda:N".
 
-    Raises UsageError for other names and for a device that there is not.
+    Raises UsageError for other names and for a device that does not exist.
     """
     if not is_device_name(name):
         raise UsageError(f"a device is auto, cpu, cuda or cuda:N, not {name!r}")

@@ -46,7 +46,7 @@ def file_error(path: str | os.PathLike[str], error: OSError) -> FileError:
 
 
 def as_hpcm_error(error: BaseException) -> HpcmError | None:
-    """An HpcmError itself, or one made of an error of the system; None for a bug."""
+    """The error itself if it is an HpcmError; an HpcmError for an error of the system; None for a bug."""
     if isinstance(error, HpcmError):
         return error
     if isinstance(error, OSError):
@@ -61,7 +61,7 @@ def write_atomically(path: str | os.PathLike[str], data: Content, overwrite: boo
     """Make `data` the content of the file `path`; permissions are those of the file it replaces, or of any new one under the umask.
 
     data:      the bytes, or a function that writes them to the binary file it is given.
-    overwrite: replace an existing file; otherwise an existing one is left alone, even one that appears while we write.
+    overwrite: replace an existing file; otherwise an existing one is kept, even one that appears while we write.
     A device or pipe (such as /dev/null) is written to directly.
     Raises FileError when that is not possible. On any failure, KeyboardInterrupt included, the temporary file is removed and the target
     is unchanged. An error that `data` raises, other than OSError, is passed on.
@@ -105,7 +105,7 @@ def _keep_permissions(replaced: Path, file: BinaryIO) -> None:
     if hasattr(os, "fchown"):
         with suppress(OSError):
             os.fchown(file.fileno(), found.st_uid, found.st_gid)
-        with suppress(OSError):  # of file systems that have no permissions
+        with suppress(OSError):  # raised on file systems without permissions
             os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
 
 

@@ -1,4 +1,4 @@
-"""Where a user's caches and data lie, on machines that may have no home for the user."""
+"""The folders of a user's caches and data, also for users who have no home folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def home() -> Path | None:
-    """The home folder; None for a user who has none, as in containers: HOME is not set and the system does not know the user."""
+    """The home folder; None for a user without one, as in containers: HOME is not set, and the system has no entry for the user."""
     try:
         found = Path.home()
     except (RuntimeError, KeyError):
@@ -16,12 +16,12 @@ def home() -> Path | None:
 
 
 def user_folder(variable: str, below_home: str) -> Path | None:
-    """The folder hpcm-codec in that of an XDG variable, or else in the one below home; None where there is neither."""
+    """The folder hpcm-codec below that of an XDG variable, or else below the one in the home folder; None without either."""
     if chosen := os.environ.get(variable):
         return Path(chosen) / "hpcm-codec"
     return None if (of_user := home()) is None else of_user / below_home / "hpcm-codec"
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether somebody else than this user and the system's own can write what is there."""
+    """Whether the path belongs to a user other than this one and root."""
     return hasattr(os, "geteuid") and path.stat().st_uid not in (0, os.geteuid())

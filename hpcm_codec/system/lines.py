@@ -1,7 +1,7 @@
-"""Files to which lines are appended, and which stay readable if the process ends in the middle of one.
+"""Files to which lines are appended. They stay readable if the process ends in the middle of a line.
 
-A line is written in one piece and, if asked for, forced to the disk. So a crash leaves whole lines and at most the beginning of one more,
-which `read_lines` returns separately.
+A line is appended as a whole and, if `durable`, flushed to the disk. So a crash leaves whole lines and at most the beginning of one
+more, which `read_lines` returns separately.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hpcm_codec.system.files import file_error
 
 
 def read_lines(path: str | Path) -> tuple[list[bytes], bytes]:
-    """The whole lines without their ends, and what follows the last line end (empty unless a line was cut short).
+    """The complete lines without their line ends, and the text after the last line end (empty unless a line was truncated).
 
     A missing file has no lines. Raises FileError when it cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Work on several tiles at a time, with results in order, holding no more results than workers."""
+"""Work on several tiles at a time; results come in order, and at most one result for each worker is held."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result]:
-    """work(item) for every item, in their order, in that many threads; with one worker, in this thread when the result is asked for.
+    """work(item) for every item, in their order, in that many threads; with one worker, in this thread when the result is requested.
 
     An item is taken only when a worker is free for it: at most `workers` items are in work or finished and not yet fetched. An exception of
     an item or its work is raised in its place in the order, and no further item is started.

@@ -1,7 +1,7 @@
 """Temporary files beside their targets, and the removal of those whose process was killed.
 
 A temporary file is called `.hpcm-HOST-RANDOM.tmp` and is locked (flock) while a process writes it. The system releases the lock
-when the process ends, however it ends. So a file of this machine that can be locked has no writer any more. Locks of other
+when the process ends, for any reason. So a file of this machine that can be locked has no writer any more. Locks of other
 machines may not be visible on a network file system: their files are removed only after a day without a change.
 """
 
@@ -35,7 +35,7 @@ def _this_host() -> str:
 
 @contextmanager
 def temporary_in(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new, locked, empty file in a folder; in the end it is removed, unless it was moved away. Raises OSError."""
+    """A new, locked, empty file in a folder; at the end it is removed, unless it was moved. Raises OSError."""
     path, file = _create(folder)
     try:
         with file:
@@ -48,7 +48,7 @@ def temporary_in(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 def _create(folder: Path) -> tuple[Path, BinaryIO]:
     while True:
-        # not derived from the target's name, which may already have the largest length
+        # not derived from the target's name, which may already have the maximum length
         path = folder / f".hpcm-{_this_host()}-{secrets.token_hex(8)}.tmp"
         _mine.add(path)
         try:

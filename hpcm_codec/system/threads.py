@@ -1,8 +1,8 @@
-"""The number of threads that compute a picture: of the compiled operators, and of torch where it is loaded; and what forks make of it.
+"""The number of threads that compute a picture: of the compiled operators, and of torch where it is loaded; and their number after forks.
 
-The threads among which torch and our operators share their work (OpenMP's, and those of csrc/threads.h) do not survive a fork, and OpenMP
-in the child waits for them for ever. With one thread there is nothing to wait for: a child of a process that has used the codec works on
-one, whatever else is asked for.
+Torch and our operators share their work among threads (OpenMP's, and those of csrc/threads.h). A forked child does not have these threads,
+and OpenMP in the child waits for them forever. With one thread it does not wait. So a child of a process that has used the codec always
+uses one thread, even if more are requested.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _forked = False
 
 
 def set_threads(threads: int | None) -> None:
-    """Compute with that many threads; None leaves it alone, and torch unloaded. In a forked child it stays at one."""
+    """Compute with that many threads. None changes nothing and does not load torch. A forked child stays at one thread."""
     global _chosen
     if threads is None or _forked:
         return
@@ -34,14 +34,14 @@ def set_threads(threads: int | None) -> None:
 
 
 def import_torch() -> None:
-    """Import torch, with the threads that were asked for; without looking for garbage meanwhile, nor ever after among its objects: 0.2 s
-    in which nothing would be found."""
+    """Import torch and set the requested number of threads. Garbage collection is off meanwhile, and later skips torch's objects: this
+    saves 0.2 s in which it would find nothing."""
     if sys.modules.get("torch") is not None:
         return
     looking = gc.isenabled()
     gc.disable()
     try:
-        import torch  # noqa: F401 - so that it is there
+        import torch  # noqa: F401 - loads it
     finally:
         if looking:
             gc.enable()
@@ -53,7 +53,7 @@ def import_torch() -> None:
 
 
 def thread_count() -> int:
-    """How many threads the compiled operators use: as many as torch, where it is loaded, else as asked for, or one for each core."""
+    """The number of threads of the compiled operators: torch's, where it is loaded, else the requested one, or one for each core."""
     if _forked:
         return 1
     torch = sys.modules.get("torch")
@@ -73,7 +73,7 @@ def _cores() -> int:
 
 @contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """What torch computes inside is computed on that many threads, whatever it is set to. Raises HpcmError in a forked child."""
+    """Inside, torch computes on that many threads, independent of its setting. Raises HpcmError in a forked child."""
     import torch
 
     if threads > 1 and after_fork("cpu"):
@@ -90,7 +90,7 @@ def on_threads(threads: int) -> Iterator[None]:
 
 
 def heed_forks() -> None:
-    """From now on children that this process forks work on one thread; called where its threads are about to be used."""
+    """From now on, forked children of this process use one thread; called before its threads are used."""
     global _heeded
     if not _heeded and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_work_alone)
@@ -98,9 +98,9 @@ def heed_forks() -> None:
 
 
 def after_fork(device: str) -> bool:
-    """Whether this process is such a child; it is then set to one thread once more, in case the program has changed that.
+    """Whether this process is such a child. If so, sets it to one thread again, as the program may have changed that.
 
-    device: the one that is about to be used. Raises HpcmError for "cuda" and "cuda:N", which no child can use.
+    device: the one to be used next. Raises HpcmError for "cuda" and "cuda:N", which no child can use.
     """
     if not _forked:
         return False

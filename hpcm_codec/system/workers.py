@@ -1,6 +1,6 @@
-"""Processes that work through a list of items, each with its own copy of what it loads.
+"""Processes that work through a list of items, each with its own copy of the data that it loads.
 
-A process that dies (the system ends those that take too much memory) does not affect the others: the items that were in work are
+A process that ends unexpectedly (the system kills those that use too much memory) does not affect the others. The unfinished items are
 tried again one at a time, so that only the item that ends a process fails.
 """
 
@@ -39,7 +39,7 @@ class WorkerDiedError(HpcmError):
 
 
 class Workers(Generic[Item, Made]):
-    """`jobs` processes, started when first needed, that apply one function to items. Use as a context: in the end they are stopped.
+    """`jobs` processes, started when first needed, that apply one function to items. Use as a context: its end stops them.
 
     threads: of torch in each of them; None divides those that torch would use by the number of processes, but not below
              `FEWEST_THREADS`, so that results do not depend on the number of processes.
@@ -63,7 +63,7 @@ class Workers(Generic[Item, Made]):
         waiting = enumerate(items)
         running: dict[Future[Made], tuple[int, Item]] = {}
         while True:
-            # just enough to keep all busy: when a process dies, all items in work have to be tried again
+            # just enough to keep all busy: if a process ends, all unfinished items have to be tried again
             for place, item in islice(waiting, self._jobs + 1 - len(running)):
                 running[self._submit(item)] = place, item
             if not running:
@@ -84,7 +84,7 @@ class Workers(Generic[Item, Made]):
                 yield place, self._tried_alone(item)
 
     def close(self) -> None:
-        """End the processes at once; what they were writing is removed."""
+        """End the processes at once; their temporary files are removed."""
         if self._pool is None:
             return
         processes = list((self._pool._processes or {}).values())
@@ -103,7 +103,7 @@ class Workers(Generic[Item, Made]):
                 context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
                 arguments = (self._threads, self._jobs)
                 self._pool = ProcessPoolExecutor(self._jobs, context, prepare_worker, arguments)
-            with suppress(BrokenProcessPool):  # an idle process has died
+            with suppress(BrokenProcessPool):  # an idle process has ended
                 return self._pool.submit(self._work, item)
             self.close()
         raise WorkerDiedError
@@ -123,7 +123,7 @@ def _died(future: Future[Made]) -> bool:
 
 
 def prepare_worker(threads: int | None, jobs: int) -> None:
-    """Make this process a worker: set its threads, and let it end without leftovers on a signal or when its parent has ended."""
+    """Make this process a worker: set its threads; on a signal, or when its parent has ended, it ends and leaves no temporary files."""
     print_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C
     for name in ("SIGTERM", "SIGHUP"):

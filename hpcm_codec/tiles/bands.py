@@ -1,8 +1,8 @@
-"""Decoded latents of only the tiles around the one that is being synthesised, whatever the picture's size.
+"""Holds the decoded latents of only the tiles around the one that is being synthesised, for pictures of any size.
 
-A picture is synthesised tile by tile, row by row. Each tile's window sees a few latents of its neighbours (`HALO_LATENTS`), so
-`Neighbourhood` decodes a tile when the first window needs it and releases it after the last one; of a finished tile only the rows
-that the tiles below need are kept. At most one row of tiles and three tiles more are held.
+A picture is synthesised tile by tile, row by row. Each tile's window includes a few latents of its neighbours (`HALO_LATENTS`), so
+`Neighbourhood` decodes a tile when the first window needs it and releases it after the last one. Of a finished tile it keeps only the
+rows that the tiles below need. At most one row of tiles and three tiles more are held.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def tiles_needed(area: Rectangle, grid: TileGrid, seen: Rectangle) -> Iterator[T
                 if tile.index not in known:
                     known.add(tile.index)
                     yield tile
-        known = {index for index in known if index // grid.columns >= row}  # nothing above is asked for again
+        known = {index for index in known if index // grid.columns >= row}  # tiles above are not requested again
 
 
 def _around(tile: Tile, grid: TileGrid, seen: Rectangle) -> Iterator[Tile]:
-    """The tiles in the window of a tile, itself among them, as far as they are seen."""
+    """The tiles in the `seen` part of a tile's window, the tile itself included."""
     wanted = tile.with_halo(HALO_LATENTS).latents.clipped(seen).scaled(PIXELS_PER_LATENT)
     for row in grid.rows_of(wanted):
         for column in grid.columns_of(wanted):
@@ -46,11 +46,11 @@ Latents = Any  # an engine's array 1×M×h×w, which can be sliced and assigned 
 
 
 class Neighbourhood:
-    """The latents that windows are made of; windows are asked for row by row, left to right.
+    """The latents of windows, which must be requested row by row, left to right.
 
-    decode: a tile's decoded latents, 1×M×h×w; called once for a tile that some window needs, never for another (see `tiles_needed`).
-    seen:   in latents; latents outside it do not influence the pixels that are wanted; they are zero in the windows.
-    zeros:  makes latents of zeros, B×M×h×w, of B, h and w.
+    decode: returns a tile's decoded latents, 1×M×h×w; called once for each tile that a window needs (see `tiles_needed`), for no other.
+    seen:   a rectangle in latents. Latents outside it do not influence the requested pixels; they are zero in the windows.
+    zeros:  returns latents of zeros, B×M×h×w, for B, h and w.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Neighbourhood:
         self._held: dict[int, tuple[Tile, Rectangle, Latents]] = {}  # with the rectangle that is still kept
 
     def window(self, tile: Tile, last_in_row: bool) -> Latents:
-        """The latents of a tile and its halo, 1×M×h×w. last_in_row: no window further right will be asked for."""
+        """The latents of a tile and its halo, 1×M×h×w. last_in_row: no window further right will be requested."""
         area = tile.with_halo(HALO_LATENTS).latents
         wanted = area.clipped(self._seen)
         filled = self._zeros(1, area.height, area.width)

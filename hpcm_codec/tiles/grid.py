@@ -2,7 +2,7 @@
 
 A picture is extended by edge replication to multiples of 64 pixels. One such 64-pixel unit is 4 latents (a latent covers 16 pixels).
 Each axis is cut into the fewest tiles of at most 16 units, as even as whole units allow, so no tile exceeds 1024×1024 pixels (64×64
-latents). The context model never looks past a tile; analysis and synthesis may, through `Tile.with_halo`.
+latents). The context model never uses latents outside a tile; analysis and synthesis use a halo, through `Tile.with_halo`.
 
 >>> grid = TileGrid(width=1500, height=700)
 >>> [(tile.latents.width, tile.latents.height) for tile in grid]
@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from hpcm_codec.errors import UsageError
 
 PIXELS_PER_LATENT = 16
-PIXELS_PER_UNIT = 64  # what the picture is extended to multiples of: 4 latents, 1 hyper-latent
+PIXELS_PER_UNIT = 64  # the picture is extended to multiples of it: 4 latents, 1 hyper-latent
 LATENTS_PER_UNIT = PIXELS_PER_UNIT // PIXELS_PER_LATENT
 LARGEST_TILE_UNITS = 16  # 1024 pixels, 64 latents
-# Latents around a tile that the transforms can see: eight 3×3 convolutions at 1/8, one at 1/16, and overlapping patches, rounded up.
+# Latents around a tile that the transforms can depend on: eight 3×3 convolutions at 1/8, one at 1/16, and overlapping patches, rounded up.
 HALO_LATENTS = 6
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Half-open rectangle: rows top .. bottom - 1, columns left .. right - 1. The unit is the owner's."""
+    """Half-open rectangle: rows top .. bottom - 1, columns left .. right - 1, in pixels or latents as its owner states."""
 
     top: int
     left: int

@@ -1,12 +1,12 @@
-"""How much memory the work on a picture takes, and the limit it must keep to.
+"""How much memory the work on a picture takes, and the limit for it.
 
-The figures are of the whole process, Python included, since that is what a machine or a container ends programs for. They are upper
+The figures are of the whole process, Python included, since machines and containers limit the memory of processes. They are upper
 estimates for the default model, from measurements (the largest resident size of fresh processes, torch 2.13, x86;
-docs/benchmarks.md), and hold for every engine. Those that compute with torch take most: a program with the model loaded holds 0.36
-GB; a tile of 1024×1024 pixels and its halo took 0.21 GB on top, for encoding as for decoding, and so does each that is coded at the
-same time. The integer engine without torch takes half of it or less: 0.22 GB for a picture of 2048×2048 pixels, 0.1 GB for each
-further tile at a time. What grows with the picture is only its pixels, where a format makes us hold them, and a band as wide as the
-picture and one tile high.
+docs/benchmarks.md), and are valid for every engine. Engines that compute with torch take most. A program with the model loaded takes
+0.36 GB. A tile of 1024×1024 pixels and its halo took 0.21 GB more, in encoding and in decoding, and so does each further tile that is
+coded at the same time. The integer engine without torch takes half of it or less: 0.22 GB for a picture of 2048×2048 pixels, 0.1 GB for
+each further tile at the same time. Only two parts grow with the picture: its pixels, if its format requires us to hold them, and a band
+as wide as the picture and one tile high.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from hpcm_codec.errors import MemoryLimitError, UsageError
 from hpcm_codec.tiles.grid import HALO_LATENTS, LARGEST_TILE_UNITS, PIXELS_PER_LATENT, PIXELS_PER_UNIT, TileGrid
 
 SHARE = 4  # the default limit is this part of the machine's memory …
-SMALLEST_DEFAULT = 2**30  # … but no less than what a program of this size needs to do anything useful
+SMALLEST_DEFAULT = 2**30  # … but at least what a program of this size needs
 PROGRAM_BYTES = 400_000_000
 WORK_BYTES_PER_PIXEL = 240  # of one tile with its halo: the networks' activations
 HALO_PIXELS = HALO_LATENTS * PIXELS_PER_LATENT
 TILE_PIXELS = LARGEST_TILE_UNITS * PIXELS_PER_UNIT
 LATENT_BYTES_PER_PIXEL = 5  # 320 channels of float32 for 16×16 pixels
-BAND_BYTES_PER_PIXEL = 14  # rows on their way between Pillow, numpy and a file
+BAND_BYTES_PER_PIXEL = 14  # rows that are copied between Pillow, numpy and a file
 ADVICE = "raise it with --memory if the machine has that much"
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine, or the container we are in, has; 4 GiB where the system does not report it."""
+    """Bytes of memory of this machine or container; 4 GiB where the system does not report it."""
     found = 4 * 2**30
     with suppress(OSError, ValueError, AttributeError):
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -64,19 +64,19 @@ def parse_size(text: str, option: str = "--size") -> int:
 
 
 def limit_of(memory: int | None) -> int:
-    """The limit in bytes that a setting stands for; None is the default."""
+    """The limit in bytes of a setting; None is the default."""
     return default_limit() if memory is None else memory
 
 
 def work_bytes(width: int, height: int, tiles: int = 1) -> int:
-    """The program, and its work on so many tiles at a time of a picture of this size in pixels."""
+    """Bytes of the program, and of its work on so many tiles at a time of a picture of this size in pixels."""
     grid = TileGrid(width, height)
     window = [min(side, TILE_PIXELS + 2 * HALO_PIXELS) for side in (grid.pixels.width, grid.pixels.height)]
     return PROGRAM_BYTES + min(tiles, len(grid)) * WORK_BYTES_PER_PIXEL * window[0] * window[1]
 
 
 def encoding_bytes(width: int, height: int, held: int, kept_latents: int = 0, tiles: int = 1) -> int:
-    """What encoding takes in all.
+    """Bytes that encoding takes in all.
 
     held:         bytes of pixels that the source keeps in memory.
     kept_latents: how many times the latents of the whole picture are kept: 0, and for targets 1 (a size) or 2 (a fidelity).
@@ -89,7 +89,7 @@ def encoding_bytes(width: int, height: int, held: int, kept_latents: int = 0, ti
 
 
 def decoding_bytes(width: int, height: int, held: int, tiles: int = 1) -> int:
-    """What decoding so many pixels takes in all.
+    """Bytes that decoding so many pixels takes in all.
 
     held:  bytes of pixels and of the file that are kept in memory.
     tiles: how many are decoded at a time.

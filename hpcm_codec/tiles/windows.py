@@ -31,6 +31,6 @@ def tiles_of(latents: Latents, width: int, height: int) -> Iterator[tuple[Tile, 
 
 
 def without_halo(latents: Latents, window: Window, tile: Tile) -> Latents:
-    """The tile's own latents out of its window's."""
+    """The tile's own latents, cut out of its window's."""
     top, left = window.row_offset, window.column_offset
     return latents[..., top : top + tile.latents.height, left : left + tile.latents.width]

@@ -51,7 +51,7 @@ class ExactData:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> ExactData | None:
-        """Out of a checkpoint's tensors; None where there is nothing, KeyError where a table is missing."""
+        """From a checkpoint's tensors; None without an exact profile. Raises KeyError where a table is missing."""
         fractions = _with_prefix(tensors, FRACTION_PREFIX)
         stored = _with_prefix(tensors, EXACT_TABLE_PREFIX)
         if not fractions and not stored:
@@ -65,9 +65,9 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: what a Codec needs.
+    """A loaded checkpoint: all that a Codec needs.
 
-    identity: 8 bytes; training: the record its trainer left; exact: what the exact profile needs, None without one.
+    identity: 8 bytes; training: the record of its training; exact: data of the exact profile, None without one.
     """
 
     config: ModelConfig
@@ -92,7 +92,7 @@ class Checkpoint:
 
     def build_model(self) -> HPCM:
         """The network with these weights, in evaluation mode, float32, on the CPU."""
-        model = HPCM(self.config, initialise=False)  # saves 0.15 s: 14 million random numbers that would be overwritten
+        model = HPCM(self.config, initialise=False)  # saves 0.15 s: 14 million random numbers would be overwritten
         model.load_state_dict({name: value.float() for name, value in self.weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
 
@@ -121,7 +121,7 @@ def save_checkpoint(
     packed_bits: 9 to 12: matrices with so many bits for a weight, everything else float16 (see `packing`).
     """
     tables = tables or build_tables()
-    # A copy in plain row-major order: what was trained channels_last has other strides.
+    # A copy in row-major order: weights trained in channels_last have other strides.
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()
     }
@@ -138,7 +138,7 @@ def save_checkpoint(
 
 
 def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
-    """Raise FileError, naming the checkpoint, unless its weights are finite and fit, and its tables are whole."""
+    """Raise FileError, naming the checkpoint, unless its weights are finite and have the right shapes, and its tables are complete."""
     try:
         checkpoint.build_model()
     except RuntimeError as error:

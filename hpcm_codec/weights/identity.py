@@ -1,7 +1,7 @@
 """Identities of checkpoints: 8 bytes by which a bitstream names the weights that it was made with.
 
-An identity is a digest of the tensors' names, types, shapes and bytes. Renaming an attribute of a module (and with it a tensor), or
-changing a type, therefore makes every checkpoint another model, and no existing file decodes any more. Nothing here imports torch.
+An identity is a digest of the tensors' names, types, shapes and bytes. Renaming a module's attribute renames a tensor. This, or another
+type, therefore gives every checkpoint a new identity, and no existing file decodes any more. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpcm_codec.errors import FileError
 
 IDENTITY_BYTES = 8
 FRACTION_PREFIX = "exact.fractions."  # of the names of tensors: the units of the exact profile's activations
-# safetensors' names of types → torch's, which identities are made of
+# safetensors' names of types → torch's, which are part of identities
 TYPES = {
     "F64": "torch.float64",
     "F32": "torch.float32",

@@ -1,8 +1,8 @@
-"""Weights in 9 to 12 bits: how a shipped checkpoint holds its matrices.
+"""Weights in 9 to 12 bits: the form of matrices in a shipped checkpoint.
 
-A row of a matrix (all weights of one output of a layer; of one input, in a transposed convolution) is stored as integers m of that many
-bits and one exponent e, and stands for m·2^e. Such numbers are float16 numbers, so that what is unpacked is a float16 checkpoint like any
-other, and the exact profile's integers are made of it as ever.
+A row of a matrix holds all weights of one output of a layer (of one input, in a transposed convolution). It is stored as integers m of
+that many bits and one exponent e; the weights are m·2^e. They are exact in float16, so an unpacked checkpoint is an ordinary float16
+checkpoint, and the integers of the exact profile are computed from it as usual.
 
 A row of K weights takes K bytes for the lowest eight bits of each (two's complement), then planes for the bits above: of one bit for 9, two
 bits for 10, two and one for 11, four for 12. A plane of p bits packs n = 8/p weights into a byte: byte j has those of the weights j,
@@ -20,11 +20,11 @@ PLANES = {9: (1,), 10: (2,), 11: (2, 1), 12: (4,)}  # bits of each plane above t
 SMALLEST_EXPONENT = -24  # of float16
 _LARGEST_VALUE = 65504.0  # of float16
 INTEGERS_PREFIX, EXPONENTS_PREFIX = "packed.", "exponents."
-_SMALLEST_MATRIX = 1024  # weights; smaller ones are not worth it
+_SMALLEST_MATRIX = 1024  # weights; packing smaller ones saves too little
 
 
 def largest_integer(bits: int) -> int:
-    """What the integers' magnitudes go up to; one less than two's complement would allow, so that a row may change its sign."""
+    """The largest magnitude of the integers: one less than two's complement allows, so that a row may change its sign."""
     return 2 ** (bits - 1) - 1
 
 
@@ -37,8 +37,8 @@ def packable(name: str, weight: Tensor) -> bool:
 def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """A weight N×…, finite → its integers uint8 N×(K·bits/8), K the length of a row, a multiple of 8, and exponents int8 N.
 
-    Rounds to the nearest number that can be stored; what comes from `unpack` is stored unchanged. Raises ValueError for what is larger
-    than float16 holds.
+    Rounds to the nearest number that can be stored; values from `unpack` are stored unchanged. Raises ValueError for values beyond the
+    range of float16.
     """
     rows = weight.detach().cpu().double().flatten(1)
     largest = rows.abs().amax(dim=1)
@@ -58,7 +58,7 @@ def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def unpack(packed: Tensor, exponents: Tensor, shape: tuple[int, ...], bits: int) -> Tensor:
-    """The weight, float16, of that shape, from what `pack` gave; raises ValueError when the sizes do not fit."""
+    """The weight, float16, of that shape, from the result of `pack`; raises ValueError when the sizes do not match."""
     rows, length = shape[0], torch.Size(shape).numel() // max(1, shape[0])
     if packed.shape != (rows, length * bits // 8) or exponents.shape != (rows,) or length % 8:
         raise ValueError(f"packed weights do not fill {shape}")
@@ -71,7 +71,7 @@ def unpack(packed: Tensor, exponents: Tensor, shape: tuple[int, ...], bits: int)
     above = 16 - bits  # bits of an int16 that its sign has to fill
     integers = (integers << above) >> above
     values = integers * power_factors(exponents.long(), packed.new_empty(0, dtype=torch.float32))[:, None]
-    # Up to the exponent `above` no integer of so many bits is too large; only beyond it the products have to be looked at.
+    # Up to the exponent `above` no integer of so many bits is too large; beyond it the products have to be checked.
     too_large = exponents.max() > above and not values.abs().max() <= _LARGEST_VALUE
     if too_large or exponents.min() < SMALLEST_EXPONENT:
         raise ValueError("packed weights that float16 does not hold")
@@ -79,7 +79,7 @@ def unpack(packed: Tensor, exponents: Tensor, shape: tuple[int, ...], bits: int)
 
 
 def pack_all(weights: dict[str, Tensor], bits: int) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """What a checkpoint stores, large matrices packed and everything else float16, and the shapes of the packed ones."""
+    """The tensors that a checkpoint stores (large matrices packed, all others float16), and the shapes of the packed ones."""
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, weight in weights.items():
@@ -92,7 +92,7 @@ def pack_all(weights: dict[str, Tensor], bits: int) -> tuple[dict[str, Tensor], 
 
 
 def unpack_all(stored: dict[str, Tensor], shapes: dict[str, list[int]], bits: int) -> dict[str, Tensor]:
-    """The weights from what `pack_all` gave; KeyError where something is missing, ValueError where sizes do not fit."""
+    """The weights from the result of `pack_all`; KeyError where a tensor is missing, ValueError where sizes do not match."""
     packed = {
         name: unpack(stored[INTEGERS_PREFIX + name], stored[EXPONENTS_PREFIX + name], tuple(shape), bits)
         for name, shape in shapes.items()

@@ -1,6 +1,6 @@
-"""The checkpoints that are known: those that came with the program, and those in the user's folder.
+"""The known checkpoints: those that are installed with the program, and those in the user's folder.
 
-Nothing here imports torch, so that what only has to name a model, such as `hpcm info`, answers at once.
+Nothing here imports torch, so that commands which only name a model, such as `hpcm info`, start fast.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from hpcm_codec.weights.identity import FRACTION_PREFIX, damaged, kept_identity
 
 
 def shipped_folders() -> list[Path]:
-    """Where checkpoints come with the program: inside the wheel, or beside the package in a source checkout."""
+    """The folder of the program's own checkpoints: inside the wheel, or beside the package in a source checkout."""
     package = Path(__file__).resolve().parents[1]
     return [package / "checkpoints", package.parent / "checkpoints"]
 
 
 def shipped_checkpoints() -> dict[str, Path]:
-    """The checkpoints that came with the program: name → file, the default model first."""
+    """The program's own checkpoints: name → file, the default model first."""
     found: dict[str, Path] = {}
     for folder in shipped_folders():
         for path in sorted(folder.glob("*.safetensors")):
@@ -31,9 +31,9 @@ def shipped_checkpoints() -> dict[str, Path]:
 
 
 def models_folder() -> Path | None:
-    """Where users keep other checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models.
+    """The folder for users' own checkpoints: $HPCM_MODELS, $XDG_DATA_HOME/hpcm-codec/models or ~/.local/share/hpcm-codec/models.
 
-    None for a user without a home.
+    None for a user without a home folder.
     """
     if chosen := os.environ.get("HPCM_MODELS"):
         return Path(chosen)
@@ -42,7 +42,7 @@ def models_folder() -> Path | None:
 
 
 def known_checkpoints() -> dict[str, Path]:
-    """The shipped checkpoints, then those in `models_folder`: name → file. One whose name is taken goes by its path."""
+    """The shipped checkpoints, then those in `models_folder`: name → file. A checkpoint whose name is taken is listed by its path."""
     known = shipped_checkpoints()
     folder = models_folder()
     for path in [] if folder is None else sorted(folder.glob("*.safetensors")):
@@ -51,7 +51,7 @@ def known_checkpoints() -> dict[str, Path]:
 
 
 def has_integer_transforms(path: Path) -> bool:
-    """Whether files of a checkpoint decode to the same pixels on every processor, by the names of its tensors alone.
+    """Whether files of a checkpoint decode to the same pixels on every processor, judged by the names of its tensors.
 
     Raises FileError when the file cannot be read as a checkpoint.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint as its file holds it, in numpy arrays: what computes in integers is made of it without torch."""
+"""A checkpoint as its file holds it, in numpy arrays. The integer engine is built from it without torch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StoredTables:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """identity: 8 bytes; arrays: tensors by name; bfloat16: bytes and shapes of those of a type that numpy has not."""
+    """identity: 8 bytes; arrays: tensors by name; bfloat16: bytes and shapes of the bfloat16 tensors, a type that numpy lacks."""
 
     path: Path
     identity: bytes
@@ -71,7 +71,7 @@ class StoredCheckpoint:
 
     @property
     def packing(self) -> tuple[int, dict[str, tuple[int, ...]]]:
-        """Bits and shapes of packed weights; 0 bits and none."""
+        """Bits and shapes of packed weights; 0 and no shapes if none are packed."""
         if "packed" not in self.metadata:
             return 0, {}
         packed = json.loads(self.metadata["packed"])

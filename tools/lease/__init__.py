@@ -1,1 +1,1 @@
-"""What `tools/gpu_lease.py` is made of: the half hour on a borrowed GPU, prepared here, used there, brought home. See docs/gpu-lease.md."""
+"""The parts of `tools/gpu_lease.py`: preparing a lease of a GPU, the commands that run there, keeping results. See docs/gpu-lease.md."""

@@ -35,7 +35,7 @@ rate falls). Where nothing has come back yet: the `stage` calls, then `choose`, 
 
 @dataclass(frozen=True)
 class Call:
-    """name: what CALLS.md calls it; carry: ignored paths that travel; timeout_s: the tool's limit; look, fails: sentences."""
+    """name: as in CALLS.md; carry: ignored paths that are uploaded; timeout_s: the tool's limit; look, fails: sentences."""
 
     name: str
     command: str
@@ -56,7 +56,7 @@ def _call(name: str, arguments: str, seconds: float, carry: tuple[str, ...], loo
 
 
 def calls_of(plan: Plan) -> list[Call]:
-    """Those of a lease in which nothing is lost, in order."""
+    """The calls of a lease that keeps one machine, in order."""
     stages = [
         _call(
             f"stage {number}",
@@ -108,7 +108,7 @@ def calls_of(plan: Plan) -> list[Call]:
 
 
 def calls_after_a_loss(plan: Plan, stretch: int, of: int) -> list[Call]:
-    """Those that go on at a stretch on a new machine, from what `bring` has kept here."""
+    """The calls that continue with a stretch on a new machine, from what `bring` has kept here."""
     stages = [call for call in calls_of(plan) if call.name.startswith("stage")]
     again = _call(
         f"train {stretch} again",
@@ -122,7 +122,7 @@ def calls_after_a_loss(plan: Plan, stretch: int, of: int) -> list[Call]:
 
 
 def write_calls(plan: Plan, folder: Path, sizes: dict[str, float]) -> None:
-    """CALLS.md to read, calls.json for programs. sizes: MiB of what travels with each call, by its name."""
+    """Write CALLS.md for people and calls.json for programs. sizes: MiB that are uploaded with each call, by its name."""
     calls = calls_of(plan)
     (folder / "calls.json").write_text(json.dumps([dataclasses.asdict(call) for call in calls], indent=1) + "\n")
     lines = [INTRODUCTION]

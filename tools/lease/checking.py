@@ -1,6 +1,6 @@
-"""`check`: what only a GPU can tell of the codec.
+"""`check`: what can only be measured on a GPU.
 
-That it reads the CPU's files and the CPU reads its; what a picture takes; how far Bi-WKV4 is from the memory's speed.
+Files of the CPU decode on the GPU, and the reverse; the time of a picture; the time of Bi-WKV4 against the memory's speed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FORWARD_ARRAYS, BACKWARD_ARRAYS = 3, 5  # k, v → y; k, v, dy → dk, dv: each 
 
 
 def check(plan: Plan) -> None:
-    """Each part by itself: one that fails is told, and the others still run. Raises HpcmError at the end if one did."""
+    """Run all parts. One that fails is reported, and the others still run. Raises HpcmError at the end if any failed."""
     clock = Clock(plan.check_seconds)
     use_here(plan)
     keep_what_came()
-    install_wheels()  # should this machine be a new one
+    install_wheels()  # this machine may be a new one
     failed = []
     report: dict[str, Any] = {}
     for name, part in (("symbols", symbols), ("operator", operator), ("bench", bench)):
@@ -42,7 +42,7 @@ def check(plan: Plan) -> None:
 
 
 def symbols(plan: Plan, clock: Clock) -> list[dict[str, Any]]:
-    """Files of the shipped model from both devices, each read on both; raises HpcmError where symbols differ."""
+    """Encode with the shipped model on both devices, and decode each file on both; raises HpcmError where symbols differ."""
     from hpcm_codec.codec import load_codec
     from hpcm_codec.images import read_picture
 
@@ -71,7 +71,7 @@ def _all_equal(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def operator(plan: Plan, clock: Clock) -> list[dict[str, Any]]:
-    """Bi-WKV4's two passes against the time that their arrays take to be read and written once at the speed of a copy."""
+    """Time of Bi-WKV4's two passes, and the time to read and write their arrays once at the speed of a copy."""
     from bench_biwkv4 import child
 
     copy = copy_speed(plan.device)

@@ -1,4 +1,4 @@
-"""`choose`: builds what is compiled, runs the tests that want a GPU, times a few steps of each way to train, and takes the best one."""
+"""`choose`: compiles the operators, runs the tests that need a GPU, times some steps with each setting, and selects the best one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from lease.machine import (
 )
 from lease.plan import LEASE, Choice, Plan
 
-ENOUGH = 0.85  # a smaller batch is taken if it trains on so many of the best one's crops: it makes more steps of them
-COMPILED_GAIN = 1.05  # what compiling has to bring, its own time counted
+ENOUGH = 0.85  # a smaller batch is selected from this share of the best one's crops on: it makes more steps of them
+COMPILED_GAIN = 1.05  # the least gain in crops for which steps are compiled, the time of compiling included
 FEWEST_ROWS = 3
 
 
@@ -51,7 +51,7 @@ class Trial:
 
 
 def choose(plan: Plan) -> None:
-    """Raises BareMachineError where pictures are missing, HpcmError where no way of training works."""
+    """Raises BareMachineError where pictures are missing, HpcmError where training works with no setting."""
     clock = Clock(plan.choose_seconds)
     require_pictures(plan)
     keep_what_came()
@@ -79,7 +79,7 @@ def choose(plan: Plan) -> None:
 
 
 def keep_what_came() -> None:
-    """The trunk's weights and the pictures to score with, for later calls that do not carry them."""
+    """Keep the initial weights and the pictures for scoring, for later calls that do not carry them."""
     for name in ("start", "checks"):
         if (LEASE / name).is_dir():
             shutil.copytree(LEASE / name, home() / name, dirs_exist_ok=True)
@@ -98,7 +98,7 @@ def run_trials(plan: Plan, clock: Clock) -> list[Trial]:
             graph = False
             trials.append(run_trial(plan, Choice(batch, usual), limit, clock))
     batch = best(plan, trials).batch
-    if plan.compile:  # the one that may bring most
+    if plan.compile:  # first, as it may gain most
         compiled = Choice(batch, usual, compile=True, cuda_graph=graph)
         trials.append(run_trial(plan, compiled, plan.compile_seconds, clock))
     others = [Choice(batch, other, cuda_graph=graph) for other in plan.optimisers[1:]]
@@ -106,7 +106,7 @@ def run_trials(plan: Plan, clock: Clock) -> list[Trial]:
 
 
 def run_trial(plan: Plan, choice: Choice, start_seconds: float, clock: Clock) -> Trial:
-    """Train until enough steps are measured; the first row, with all that happens once, does not count."""
+    """Train until enough steps are measured; the first row is left out, as it includes work that happens once."""
     if clock.left < plan.trial_seconds + 10:
         return Trial(choice, note="no time was left")
     folder = home() / "trials" / str(choice).replace(", ", "-").replace(" ", "-")
@@ -141,8 +141,8 @@ def run_trial(plan: Plan, choice: Choice, start_seconds: float, clock: Clock) ->
 def best(plan: Plan, trials: list[Trial]) -> Choice:
     """What to train with after these trials; raises HpcmError when none of the plain ones worked.
 
-    The smallest batch that is nearly as fast as the fastest; compiled, if that brings something beyond its own time; another optimiser, if
-    its steps are not too dear.
+    The smallest batch that is nearly as fast as the fastest; compiled, if that gains more than it costs; another optimiser, if its steps do
+    not cost too much.
     """
     usual = [
         t for t in trials if t.crops_per_second and t.choice.optimiser == plan.optimisers[0] and not t.choice.compile

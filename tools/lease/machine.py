@@ -1,7 +1,7 @@
 """The machine with the GPU: what it keeps between two calls, how `hpcm` is run on it, and how much of a call's time is left.
 
-A machine that has been given back is replaced by a bare one without a word. So everything that a call needs of earlier ones is looked for
-in `home()`, outside the copy of the checkout, and its absence is told with the calls that bring it back.
+A machine that was released is replaced by an empty one without notice. So every call checks that the results of earlier calls are in
+`home()`, outside the copy of the checkout. If something is missing, the error names the calls to repeat.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Row = dict[str, float]
 
 
 class BareMachineError(HpcmError):
-    """What earlier calls left is not there: the machine is another one."""
+    """Results of earlier calls are missing, because this is another machine."""
 
 
 class Clock:
-    """Seconds since the command began, of those it has."""
+    """The time of a command: seconds since it began, and seconds that are left."""
 
     def __init__(self, seconds: float) -> None:
         self._began, self._seconds = time.monotonic(), seconds
@@ -41,14 +41,14 @@ class Clock:
 
 
 def home() -> Path:
-    """Where things stay between calls: $HPCM_LEASE_HOME or /tmp/lease."""
+    """The folder that is kept between calls: $HPCM_LEASE_HOME or /tmp/lease."""
     folder = Path(os.environ.get("HPCM_LEASE_HOME", "/tmp/lease"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def out() -> Path:
-    """The folder whose files come back; raises UsageError where it is not named."""
+    """The folder whose files are downloaded after the call; raises UsageError where it is not named."""
     if not (name := os.environ.get("OUT")):
         raise UsageError("the variable OUT names no folder", advice="run this through the device tool, or set OUT")
     Path(name).mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def out() -> Path:
 
 
 def require_pictures(plan: Plan) -> None:
-    """Raise BareMachineError unless all parts of the pictures have come."""
+    """Raise BareMachineError unless all parts of the pictures are staged."""
     missing = [name for name in plan.parts if not (home() / f"{name}.staged").exists()]
     if missing:
         calls = ", ".join(f"stage {name.rpartition('-')[2]}" for name in missing)
@@ -67,7 +67,7 @@ def require_pictures(plan: Plan) -> None:
 
 
 def environment(plan: Plan) -> dict[str, str]:
-    """The variables for `hpcm` there: our wheels and this copy importable, what is compiled kept for the next call."""
+    """The environment of `hpcm` on the machine: our wheels and this copy can be imported; compiled code is kept for the next call."""
     paths = [str(home() / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     added = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     if plan.device == "cuda":
@@ -86,7 +86,7 @@ def hpcm(*arguments: object) -> list[str]:
 
 
 def run_for(command: Sequence[str], plan: Plan, seconds: float, clock: Clock) -> bool:
-    """Run a command to its end or for so many seconds (fewer where less is left); whether it ended well. Says when not."""
+    """Run a command for at most so many seconds (fewer where less is left). Returns whether it succeeded, and prints a line if not."""
     seconds = min(seconds, clock.left)
     title = " ".join(command[1:6])
     began = time.monotonic()
@@ -104,7 +104,7 @@ def run_for(command: Sequence[str], plan: Plan, seconds: float, clock: Clock) ->
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """Ask a process to end, and end it when it does not."""
+    """Send SIGTERM to a process, and SIGKILL if it does not end."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=ENDING)
@@ -114,7 +114,7 @@ def end(process: subprocess.Popen[Any]) -> None:
 
 
 def pack_command() -> list[str] | None:
-    """The command that packs the staged pictures for training; None where that is done."""
+    """The command that packs the staged pictures for training; None if they are packed."""
     if (home() / "train.pack").exists():
         return None
     return hpcm("train", "pack", home() / "pictures", "-o", home() / "train.pack", "-f")

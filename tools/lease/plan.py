@@ -1,4 +1,4 @@
-"""The settings of a lease, real or rehearsed, and which training settings were chosen there; as JSON they travel with every call."""
+"""The settings of a lease, real or rehearsed, and the training settings that `choose` selected; uploaded as JSON with every call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcm_codec.errors import FileError
 LEASE = Path(".lease")  # at the root of the checkout; the same name there as here
 PLAN = Path("plan") / "plan.json"
 
-RATE = 1e-3  # with 32 crops and SOAP; 1.7e-3 blew up five times in 13,700 steps, this once in 17,500, and the guard went back each time
+RATE = 1e-3  # with 32 crops and SOAP; 1.7e-3 diverged five times in 13,700 steps, this once in 17,500; the guard recovered each time
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-# The same programs with seconds instead of minutes; what is more than seconds is room for a busy machine.
+# The same programs with seconds instead of minutes. Longer limits are for a busy machine.
 REHEARSAL = Plan(
     device="cpu",
     model=".lease/plan/tiny.json",

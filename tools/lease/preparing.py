@@ -1,4 +1,4 @@
-"""`prepare`: everything that a lease needs into .lease/, in folders that fit into the calls, with the calls themselves."""
+"""`prepare`: puts all that a lease needs into .lease/, in folders that are small enough for the calls, and writes the list of calls."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def size_mib(path: Path) -> float:
 
 
 def tree_mib() -> float:
-    """MiB that travel with every call: tracked files and those that git does not ignore; raises HpcmError if .lease is among them."""
+    """MiB that are uploaded with every call: all files that git does not ignore; raises HpcmError if .lease is among them."""
     listing = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listing, capture_output=True, check=False)
     ignored = (
@@ -82,7 +82,7 @@ def tree_mib() -> float:
 def _write_parts(folder: Path, pictures: Path, most_mib: float, least_parts: int) -> dict[str, str]:
     """The pictures as they are, in as many archives as the size asks for; SHA-256 by the name of a part.
 
-    They stay JPEG: any smaller form that is as good leaves as many calls, and a call costs seconds.
+    They stay JPEG: smaller lossless forms would need as many calls, and a call costs seconds.
     """
     from hpcm_codec.training.data import image_files
 
@@ -112,7 +112,7 @@ def _size_in_archive(path: Path) -> int:
 
 
 def _write_weights(plan: Plan, folder: Path, weights: str) -> None:
-    """Where training begins, in bfloat16 and in pieces as it will come back; in a rehearsal also the model's configuration."""
+    """The initial weights, in bfloat16 and in pieces like those of the results; in a rehearsal also the model's configuration."""
     from hpcm_codec.training.light import export_light, load_weights
 
     (folder / "start").mkdir()
@@ -124,7 +124,7 @@ def _write_weights(plan: Plan, folder: Path, weights: str) -> None:
 
 
 def _write_checks(plan: Plan, folder: Path, valid: Path, checks: Path) -> None:
-    """The middles of the validation pictures, which is all that a score looks at, and the pictures of `check`."""
+    """The middles of the validation pictures, from which scores are computed, and the pictures of `check`."""
     from PIL import Image
 
     from hpcm_codec.training.data import image_files
@@ -144,7 +144,7 @@ def _write_checks(plan: Plan, folder: Path, valid: Path, checks: Path) -> None:
 
 
 def _fetch_wheels(target: Path, source: Path | None) -> None:
-    """Copies of those of a folder, or pip's; raises HpcmError where pip does not find one."""
+    """Copy the wheels of a folder, or download them with pip; raises HpcmError where pip does not find one."""
     target.mkdir()
     if source is not None:
         for path in sorted(source.glob("*.whl")):

@@ -1,4 +1,4 @@
-"""`bring` and `finish`, here: what came back is checked and kept, and in the end becomes one file, an exported checkpoint and a curve."""
+"""`bring` and `finish`, on this machine: check and keep the results; at the end join the weights, export a checkpoint and measure it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from lease.stretches import UNDECAYED, WEIGHTS
 
 
 def bring(folder: Path, source: Path) -> None:
-    """Keep the files of a call that lie below `source` in .lease/back, from where they would travel again.
+    """Keep a call's files (those below `source`) in .lease/back, from where they can be uploaded again.
 
-    Weights are looked at first; raises FileError for pieces that are missing, damaged or not of one export, and then leaves what was
-    kept before.
+    Weights are checked first. Raises FileError for pieces that are missing, damaged or not of one export; earlier files are then kept.
     """
     if not source.is_dir():
         raise FileError("no such folder", file=source, advice="give the folder that the call's reply names as files_at")
@@ -31,7 +30,7 @@ def bring(folder: Path, source: Path) -> None:
             shutil.copyfile(path, came / path.name)  # not the permissions: what comes back is read-only
     print(
         f"{came}: a copy; the next call may begin", flush=True
-    )  # before torch is loaded: the machine waits for nobody
+    )  # before torch is loaded: an idle machine is released after 30 s
     files = {path.name: path for path in came.iterdir()}
     pieces = [path for name, path in files.items() if name.startswith(WEIGHTS)]
     if pieces:
@@ -53,9 +52,9 @@ def bring(folder: Path, source: Path) -> None:
 
 
 def finish(folder: Path, calibrate: Path | None, evaluate: str | None, qualities: str | None) -> None:
-    """One file of the weights that came back, its export, and the curve of real files where a data set is named.
+    """Join the returned weights into one file, export it, and measure real files where a data set is named.
 
-    Raises FileError where no weights have come back, HpcmError where a command fails.
+    Raises FileError where no weights were returned, HpcmError where a command fails.
     """
     from hpcm_codec.training.light import load_weights, pieces_of
 

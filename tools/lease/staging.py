@@ -1,4 +1,4 @@
-"""`stage N`: one part of the pictures from the call's copy of the checkout to the machine's disk, and with the first one our wheels."""
+"""`stage N`: copies one part of the pictures from the uploaded checkout to the machine's disk; the first call also installs our wheels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARCHIVE = "pictures.zip"
 
 
 def stage(plan: Plan, number: int) -> None:
-    """Raises FileError for a part that has not come or not come whole, HpcmError where pip does not take the wheels."""
+    """Raises FileError for a part that is missing or incomplete, HpcmError where pip does not install the wheels."""
     name = f"part-{number}"
     if name not in plan.parts:
         raise FileError(f"there is no part {number}, there are {len(plan.parts)}", file=LEASE / name)
@@ -38,7 +38,7 @@ def stage(plan: Plan, number: int) -> None:
 
 
 def install_wheels() -> None:
-    """Those that were carried, into the machine's own folder."""
+    """Install the carried wheels into the folder that is kept between calls."""
     wheels = sorted((LEASE / "wheels").glob("*.whl"))
     if not wheels:
         return

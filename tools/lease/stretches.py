@@ -1,8 +1,9 @@
-"""`train --stretch N`: one call's share of the training, on from where the last one stopped, and the averaged weights on their way home.
+"""`train --stretch N`: one call's share of the training, continued from the last stretch; the averaged weights go into the output folder.
 
-All stretches are one run of `hpcm train run` with one schedule in minutes. How long the run will be is reckoned anew in each stretch from
-what was really done, so that the rate reaches zero when the last one ends. Where a run begins anew from averaged weights (the machine was
-lost, or the loss blew up) its own clock starts at zero: `Position.offset` is what was done before, and the schedule is shifted by it.
+All stretches are one run of `hpcm train run` with one schedule in minutes. Each stretch computes the length of the run anew, from the
+time that was really trained, so that the rate reaches zero when the last stretch ends. A run may begin anew from averaged weights
+(because the machine was replaced by another one, or the loss diverged). Its own clock then starts at zero, `Position.offset` is the time
+trained before, and the schedule is shifted by it.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from lease.machine import (
 from lease.plan import LEASE, Choice, Plan
 
 WEIGHTS = "weights.safetensors"
-UNDECAYED = "undecayed.safetensors"  # the last that were saved before the rate began to fall: what a trunk goes on with
-USUAL_ROWS, FEWEST_ROWS = 40, 5  # rows of metrics whose median is the usual loss; fewer say nothing
-PROVEN_ROWS = 3  # after which weights that were saved count as good
+UNDECAYED = "undecayed.safetensors"  # the last weights saved before the rate fell: the start of further training
+USUAL_ROWS, FEWEST_ROWS = 40, 5  # rows of metrics whose median is the usual loss; at least so many
+PROVEN_ROWS = 3  # good rows after which saved weights count as good
 MOST_RESTARTS = 2
-SHORTEST = 1.0  # seconds of training that are worth a start
+SHORTEST = 1.0  # seconds; the training is not started for less
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,16 @@ class Position:
 
 @dataclass(frozen=True)
 class Length:
-    """What `hpcm train run` is told: minutes of the run's own clock, and the share of them at which the rate begins to fall."""
+    """Settings of `hpcm train run`: minutes of the run's own clock, and the share of them at which the rate begins to fall."""
 
     minutes: float
     decay_start: float
 
 
 def schedule(plan: Plan, done: float, this: float, stretches_after: int, offset: float) -> Length:
-    """The schedule of a run whose clock began at `offset`, as a part of all the training there is.
+    """The schedule of a run whose clock began at `offset` seconds of the whole training.
 
-    done: seconds trained so far, `offset` included; this: what this stretch adds; each of those after it adds what a whole one does.
+    done: seconds trained so far, `offset` included; this: seconds of this stretch; every later one adds the `training_seconds` of `plan`.
     """
     everything = done + this + stretches_after * plan.training_seconds
     own = everything - offset
@@ -86,7 +87,7 @@ def schedule(plan: Plan, done: float, this: float, stretches_after: int, offset:
 
 
 def blown_up(rows: list[Row], times: float) -> bool:
-    """Whether the last row's loss is no number or so many times the usual one."""
+    """Whether the training has diverged: the last row's loss is not finite, or more than `times` the usual one."""
     if not rows:
         return False
     if not math.isfinite(rows[-1]["loss"]):
@@ -112,12 +113,12 @@ class Stretch:
         self.clock = Clock(plan.stretch_seconds if seconds is None else seconds)
         self.run, self.good, self.pending = home() / "run", home() / "good.safetensors", home() / "pending.safetensors"
         self.position = Position.read()
-        self.asked = False  # to end, by SIGTERM
+        self.asked = False  # whether SIGTERM was received
         self.restarts = 0
         self.choice = Choice(plan.batches[0], plan.optimisers[0])
 
     def train(self) -> None:
-        """Raises BareMachineError where something of earlier calls is missing, HpcmError where the training ends by itself too early."""
+        """Raises BareMachineError where results of earlier calls are missing, HpcmError where the training fails."""
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
         require_pictures(self.plan)
         keep_what_came()
@@ -131,11 +132,11 @@ class Stretch:
             self._go_back()
             ended = self._train_once()
         if ended == "blown up":
-            self._go_back()  # what comes back are the good weights, and a later stretch begins with them
+            self._go_back()  # the good weights are returned, and a later stretch begins with them
         self._bring_out(ended)
 
     def _find_beginning(self) -> None:
-        """The run to go on with, or the weights to begin with: those that came back before, or the trunk's."""
+        """Find the run to continue, or the initial weights: those returned by an earlier stretch, or those of `prepare`."""
         back = LEASE / "back"
         chosen = [path for path in (home() / "choice.json", back / "choice.json") if path.exists()]
         if chosen:
@@ -169,7 +170,7 @@ class Stretch:
         return self.position.offset + (float(record_of(weights)["seconds"]) if weights.exists() else 0.0)
 
     def _train_once(self) -> str:
-        """One process of `hpcm train run`; "finished", "cut" at the end of its time, "asked to end" or "blown up"."""
+        """One process of `hpcm train run`. Returns "finished", "cut" (out of time), "asked to end" (SIGTERM) or "blown up" (diverged)."""
         starting = max([self.plan.start_seconds, *(row["start_seconds"] for row in _figures(home() / "figures.jsonl"))])
         this = min(self.clock.left - starting - self.plan.end_seconds, self.plan.training_seconds)
         if this < SHORTEST:
@@ -197,7 +198,7 @@ class Stretch:
             if rows and self.start_seconds == starting:
                 self.start_seconds = max(1.0, time.monotonic() - began - (rows[-1]["seconds"] - before))
             if blown_up(rows, self.plan.blown_up):
-                process.kill()  # and not SIGTERM: it must not save
+                process.kill()  # not SIGTERM, after which it would save
                 process.wait()
                 return "blown up"
             if proven_at and len(rows) >= proven_at:
@@ -215,7 +216,7 @@ class Stretch:
         return "finished"
 
     def _go_back(self) -> None:
-        """Put the last good weights in place of a run whose loss blew up, with half the rate and the clock where they were."""
+        """Replace a run that diverged by its last good weights, with half the rate and the clock at the time of these weights."""
         kept = home() / f"blown-{time.time_ns()}"
         self.run.rename(kept)
         self.run.mkdir()
@@ -231,7 +232,7 @@ class Stretch:
         )
 
     def _bring_out(self, ended: str) -> None:
-        """The averaged weights in pieces, then the score and a line of figures, into the folder that goes home."""
+        """Write the averaged weights in pieces, the score and a line of figures into the folder that is downloaded."""
         use_here(self.plan)
         from hpcm_codec.training.light import export_light
 
@@ -257,7 +258,7 @@ class Stretch:
             "files": [piece.name for piece in pieces],
         }
         self.choice.write(out() / "choice.json")
-        _write_figures(figures)  # before the score, lest that takes too long
+        _write_figures(figures)  # before the score, which may take too long
         if rows:
             shutil.copy(self.run / "metrics.jsonl", out() / "metrics.jsonl")
         if (home() / "checks" / "valid").is_dir():
@@ -277,7 +278,7 @@ class Stretch:
 
 
 def _write_figures(figures: dict[str, Any], again: bool = False) -> None:
-    """Add a line to the figures on this machine, or put it in place of the last one, and send all of them home."""
+    """Add a line to the figures on this machine, or replace the last one, and copy all of them to the output folder."""
     kept = _figures(home() / "figures.jsonl")
     lines = [*(kept[:-1] if again else kept), figures]
     text = "".join(json.dumps(line) + "\n" for line in lines)
