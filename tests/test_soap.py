@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from conftest import needs_cuda
-from hpcm_codec.errors import FileError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.loop import Trainer
@@ -21,6 +20,7 @@ from hpcm_codec.training.soap import Soap, power_step
 from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
+from test_training_runs import check_exact_resuming
 
 SETTINGS = dataclasses.replace(QUICK, optimiser="soap", basis_refresh=3, decay_start=1.0)
 
@@ -106,13 +106,7 @@ def test_weights_decay_and_gradients_may_be_missing() -> None:
 
 
 def test_runs_with_soap_resume_exactly(pictures: PackedPictures, tmp_path: Path) -> None:
-    for folder, lengths in (("cut", (4, 8)), ("whole", (8,))):
-        for steps in lengths:
-            Trainer(SMALL, pictures, tmp_path / folder, dataclasses.replace(SETTINGS, steps=steps)).run()
-    cut, whole = (load_checkpoint(str(tmp_path / folder / "weights.safetensors")) for folder in ("cut", "whole"))
-    assert cut.identity == whole.identity
-    with pytest.raises(FileError, match="optimiser soap"):
-        Trainer(SMALL, pictures, tmp_path / "cut", QUICK)
+    check_exact_resuming(pictures, tmp_path, SETTINGS, 4)
 
 
 @needs_cuda

@@ -78,7 +78,7 @@ class Model(nn.Module):
 
 class Rates(Optimiser):
     def __init__(self, model: nn.Module) -> None:
-        self._matrices = []
+        self._matrices, self._soap, self._for_graphs = [], None, False
         groups = [{"params": list(model.parameters()), "factor": 1.0, "weight_decay": 0.1}]
         self._parts = {"adamw": torch.optim.AdamW(groups, fused=True)}
 

@@ -20,6 +20,13 @@ CALIBRATION_EDGE = 256
 PACKED = {f"int{bits}": bits for bits in (12, 11, 10, 9)}
 DTYPES = ("float16", "bfloat16", "float32", *PACKED)
 
+# options of the commands that write a checkpoint
+_output = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+_pictures = click.option(
+    "--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many of them, cut to 256×256."
+)
+_force = click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
+
 
 @click.group("checkpoints")
 def command() -> None:
@@ -79,7 +86,7 @@ def verify_command(names: tuple[str, ...]) -> None:
 
 @command.command("export")
 @click.argument("source", metavar="NAME|PATH")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@_output
 @click.option(
     "--dtype",
     type=click.Choice(DTYPES),
@@ -96,10 +103,8 @@ def verify_command(names: tuple[str, ...]) -> None:
     metavar="FOLDER|PACK",
     help="Pictures to find the integers' units with.",
 )
-@click.option(
-    "--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many of them, cut to 256×256."
-)
-@click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
+@_pictures
+@_force
 def export_command(
     source: str, output: Path, dtype: str, exact: bool, calibrate: Path | None, pictures: int, force: bool
 ) -> None:
@@ -120,17 +125,15 @@ def export_command(
 
 @command.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@_output
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
     metavar="FOLDER|PACK",
     help="With an exact profile, as of export --exact, its units found with these pictures.",
 )
-@click.option(
-    "--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many of them, cut to 256×256."
-)
-@click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
+@_pictures
+@_force
 def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None, pictures: int, force: bool) -> None:
     """Write a published HPCM checkpoint (.pth.tar of HPCM-Base or HPCM-Large, github.com/lyq133/LIC-HPCM) as one of ours.
 

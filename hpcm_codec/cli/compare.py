@@ -30,11 +30,7 @@ DEFAULT_CODECS = "hpcm,jpeg,webp,avif,jpeg2000,jxl"
     metavar="NAME,NAME…",
     help="Which, the first sets the size.",
 )
-@click.option(
-    "--perceptual",
-    metavar="none|NAME,…",
-    help="Also measure ssimulacra2, flip.  [default: ssimulacra2 where it is installed]",
-)
+@options.perceptual
 @options.model("The checkpoint.  [default: phase1-lite]")
 @options.profile
 @options.max_pixels

@@ -93,11 +93,7 @@ def _list_anchors(context: click.Context, _: click.Parameter, wanted: bool) -> N
     help="List the curves that come with the program, and end.",
 )
 @click.option("--metric", type=click.Choice(METRICS), default=METRICS[0], show_default=True, help="For --anchor.")
-@click.option(
-    "--perceptual",
-    metavar="none|NAME,…",
-    help="Also measure ssimulacra2, flip.  [default: ssimulacra2 where it is installed]",
-)
+@options.perceptual
 @click.option("--verify", is_flag=True, help="Check that files decode to exactly the encoder's own reconstruction.")
 @click.option("--per-image", is_flag=True, help="Print a row for every picture.")
 @click.option("--plot", metavar="CURVE.png", help="Draw the curves, anchors included (also .svg, .pdf).")

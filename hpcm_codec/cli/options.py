@@ -81,6 +81,11 @@ def refuse_existing(output: str | os.PathLike[str] | None, force: bool) -> None:
         raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
 
 
+perceptual = click.option(
+    "--perceptual",
+    metavar="none|NAME,…",
+    help="Also measure ssimulacra2, flip.  [default: ssimulacra2 where it is installed]",
+)
 profile = click.option(
     "--profile",
     type=click.Choice(("auto", "exact", "float")),

@@ -129,7 +129,7 @@ class MaskedEstimator:
 
     A step is computed everywhere and kept inside its mask; all likelihoods are taken at once in the end.
     latents, noise: B×M×h×w, as `EstimatorPort` takes them. log_gain: B×M×1×1.
-    rate, step, total: `lower_bounded_likelihood`, `masked_step` and `masked_sum`, or their compiled forms.
+    operations: `masked_step`, `masked_sum` and `likelihood_at`, or their compiled forms.
     """
 
     def __init__(self, latents: Tensor, noise: Tensor, log_gain: Tensor, operations: MaskedOperations) -> None:

@@ -2,8 +2,8 @@
 
 Muon (in torch.optim since 2.9) orthogonalises the update of a matrix. A 1×1 convolution is a matrix too, and they are most of our
 weights, so it is given them as matrices that share their memory. Its rate is matched to AdamW's (the update's root mean
-square), so that one learning rate serves both. SOAP (see `soap`) takes the weights of all linear
-layers and convolutions but the depthwise ones.
+square), so that one learning rate serves both. SOAP (see `soap`) takes the weights of all linear layers and convolutions but
+the depthwise ones.
 """
 
 from __future__ import annotations
@@ -37,9 +37,6 @@ def is_decay(name: str) -> bool:
 
 class Optimiser:
     """All optimisers of a model; raises UnsupportedError for Muon where torch has none."""
-
-    _soap: Soap | None = None
-    _for_graphs = False
 
     def __init__(self, model: HPCM, settings: TrainSettings) -> None:
         named = list(model.named_parameters())

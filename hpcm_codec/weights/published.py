@@ -68,12 +68,13 @@ def read_published(path: Path) -> Published:
         "source_tensors": len(weights),
     }
     config = replace(preset(_PRESETS[kind]), hyper_gather="published")
-    gains = [name for name in _expected(config) if _GAINS.fullmatch(name)]
+    expected = _expected(config)
+    gains = [name for name in expected if _GAINS.fullmatch(name)]
     if not any(name in weights for name in gains):
         # The published HPCM-Large keeps them outside of its state, at 1.
-        weights |= {name: torch.ones(_expected(config)[name]) for name in gains}
+        weights |= {name: torch.ones(expected[name]) for name in gains}
         record["gains"] = "not in the source: 1"
-    return Published(config, _fitting(weights, config, kind, path), record)
+    return Published(config, _fitting(weights, expected, kind, path), record)
 
 
 def _tensors(content: bytes) -> dict[str, Tensor]:
@@ -159,9 +160,8 @@ def _expected(config: ModelConfig) -> dict[str, torch.Size]:
         return {name: value.shape for name, value in HPCM(config).state_dict().items()}
 
 
-def _fitting(weights: dict[str, Tensor], config: ModelConfig, kind: str, path: Path) -> dict[str, Tensor]:
+def _fitting(weights: dict[str, Tensor], expected: dict[str, torch.Size], kind: str, path: Path) -> dict[str, Tensor]:
     """The weights in our shapes; raises UnsupportedError unless they are those of the model, all of them, and finite numbers."""
-    expected = _expected(config)
     missing, left_over = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     for names, what in ((missing, "missing"), (left_over, "left over")):
         if names:
