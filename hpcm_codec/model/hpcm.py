@@ -35,6 +35,13 @@ class ForwardResult(TypedDict):
     likelihoods: Likelihoods
 
 
+class Simulated(NamedTuple):
+    """Decoded latents B×M×h×w, and the likelihoods of what was coded."""
+
+    latents: Tensor
+    likelihoods: Likelihoods
+
+
 class Noise(NamedTuple):
     """Uniform in [-1/2, 1/2), for the rates in training: latents B×M×H/16×W/16 and hyper B×N×H/64×W/64."""
 
@@ -280,11 +287,15 @@ class HPCM(nn.Module):
         Returns x_hat (not clamped) and the likelihoods of y (B×M×H/16×W/16) and z (B×N×H/64×W/64), float32 or wider.
         """
         with fused.step():
-            return self._forward(x, position, noise)
+            rate = self.rate_at(position, x.shape[0])
+            coded = self.code_in_simulation(self.analyse(x), rate, noise)
+            return {"x_hat": self.synthesise(coded.latents, rate), "likelihoods": coded.likelihoods}
 
-    def _forward(self, x: Tensor, position: Tensor | float, noise: Noise | None) -> ForwardResult:
-        rate = self.rate_at(position, x.shape[0])
-        latents = self.analyse(x)
+    def code_in_simulation(self, latents: Tensor, rate: Tensor, noise: Noise | None = None) -> Simulated:
+        """What `forward` does between analysis and synthesis, with hyperprior and context model alone.
+
+        latents: B×M×h×w, h and w multiples of 4; rate: level weights B×L; noise: in training only; None draws it.
+        """
         hyper = self.hyper_latents(latents, rate)
         scale, mean = self.hyper_distribution(rate)
         if not self.training:
@@ -298,18 +309,17 @@ class HPCM(nn.Module):
         scaled = wide if log_gain is None else wide * log_gain.exp()
         params = self.hyper_synthesis(rounded + mean, rate)
         estimator: EstimatorPort | FusedEstimator | MaskedEstimator
-        masked = self.config.scale_domain == "log" and x.device.type == "cuda"
-        quick = self.config.scale_domain == "log" and fused.active(x, self.hyper_mean.level_values)
-        if quick and noise is not None and log_gain is not None:
-            estimator = FusedEstimator(scaled, noise.latents, log_gain)
-            decoded = self.context.walk_with(params, estimator.code, estimator.begin, rate)
-        elif masked and noise is not None and log_gain is not None:
-            estimator = MaskedEstimator(scaled, noise.latents, log_gain, self.masked_operations)
+        # These code whole steps at once, for logarithmic scales and noise.
+        whole_steps = self.config.scale_domain == "log" and noise is not None and log_gain is not None
+        quick = fused.active(latents, self.hyper_mean.level_values)
+        if whole_steps and (quick or latents.device.type == "cuda"):
+            assert noise is not None and log_gain is not None
+            if quick:
+                estimator = FusedEstimator(scaled, noise.latents, log_gain)
+            else:
+                estimator = MaskedEstimator(scaled, noise.latents, log_gain, self.masked_operations)
             decoded = self.context.walk_with(params, estimator.code, estimator.begin, rate)
         else:
             estimator = EstimatorPort(scaled, noise and noise.latents, self.round_and_rate)
             decoded = self.context.code_latents(params, estimator, rate, log_gain)
-        return {
-            "x_hat": self.synthesise(decoded, rate),
-            "likelihoods": {"y": estimator.likelihoods(), "z": z_likelihood},
-        }
+        return Simulated(decoded, {"y": estimator.likelihoods(), "z": z_likelihood})
