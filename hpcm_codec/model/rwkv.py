@@ -7,6 +7,7 @@ LALIC (CVPR 2025, arXiv 2502.05741) for their use in a codec. Tensors are B×C×
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,12 +55,17 @@ class ChannelLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         if fused.active(x, self.weight):
             return fused_mixing.layer_norm(x, self.weight, self.bias, self.eps)
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return rearrange(super().forward(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
 
 
 def _tokens(x: Tensor) -> Tensor:
     """B×C×h×w → B×T×C; a view when x is channels_last."""
-    return x.flatten(2).transpose(1, 2)
+    return rearrange(x, "b c h w -> b (h w) c")
+
+
+def _plane(tokens: Tensor, height: int) -> Tensor:
+    """The inverse of `_tokens`, a view."""
+    return rearrange(tokens, "b (h w) c -> b c h w", h=height)
 
 
 class SpatialMix(nn.Module):
@@ -78,10 +84,9 @@ class SpatialMix(nn.Module):
         self.boost = nn.Parameter(0.5 * ((torch.arange(channels) + 1) % 3 - 1).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
         tokens = _tokens(self.shift(x))
         key, value, receptance = (pointwise(layer, tokens) for layer in (self.key, self.value, self.receptance))
-        length = height * width
+        length = tokens.shape[1]
         if fused.active(x, self.decay):
             mixed = fused_mixing.gated_wkv(self.decay / length, self.boost / length, key, value, receptance)
         else:
@@ -92,7 +97,7 @@ class SpatialMix(nn.Module):
             )  # fmt: skip
             mixed = torch.sigmoid(receptance) * mixed.to(receptance.dtype)
         out = pointwise(self.output, mixed)
-        return out.transpose(1, 2).unflatten(2, (height, width))
+        return _plane(out, x.shape[-2])
 
 
 class ChannelMix(nn.Module):
@@ -107,14 +112,13 @@ class ChannelMix(nn.Module):
         self.receptance = nn.Linear(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
         tokens = _tokens(self.shift(x))
         key, receptance = pointwise(self.key, tokens), pointwise(self.receptance, tokens)
         if fused.active(x, self.key.weight):
             out = fused_mixing.gate(receptance, pointwise(self.value, fused_mixing.squared_relu(key)))
         else:
             out = torch.sigmoid(receptance) * pointwise(self.value, functional.relu(key).square())
-        return out.transpose(1, 2).unflatten(2, (height, width))
+        return _plane(out, x.shape[-2])
 
 
 class RWKVBlock(nn.Module):

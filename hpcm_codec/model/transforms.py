@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,19 +68,19 @@ class PatchesOut(nn.ConvTranspose2d):
         assert self.bias is not None
         if fused.active(x, self.weight):
             return fused.draw_patches(x, self.weight, self.bias, PATCH, self.overlap + PATCH * self.beyond)
-        batch, channels, height, width = x.shape
+        channels, height, width = x.shape[1:]
         # A 1×1 convolution, whose last bits do not depend on where its arguments lie in memory, as those of `@` may.
-        drawn = functional.conv2d(x, self.weight.reshape(channels, -1, 1, 1).transpose(0, 1)).permute(0, 2, 3, 1)
+        drawn = functional.conv2d(x, self.weight.reshape(channels, -1, 1, 1).transpose(0, 1))
         blocks = self.kernel_size[0] // PATCH  # along an edge of what a patch draws
-        drawn = drawn.reshape(batch, height, width, 3, blocks, PATCH, blocks, PATCH)
+        drawn = rearrange(drawn, "b (c m i n j) y x -> b y x m n c i j", c=3, i=PATCH, j=PATCH, m=blocks)
         rows, columns = height - blocks + 1, width - blocks + 1  # of 8×8 blocks that all their patches are there for
-        image = sum(
-            drawn[:, blocks - 1 - i :][:, :rows, blocks - 1 - j :][:, :, :columns, :, i, :, j]
+        blocks_of_image = sum(
+            drawn[:, blocks - 1 - i :][:, :rows, blocks - 1 - j :][:, :, :columns, i, j]
             for i in range(blocks)
             for j in range(blocks)
         )
-        assert isinstance(image, Tensor)
-        image = image.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, rows * PATCH, columns * PATCH)
+        assert isinstance(blocks_of_image, Tensor)
+        image = rearrange(blocks_of_image, "b y x c i j -> b c (y i) (x j)")
         margin = self.overlap + PATCH * self.beyond - PATCH * (blocks - 1)
         return image[..., margin : rows * PATCH - margin, margin : columns * PATCH - margin] + self.bias[:, None, None]
 
