@@ -147,6 +147,6 @@ def test_the_parts_of_a_step_are_a_step() -> None:
             else:
                 optimiser.prepare(1e-3)
                 optimiser.change()
-                optimiser.settle()
+                optimiser.refresh_bases()
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*ends)

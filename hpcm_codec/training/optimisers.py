@@ -21,8 +21,7 @@ from hpcm_codec.training.soap import Soap
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether a parameter multiplies vectors: the weight of a linear layer or of a 1×1 convolution."""
-    shape = tuple(parameter.shape)
-    return name.endswith(".weight") and len(shape) >= 2 and min(shape[:2]) > 1 and all(n == 1 for n in shape[2:])
+    return has_two_sides(name, parameter) and all(n == 1 for n in parameter.shape[2:])
 
 
 def has_two_sides(name: str, parameter: Tensor) -> bool:
@@ -59,10 +58,10 @@ class Optimiser:
             {"params": patches, "factor": settings.patch_rate_factor},
             {"params": transforms, "factor": settings.transform_rate_factor},
         ]
-        turned: list[dict[str, Any]] = []
+        for_soap: list[dict[str, Any]] = []
         if settings.optimiser == "soap":
             wide = {id(p) for name, p in named if has_two_sides(name, p)}
-            turned = [{**group, "params": [p for p in group["params"] if id(p) in wide]} for group in groups]
+            for_soap = [{**group, "params": [p for p in group["params"] if id(p) in wide]} for group in groups]
             groups = [{**group, "params": [p for p in group["params"] if id(p) not in wide]} for group in groups]
         shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         self._for_graphs = settings.cuda_graph
@@ -71,7 +70,7 @@ class Optimiser:
             for group in adamw.param_groups:
                 group["lr"] = torch.tensor(settings.learning_rate, device=group["params"][0].device)
         self._parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
-        self._soap = Soap(_filled(turned), refresh=settings.basis_refresh, **shared) if turned else None
+        self._soap = Soap(_filled(for_soap), refresh=settings.basis_refresh, **shared) if for_soap else None
         if self._soap is not None:
             self._parts["soap"] = self._soap
         if self._matrices:
@@ -104,7 +103,7 @@ class Optimiser:
         """Change the weights by their gradients; learning_rate: of a group with factor 1."""
         self.prepare(learning_rate)
         self.change()
-        self.settle()
+        self.refresh_bases()
 
     def prepare(self, learning_rate: float) -> None:
         """The part of a step that computes with numbers of this process."""
@@ -122,10 +121,10 @@ class Optimiser:
             else:
                 part.step()
 
-    def settle(self) -> None:
+    def refresh_bases(self) -> None:
         """The part of a step that is not needed in every one."""
         if self._soap is not None:
-            self._soap.settle()
+            self._soap.refresh_bases()
 
     def state_dict(self) -> dict[str, Any]:
         """AdamW's own state when it is alone, as it always was; else those of both by name."""

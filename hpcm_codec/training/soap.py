@@ -3,8 +3,8 @@
 Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam" (arXiv 2409.11321), algorithm 3. Zhang and Zhu (arXiv
 2601.20769) found that learned image codecs need about a third of the steps with it.
 
-For a weight matrix W (m×n) with gradient G, averages of G·Gᵀ and Gᵀ·G are kept. Their eigenvectors Q and R turn the gradient into
-QᵀGR; there Adam's squares are averaged, and the update is turned back. Every `refresh` steps the eigenvectors follow by one step of
+For a weight matrix W (m×n) with gradient G, averages of G·Gᵀ and Gᵀ·G are kept. Their eigenvectors Q and R rotate the gradient into
+QᵀGR; there Adam's squares are averaged, and the update is rotated back. Every `refresh` steps the eigenvectors follow by one step of
 the power method. Matrices of one shape are computed together, as one batch, so that a step is a few hundred operations.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGEST_SIDE = 1024  # of a matrix that is turned on that side; a longer side keeps its basis
+LARGEST_SIDE = 1024  # of a matrix that is rotated on that side; a longer side keeps its basis
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
@@ -30,7 +30,7 @@ class Soap(torch.optim.Optimizer):
     betas:   of the averages of gradients, of their squares in the eigenbasis, and of G·Gᵀ and Gᵀ·G.
     refresh: steps between two changes of the eigenbasis; in the beginning it changes more often.
 
-    A step is `prepare`, `change` and `settle`; from the third step on `change` can be captured as a CUDA graph.
+    A step is `prepare`, `change` and `refresh_bases`; from the third step on `change` can be captured as a CUDA graph.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Soap(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         self.prepare()
         self.change()
-        self.settle()
+        self.refresh_bases()
 
     def prepare(self) -> None:
         """Count the step, and take over the learning rates."""
@@ -81,7 +81,7 @@ class Soap(torch.optim.Optimizer):
                 torch._foreach_add_(parameters, changes)
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def refresh_bases(self) -> None:
         """Let the eigenbases follow where it is time."""
         for group in self.param_groups:
             steps, refresh = group["steps"] - 1, group["refresh"]
@@ -111,10 +111,10 @@ class Soap(torch.optim.Optimizer):
         mean_beta, square_beta, basis_beta = group["betas"]
         left, right = state.get("rows_basis"), state.get("columns_basis")
         state["mean"].lerp_(gradients, 1 - mean_beta)
-        turned = _turned(gradients, left, right)
-        state["square"].lerp_(turned.square(), 1 - square_beta)
+        rotated = _rotated(gradients, left, right)
+        state["square"].lerp_(rotated.square(), 1 - square_beta)
         deviation = (state["square"].sqrt() * numbers[1]).add_(group["eps"])
-        update = _turned_back(_turned(state["mean"], left, right) / deviation, left, right).mul_(numbers[0])
+        update = _rotated_back(_rotated(state["mean"], left, right) / deviation, left, right).mul_(numbers[0])
         if left is not None:
             state["rows_products"].lerp_(gradients @ gradients.mT, 1 - basis_beta)
         if right is not None:
@@ -144,12 +144,12 @@ def _start(gradients: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def _turned(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+def _rotated(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     x = x if left is None else left.mT @ x
     return x if right is None else x @ right
 
 
-def _turned_back(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+def _rotated_back(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     x = x if left is None else left @ x
     return x if right is None else x @ right.mT
 

@@ -135,7 +135,7 @@ class CapturedUpdate(TorchUpdate):
             self._plain_steps += 1
         else:
             self._graph.replay()
-        self._optimiser.settle()
+        self._optimiser.refresh_bases()
 
     @torch.no_grad()
     def _change(self) -> None:
