@@ -16,7 +16,7 @@ from hpcm_codec.errors import FileError
 from hpcm_codec.evaluation.plot import STYLES
 from hpcm_codec.model.complexity import complexity_by_part, total
 from hpcm_codec.system.files import write_atomically
-from phases.training import Row, read_rows
+from phases.training import BATCH, Row, read_rows
 from phases.variants import REFERENCE, VARIANTS
 
 _SIZE, _DPI = (8.0, 4.6), 160
@@ -160,7 +160,7 @@ def plot(runs: dict[str, list[list[Row]]], slopes: Sequence[float]) -> bytes:
             axes.fill_between(steps, line - spread, line + spread, color=colour, alpha=0.12, linewidth=0)
             axes.annotate(name, (steps[-1], end), (8, 0), textcoords="offset points", va="center", color=colour)
         axes.axhline(0, color="black", linewidth=2)
-        axes.set_xlabel("training steps of 8 crops")
+        axes.set_xlabel(f"training steps of {BATCH} crops")
         axes.set_ylabel(f"bits saved against {REFERENCE}, %")
         axes.spines[["top", "right"]].set_visible(False)
         buffer = io.BytesIO()

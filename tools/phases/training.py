@@ -36,7 +36,7 @@ from phases.variants import REFERENCE, VARIANTS
 
 PIXELS = 256  # of a latent
 SETTINGS = TrainSettings(learning_rate=1e-3, warmup_steps=100, ema=0.998, steps=1)
-BATCH = 8
+BATCH = 4
 _TRAINED = ("h_a.", "h_s.", "hyper_mean.", "hyper_scale.", "rate_control.")
 _FIXED = ("log_gain", "log_inverse_correction")  # of the rate control: with the transforms they decide the distortion
 
