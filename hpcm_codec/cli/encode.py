@@ -61,7 +61,11 @@ PICTURE_EXTENSIONS = {
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.option("-o", "--output", metavar="OUT", help="File, DIR/, or - for stdout.  [default: IN's name with .hpcm]")
 @click.option(
-    "-q", "--quality", type=float, metavar="0..100", help=f"Higher is larger.  [default: {DEFAULT_QUALITY:g}]"
+    "-q",
+    "--quality",
+    type=float,
+    metavar="0..100",
+    help=f"Higher is larger; of a family of models, the nearest.  [default: {DEFAULT_QUALITY:g}]",
 )
 @click.option(
     "--size", metavar="BYTES", help="The best file of at most this size (60000, 60KB, 1.5MiB), instead of -q."

@@ -11,6 +11,8 @@ from hpcm_codec.batch import streams
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hpcm_codec.weights.checkpoints import Checkpoint
 
 # by whether the decoded pixels follow from the file alone; None: the checkpoint is not here
@@ -71,7 +73,9 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     known = known_name(header.checkpoint_id)
     exact_pixels: bool | None = header.profile == "exact"
     if exact_pixels:
-        exact_pixels = None if known is None else has_integer_transforms(known_checkpoints()[known])
+        exact_pixels = (
+            None if known is None else has_integer_transforms(known_checkpoints()[known], header.checkpoint_id)
+        )
     grid = header.grid
     described = {
         "format_version": container.FORMAT_VERSION,
@@ -80,7 +84,11 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "components": 1 if header.grey else 3,
         "quality": header.quality,
         "profile": header.profile,
-        "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known},
+        "checkpoint": {
+            "identity": header.checkpoint_id.hex(),
+            "known_as": known,
+            **({} if known is None else _place(known_checkpoints()[known], header.checkpoint_id)),
+        },
         "exact_pixels": exact_pixels,
         "tiles": {
             "count": len(grid),
@@ -97,6 +105,16 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         ],
     }
     return described, found.problem
+
+
+def _place(path: Path, identity: bytes) -> dict[str, int]:
+    """Which of a family's models one is, from 1 on the lowest rate first, and of how many; nothing for what is no family."""
+    from hpcm_codec.weights.families import read_family
+
+    family = read_family(path)
+    if family is None or (number := family.number_of(identity)) is None:
+        return {}
+    return {"number": number + 1, "of": len(family.members)}
 
 
 def _scales_in_words(there: dict[str, int], tiles: int) -> str:
@@ -150,15 +168,23 @@ def describe_model(name: str) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
+    from hpcm_codec.bitstream.quality import quality_of
     from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
     from hpcm_codec.model.config import PRESETS
-    from hpcm_codec.weights.checkpoints import load_checkpoint
+    from hpcm_codec.weights.checkpoints import each_checkpoint
+    from hpcm_codec.weights.families import Family
     from hpcm_codec.weights.registry import known_checkpoints, known_name
+    from hpcm_codec.weights.stored import read_models
 
     checkpoint: Checkpoint | None = None
+    family: Family | None = None
+    training = []
     if name not in PRESETS or name in known_checkpoints():
         try:
-            checkpoint = load_checkpoint(name)
+            found = read_models(name)
+            family = found if isinstance(found, Family) else None
+            for checkpoint in each_checkpoint(name):
+                training.append(checkpoint.training)
         except HpcmError as error:
             if error.advice is None and not name.endswith(".safetensors"):
                 error.advice = f"model presets are {', '.join(PRESETS)}"
@@ -186,6 +212,15 @@ def describe_model(name: str) -> dict[str, Any]:
             "known_as": known_name(checkpoint.identity),
             "training": checkpoint.training,
         }
+    if family is not None:
+        described["checkpoint"] = {
+            "identity": family.identity.hex(),
+            "known_as": known_name(family.members[0].identity),
+            "members": [
+                {"quality": quality_of(code), "identity": member.identity.hex(), "bpp": member.rate, "training": record}
+                for code, member, record in zip(family.codes, family.members, training, strict=True)
+            ],
+        }
     return described
 
 
@@ -211,11 +246,24 @@ def _print_model(described: dict[str, Any]) -> None:
         click.echo("A preset without a checkpoint: train one with `hpcm train run`.")
         return
     click.echo(f"checkpoint  {_checkpoint_in_words(checkpoint)}")
-    for key, value in checkpoint["training"].items():
+    for member in checkpoint.get("members", ()):
+        click.echo(
+            f"quality {member['quality']:g}: model {member['identity']}, {member['bpp']:.4f} bpp of a built-in picture"
+        )
+        _print_training(member["training"])
+    if "members" in checkpoint:
+        click.echo("A family: -q chooses the model, the nearest of these qualities, the higher of two.")
+    else:
+        _print_training(checkpoint["training"])
+
+
+def _print_training(record: dict[str, Any]) -> None:
+    for key, value in record.items():
         click.echo(f"  {key}: {json_module.dumps(value)}")
 
 
 def _checkpoint_in_words(checkpoint: dict[str, Any]) -> str:
-    """Identity, and the name under which it is found."""
+    """Identity, the name under which it is found, and which of a family's it is."""
     known = checkpoint["known_as"]
-    return f"{checkpoint['identity']}, {f'known here as {known}' if known else 'not known here'}"
+    place = f", model {checkpoint['number']} of {checkpoint['of']}" if "number" in checkpoint else ""
+    return f"{checkpoint['identity']}, {f'known here as {known}{place}' if known else 'not known here'}"

@@ -79,15 +79,15 @@ class Models:
             raise UsageError("a family has several models", advice="choose one: codec.at(quality)")
         return self._loaded[1]
 
-    def nearest_code(self, code: int) -> int:
-        """The one of `codes` that stands for a quality code: the nearest, the higher of two that are equally near."""
-        if len(self.codes) == LARGEST_QUALITY_CODE + 1:
-            return code
-        return min(self.codes, key=lambda own: (abs(own - code), -own))
-
     def number_at(self, code: int) -> int:
         """Which of `identities` encodes at a quality code."""
-        return self.codes.index(self.nearest_code(code)) if self.several else 0
+        return 0 if self._family is None else self._family.number_at(code)
+
+    def nearest_code(self, code: int) -> int:
+        """The one of `codes` that stands for a quality code."""
+        if self._family is not None:
+            return self.codes[self._family.number_at(code)]
+        return code if code in self.codes else self.codes[0]
 
     def load(self, number: int) -> Model:
         """One of them; of a family, the one that was loaded before is let go. Raises FileError for damaged weights."""

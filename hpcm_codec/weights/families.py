@@ -4,7 +4,8 @@ A family's file is a safetensors file of format "hpcm-family-1". Its tensors `me
 checkpoints, byte for byte, lowest rate first. Its metadata's `members` is a list in JSON with the identity of each, and the bits per pixel
 that the order was found by. So the header alone says which models there are, and a model is read without the others.
 
-The qualities 0 to 100 are spread over the members: member i of n has the quality 100·i / (n − 1), in half steps.
+The qualities 0 to 100 are spread over the members: member i of n has the quality 100·i / (n − 1), in half steps, and a quality between
+two chooses the nearer.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ class Family:
         """The quality code of each member, rising from 0 to 200."""
         last = len(self.members) - 1
         return tuple(round(LARGEST_QUALITY_CODE * number / last) for number in range(len(self.members)))
+
+    def number_at(self, code: int) -> int:
+        """Which member a quality code (0 .. 200) chooses: the nearest, the higher of two that are equally near."""
+        codes = self.codes
+        return codes.index(min(codes, key=lambda own: (abs(own - code), -own)))
 
     def number_of(self, identity: bytes) -> int | None:
         """Which member has that identity; None if none has."""
@@ -140,8 +146,8 @@ def _members(tensors: dict[str, Any], described: list[dict[str, Any]], start: in
     return tuple(found)
 
 
-def write_family(path: Path, members: Sequence[tuple[Path, bytes, float]], *, overwrite: bool) -> Family:
-    """Write a family of checkpoints' files, from the lowest rate to the highest, moved into place; returns it.
+def write_family(path: Path, members: Sequence[tuple[Path, bytes, float]]) -> Family:
+    """Write a family of checkpoints' files, from the lowest rate to the highest, moved into place, over an older file; returns it.
 
     members: file, identity and rate in bits per pixel of each, rates rising. Files are copied one after the other, and never held.
     Raises ValueError for what is no family, FileError for what cannot be read or written.
@@ -165,7 +171,7 @@ def write_family(path: Path, members: Sequence[tuple[Path, bytes, float]], *, ov
             with file.open("rb") as source:
                 shutil.copyfileobj(source, target)
 
-    write_atomically(path, write, overwrite=overwrite)
+    write_atomically(path, write, overwrite=True)
     return family
 
 
