@@ -29,7 +29,7 @@ from hpcm_codec.weights.families import MOST_MEMBERS, Family, write_family
 from hpcm_codec.weights.published import read_published
 from hpcm_codec.weights.stored import read_member
 
-PICTURE_EDGE = 256
+PICTURE_EDGE = 128
 CLOSEST_RATES = 1.01  # rates nearer to each other than this factor have no order
 
 
@@ -136,7 +136,7 @@ def measured(model: HPCM) -> tuple[float, float]:
 
 @cache
 def built_in_picture() -> Tensor:
-    """1×3×256×256 in [0, 1], the same on every machine: noise with the spectrum of photographs, its three colours much alike."""
+    """1×3×128×128 in [0, 1], the same on every machine: noise with the spectrum of photographs, its three colours much alike."""
     generator = torch.Generator().manual_seed(0)
     resized = partial(functional.interpolate, size=(PICTURE_EDGE, PICTURE_EDGE), mode="bicubic", align_corners=False)
     planes = torch.zeros(1, 4, PICTURE_EDGE, PICTURE_EDGE)
