@@ -61,11 +61,7 @@ PICTURE_EXTENSIONS = {
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.option("-o", "--output", metavar="OUT", help="File, DIR/, or - for stdout.  [default: IN's name with .hpcm]")
 @click.option(
-    "-q",
-    "--quality",
-    type=float,
-    metavar="0..100",
-    help=f"Higher is larger; of a family of models, the nearest.  [default: {DEFAULT_QUALITY:g}]",
+    "-q", "--quality", type=float, metavar="0..100", help=f"Higher is larger.  [default: {DEFAULT_QUALITY:g}]"
 )
 @click.option(
     "--size", metavar="BYTES", help="The best file of at most this size (60000, 60KB, 1.5MiB), instead of -q."
@@ -134,6 +130,8 @@ def command(
 
     IN is a picture of any format, a directory (all pictures below it), or - for stdin. With several inputs, or a directory, OUT is a
     directory, which gets the same tree.
+
+    A family of models (see hpcm checkpoints import) has a quality for each, spread evenly over 0 to 100; -q takes the nearest.
     """
     target = options.target_of(quality, size, bpp, psnr)
     options.check_json(json, output)
