@@ -262,6 +262,17 @@ def test_only_the_member_in_use_is_read(
     assert read == [0, 2, 0]
 
 
+def test_a_model_is_let_go_when_another_is_used(made: Made) -> None:
+    code = (
+        "import sys, weakref, numpy as np; from hpcm_codec import Picture, load_codec;"
+        "codec, picture = load_codec(sys.argv[1], 'cpu'), Picture(np.zeros((64, 64, 3), np.uint8));"
+        "codec.encode(picture, 0); first = weakref.ref(codec.at(0).engine.model); print(first() is None);"
+        "codec.encode(picture, 100); print(first() is None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, made.family], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_threads_that_use_different_members_do_not_mix_them(rates: Codec, picture: Picture) -> None:
     qualities = [0, 100, 50, 0, 100, 50]
     expected = {quality: rates.encode(picture, quality) for quality in set(qualities)}

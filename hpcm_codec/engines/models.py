@@ -11,6 +11,7 @@ from hpcm_codec.engines.loading import Engines, load_engines
 from hpcm_codec.errors import UsageError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.system.devices import device_of
+from hpcm_codec.system.threads import import_torch
 from hpcm_codec.weights.families import Family
 from hpcm_codec.weights.identity import FRACTION_PREFIX
 from hpcm_codec.weights.stored import StoredCheckpoint, read_member
@@ -45,6 +46,9 @@ class Models:
             self.identities = tuple(member.identity for member in source.members)
             self.codes = source.codes
             self._exact = all(_is_exact(source, number) for number in range(len(source.members)))
+            if not self._exact or self.device != "cpu":
+                # Before there is a model: the import leaves frames of its callers behind, which would hold one for ever.
+                import_torch()
         else:
             self._hold(_load(source, self.device))
 
