@@ -385,6 +385,22 @@ def test_eval_takes_every_member_by_default_and_says_when_they_are_too_few(made:
     assert ours["per_image"][0]["setting"] in (0, 50, 100)
 
 
+def test_compare_and_pillow_take_a_family(made: Made, photograph: Path, tmp_path: Path) -> None:
+    import hpcm_codec.pillow
+
+    compared = hpcm(
+        "compare", photograph, "--model", made.family, "-q", 30, "--codec", "hpcm", "-o", tmp_path / "c.html"
+    )
+    assert compared.exit_code == 0 and "quality 50" in compared.output, compared.output
+    with Image.open(photograph) as image:
+        image.save(tmp_path / "p.hpcm", quality=90, model=str(made.family))
+    with Image.open(tmp_path / "p.hpcm") as image:
+        assert image.info["quality"] == 100
+    data = (tmp_path / "p.hpcm").read_bytes()
+    assert data == hpcm_codec.encode(photograph, 90, model=str(made.family))
+    assert hpcm_codec.decode(data, model=str(made.family)).size == (96, 64)
+
+
 def test_show_list_verify_and_info_have_every_member(
     made: Made, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

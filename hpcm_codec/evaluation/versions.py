@@ -104,14 +104,14 @@ def versions_of(
 
 def _meeting(subject: Subject, picture: Picture, target: Target) -> tuple[float, bytes, bool]:
     """(quality, file, whether it stays below the size asked for)."""
-    if target.kind == "quality":
-        return target.value, subject.codec.encode(picture, target.value), False
     if subject.choice.kind == HPCM:
         from hpcm_codec.codec import Codec
 
         assert isinstance(subject.codec, Codec)
         reached = encode_to_target(subject.codec, picture, target)
         return reached.quality, reached.data, False
+    if target.kind == "quality":
+        return target.value, subject.codec.encode(picture, target.value), False
     limit = target.most_bytes(picture.width * picture.height)
     if limit is None:
         raise UsageError(f"a PSNR can be asked of hpcm, not of {subject.name}", advice="name hpcm first in --codec")
