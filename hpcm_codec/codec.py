@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +29,8 @@ from hpcm_codec.constants import (
 )
 from hpcm_codec.engines.interface import Engine, Latents, Record
 from hpcm_codec.engines.loading import Engines
-from hpcm_codec.engines.models import Model, Models
+from hpcm_codec.engines.models import Models
+from hpcm_codec.engines.pictures import analysed_tiles, synthesised_strips
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.extensions import extensions_of, extras_in
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha
@@ -38,7 +39,7 @@ from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.parallel import in_order
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid
-from hpcm_codec.tiles.windows import tiles_of, window_pixels, without_halo
+from hpcm_codec.tiles.windows import tiles_of
 from hpcm_codec.weights.families import Family
 from hpcm_codec.weights.stored import StoredCheckpoint, read_models
 
@@ -125,18 +126,14 @@ class Codec:
         return other
 
     @property
-    def _model(self) -> Model:
-        return self._models.one
-
-    @property
     def config(self) -> ModelConfig:
         """The model's configuration. Raises UsageError for a family, as do `engines` and `engine`: see `at`."""
-        return self._model.config
+        return self._models.one.config
 
     @property
     def engines(self) -> Engines:
         """What computes, by profile."""
-        return self._model.engines
+        return self._models.one.engines
 
     def with_profile(self, profile: str) -> Codec:
         """The same loaded model, encoding in that profile; this codec itself where it does."""
@@ -195,7 +192,7 @@ class Codec:
         Pixels are read from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
         """
         codec = self.at(arguments.quality(quality))
-        return codec._encode_tiles(picture, codec._analysed_tiles(picture), quality, None)
+        return codec._encode_tiles(picture, analysed_tiles(codec.engine, [picture]), quality, None)
 
     def encode_with_latents(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> Encoded:
         """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
@@ -214,7 +211,7 @@ class Codec:
         """
         size = TileGrid(pictures[0].width, pictures[0].height).latents
         latents = self.engine.new_latents(len(pictures), size.height, size.width)
-        for tile, analysed in self._analysed_tiles(*pictures):
+        for tile, analysed in analysed_tiles(self.engine, pictures):
             latents[(..., *tile.latents.slices)] = analysed
         return latents
 
@@ -229,19 +226,6 @@ class Codec:
         """`encode_analysed` without keeping the decoded latents."""
         quality_code(quality)
         return self._encode_tiles(picture, tiles_of(analysed, picture.width, picture.height), quality, None)
-
-    def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Latents]]:
-        """Every tile of B pictures of one size with its latents before rounding, B×M×h×w."""
-        height = pictures[0].height
-        grid = TileGrid(pictures[0].width, height)
-        for row in range(grid.rows):
-            tiles = grid.row(row)
-            area = tiles[0].with_halo(HALO_LATENTS).pixels
-            bands = [picture.rows(area.top, min(area.bottom, height)) for picture in pictures]
-            for tile in tiles:
-                window = tile.with_halo(HALO_LATENTS)
-                pixels = [window_pixels(band, area.top, window) for band in bands]
-                yield tile, without_halo(self.engine.analyse(pixels), window, tile)
 
     def _encode_tiles(
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Latents]], quality: float, decoded: Latents | None
@@ -346,7 +330,7 @@ class Codec:
 
         with closing(in_order(decoded, tiles_needed(area, grid, seen), self._workers(engine, header))) as tiles:
             neighbourhood = Neighbourhood(grid, lambda _: next(tiles), seen, engine.new_latents)
-            yield from self._strips(engine, header, area, neighbourhood.window)
+            yield from synthesised_strips(engine, header, area, neighbourhood.window)
 
     def symbol_digest(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> str:
         """SHA-256 (hexadecimal) over all symbols of a file, int32 little-endian in coding order. Every machine must find the same.
@@ -408,36 +392,12 @@ class Codec:
 
     def reconstruct_strips(self, latents: Latents, header: Header) -> Iterator[NDArray[np.uint8]]:
         """The same from top to bottom, a row of tiles at a time."""
-        codec = self._of(header)
-        yield from codec._strips(
-            codec._engine_of(header),
+        yield from synthesised_strips(
+            self._of(header)._engine_of(header),
             header,
             header.grid[0].picture_pixels,
             lambda tile, _: latents[(..., *tile.with_halo(HALO_LATENTS).latents.slices)],
         )
-
-    def _strips(
-        self, engine: Engine, header: Header, area: Rectangle, window_latents: Callable[[Tile, bool], Latents]
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Pixels of an area, one strip for every row of tiles. All pixels are made here.
-
-        window_latents: of a tile (and whether it is the last in its row), the latents of the tile and its halo.
-        """
-        columns = header.grid.columns_of(area)
-        for row in header.grid.rows_of(area):
-            tiles = header.grid.row(row)[columns.start : columns.stop]
-            band = tiles[0].visible_pixels.clipped(area)
-            strip = np.empty((band.height, area.width, 1 if header.grey else 3), np.uint8)
-            for tile in tiles:
-                visible = tile.visible_pixels.clipped(area)
-                origin = tile.with_halo(HALO_LATENTS).pixels
-                strip[visible.moved(-band.top, -area.left).slices] = engine.synthesise(
-                    window_latents(tile, tile is tiles[-1]),
-                    header.quality_code,
-                    visible.moved(-origin.top, -origin.left).slices,
-                    header.grey,
-                )
-            yield strip
 
     def _workers(self, engine: Engine, header: Header) -> int:
         """How many tiles are coded at a time."""
