@@ -52,8 +52,8 @@ def encode(
 
     image:      a path; a Pillow image of any mode; a numpy array H×W×C or H×W, or a torch tensor C×H×W (on any device), of uint8 or of
                 floating point samples in [0, 1], C = 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
-    quality:    0 (smallest) to 100, in half steps.
-    model:      a checkpoint's name or path, or a Codec that is loaded already (which has its device and profile).
+    quality:    0 (smallest) to 100, in half steps; a family of models takes the nearest of its own.
+    model:      a checkpoint's or family's name or path, or a Codec that is loaded already (which has its device and profile).
     device:     "cpu", "cuda", or "auto" for CUDA where there is one.
     profile:    "exact" (the file decodes on every machine), "float", or "auto" for exact where the checkpoint has it.
     max_pixels: larger pictures are refused; those from a path before memory is allocated for them.

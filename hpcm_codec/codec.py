@@ -102,7 +102,7 @@ class Codec:
         return tuple(quality_of(code) for code in self._models.codes)
 
     def nearest_quality(self, quality: float) -> float:
-        """The one of `qualities` that a quality of 0 .. 100 stands for: the nearest, the higher of two. Raises UsageError for others."""
+        """The one of `qualities` that a quality of 0 .. 100 stands for: the nearest, the higher of two that are. Raises UsageError."""
         return quality_of(self._models.nearest_code(quality_code(quality)))
 
     def identity_at(self, quality: float) -> bytes:

@@ -338,7 +338,7 @@ def test_from_the_shell_as_a_user_would(made: Made, family: Family, tmp_path: Pa
     said = shell("info", "--model", "hpcm-base")
     assert all(f"quality {quality}: model" in said for quality in (0, 50, 100)) and "0130.pth.tar" in said
     said = shell("eval", "--dataset", "pictures", "--model", "hpcm-base", "-q", "0,10,40,50,100", "--json", "out.json")
-    assert "has 3 qualities: measured at 0, 50, 100" in said
+    assert "is measured at the qualities that it has: 0, 50, 100" in said
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["qualities"] == [0, 50, 100]
     assert [(row["image"], row["quality"]) for row in results["per_image"]] == [
@@ -489,6 +489,8 @@ def test_a_member_that_is_not_the_one_named_is_refused_when_it_is_read(
         codec.encode(picture, 100)
     assert codec.encode(picture, 0)  # the other is as it was
     assert hpcm("checkpoints", "verify", path).exit_code == FileError.exit_status
+    assert hpcm("info", "--model", path).exit_code == 0  # reads headers alone
+    assert hpcm("info", "--model", path).exit_code == 0  # of the headers alone
 
 
 def test_a_family_whose_file_is_gone_or_replaced_is_refused(

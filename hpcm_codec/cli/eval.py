@@ -228,9 +228,7 @@ def _own_qualities(subject: Subject, chosen: tuple[float, ...] | None) -> tuple[
     wanted = chosen or (codec.qualities if few else DEFAULT_QUALITIES)
     own = tuple(sorted({codec.nearest_quality(quality) for quality in wanted}))
     if own != wanted:
-        _report_line(
-            f"{subject.name} has {len(codec.qualities)} qualities: measured at {', '.join(map('{:g}'.format, own))}"
-        )
+        _report_line(f"{subject.name} is measured at the qualities that it has: {', '.join(map('{:g}'.format, own))}")
     return own
 
 

@@ -13,7 +13,7 @@ from hpcm_codec.errors import HpcmError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hpcm_codec.weights.checkpoints import Checkpoint
+    from hpcm_codec.model.config import ModelConfig
 
 # by whether the decoded pixels follow from the file alone; None: the checkpoint is not here
 EXACT_PIXELS = {
@@ -168,28 +168,20 @@ def describe_model(name: str) -> dict[str, Any]:
     """
     from dataclasses import asdict
 
-    from hpcm_codec.bitstream.quality import quality_of
     from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
     from hpcm_codec.model.config import PRESETS
-    from hpcm_codec.weights.checkpoints import each_checkpoint
-    from hpcm_codec.weights.families import Family
-    from hpcm_codec.weights.registry import known_checkpoints, known_name
-    from hpcm_codec.weights.stored import read_models
+    from hpcm_codec.weights.registry import known_checkpoints
 
-    checkpoint: Checkpoint | None = None
-    family: Family | None = None
-    training = []
-    if name not in PRESETS or name in known_checkpoints():
+    checkpoint: dict[str, Any] | None = None
+    if name in PRESETS and name not in known_checkpoints():
+        config = PRESETS[name]
+    else:
         try:
-            found = read_models(name)
-            family = found if isinstance(found, Family) else None
-            for checkpoint in each_checkpoint(name):
-                training.append(checkpoint.training)
+            config, checkpoint = _describe_stored(name)
         except HpcmError as error:
             if error.advice is None and not name.endswith(".safetensors"):
                 error.advice = f"model presets are {', '.join(PRESETS)}"
             raise
-    config = PRESETS[name] if checkpoint is None else checkpoint.config
     ours, published = (complexity_by_part(config, as_published=flag) for flag in (False, True))
 
     def row(part: PartComplexity, as_published: PartComplexity) -> dict[str, float]:
@@ -199,29 +191,36 @@ def describe_model(name: str) -> dict[str, Any]:
             "kmac_per_pixel_with_last_cell": round(as_published.kmac_per_pixel, 3),
         }
 
-    described: dict[str, Any] = {
+    return {
         "model": config.name,
         "parts": {part: row(ours[part], published[part]) for part in ours},
         "total": row(total(ours), total(published)),
         "config": asdict(config),
-        "checkpoint": None,
+        "checkpoint": checkpoint,
     }
-    if checkpoint is not None:
-        described["checkpoint"] = {
-            "identity": checkpoint.identity.hex(),
-            "known_as": known_name(checkpoint.identity),
-            "training": checkpoint.training,
-        }
-    if family is not None:
-        described["checkpoint"] = {
-            "identity": family.identity.hex(),
-            "known_as": known_name(family.members[0].identity),
-            "members": [
-                {"quality": quality_of(code), "identity": member.identity.hex(), "bpp": member.rate, "training": record}
-                for code, member, record in zip(family.codes, family.members, training, strict=True)
-            ],
-        }
-    return described
+
+
+def _describe_stored(name: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration, identity and training record of a checkpoint; of a family, the records of its models, by their headers alone."""
+    from hpcm_codec.bitstream.quality import quality_of
+    from hpcm_codec.weights.checkpoints import with_tensors
+    from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.registry import known_name
+    from hpcm_codec.weights.stored import member_about, read_models
+
+    found = read_models(name)
+    if not isinstance(found, Family):
+        checkpoint = with_tensors(found)
+        identity = checkpoint.identity
+        about = {"identity": identity.hex(), "known_as": known_name(identity), "training": checkpoint.training}
+        return checkpoint.config, about
+    configs, records = zip(*(member_about(found, number) for number in range(len(found.members))), strict=True)
+    members = [
+        {"quality": quality_of(code), "identity": member.identity.hex(), "bpp": member.rate, "training": record}
+        for code, member, record in zip(found.codes, found.members, records, strict=True)
+    ]
+    known = known_name(found.members[0].identity)
+    return configs[0], {"identity": found.identity.hex(), "known_as": known, "members": members}
 
 
 def _print_model(described: dict[str, Any]) -> None:

@@ -113,4 +113,4 @@ def _load(stored: StoredCheckpoint, device: str, codes: tuple[int, ...] | None =
 
 
 def _is_exact(family: Family, number: int) -> bool:
-    return any(name.startswith(FRACTION_PREFIX) for name in family.tensor_names(number))
+    return any(name.startswith(FRACTION_PREFIX) for name in family.header(number))

@@ -77,16 +77,19 @@ class Family:
         member = self.members[number]
         return self._read(member.start, member.size)
 
-    def tensor_names(self, number: int) -> frozenset[str]:
-        """The names of a member's tensors, of which its header alone is read. Raises FileError for a damaged one."""
+    def header(self, number: int) -> dict[str, Any]:
+        """The header of a member's file: its tensors by name, and `__metadata__`. Raises FileError for a damaged one."""
         member = self.members[number]
         length = int.from_bytes(self._read(member.start, _LENGTH_BYTES), "little")
         if length > member.size - _LENGTH_BYTES:
             raise damaged(self.path, ValueError(f"member {number} has no header"))
         try:
-            return frozenset(json.loads(self._read(member.start + _LENGTH_BYTES, length)))
-        except (ValueError, TypeError) as error:
+            header = json.loads(self._read(member.start + _LENGTH_BYTES, length))
+        except ValueError as error:
             raise damaged(self.path, error) from error
+        if not isinstance(header, dict):
+            raise damaged(self.path, ValueError(f"member {number} has no header"))
+        return header
 
     def _read(self, start: int, size: int) -> bytes:
         try:

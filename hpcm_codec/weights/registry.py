@@ -58,7 +58,7 @@ def has_integer_transforms(path: Path, identity: bytes | None = None) -> bool:
     """
     family = read_family(path)
     if family is not None and identity is not None and (number := family.number_of(identity)) is not None:
-        return f"{FRACTION_PREFIX}g_s" in family.tensor_names(number)
+        return f"{FRACTION_PREFIX}g_s" in family.header(number)
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -129,6 +129,15 @@ def read_member(family: Family, number: int) -> StoredCheckpoint:
     return found
 
 
+def member_about(family: Family, number: int) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and training record of a member, of which its header alone is read; raises FileError for a damaged one."""
+    try:
+        metadata = family.header(number)["__metadata__"]
+        return ModelConfig.from_json(metadata["config"]), json.loads(metadata["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(family.path, error) from error
+
+
 def _parsed(content: bytes, path: Path) -> StoredCheckpoint:
     """The bytes of a checkpoint's file; raises as `read_checkpoint`."""
     try:
