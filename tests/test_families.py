@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,14 @@ def test_files_that_make_no_family_are_refused_by_name_and_nothing_is_written(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".hpcm")]
     with pytest.raises(UnsupportedError, match=r"--calibrate"):
         families.import_family(list(made.sources.values()), tmp_path / "exact", lambda: [torch.rand(1, 3, 64, 64)])
+
+
+def test_the_built_in_picture_tells_the_rates_of_a_trained_model_apart() -> None:
+    model = load_checkpoint().build_model()
+    found = [families.measured(model, position) for position in range(8)]
+    assert all(higher[0] > 1.1 * lower[0] for lower, higher in pairwise(found)), found
+    assert all(higher[1] > lower[1] for lower, higher in pairwise(found)), found
+    assert families.built_in_picture().std() > 0.1
 
 
 def test_a_second_curve_among_the_files_is_reported(made: Made) -> None:
@@ -448,7 +457,7 @@ def damaged_families(content: bytes) -> dict[str, bytes]:
     header, rest = content[8 : 8 + length], content[8 + length :]
 
     def with_header(old: bytes, new: bytes) -> bytes:
-        changed = header.replace(old, new)
+        changed = header.replace(old, new, 1 if old == b"{" else -1)
         assert changed != header
         return len(changed).to_bytes(8, "little") + changed + rest
 
@@ -464,6 +473,8 @@ def damaged_families(content: bytes) -> dict[str, bytes]:
         "without a member": with_header(b'"members.1"', b'"members.9"'),
         "of other types": with_header(b'"U8"', b'"I8"'),
         "with no number": with_header(rates[0], b"NaN"),
+        "with fractions of bytes": with_header(b'"data_offsets": [0, ', b'"data_offsets": [0.0, '),
+        "of brackets": with_header(b"{", b"[" * 20000 + b"{"),
         "without members": with_header(b'"members":', b'"nothing":'),
     }
 

@@ -124,11 +124,14 @@ def _refuse_equal_rates(found: Sequence[Examined]) -> None:
             raise UnsupportedError(reason, file=higher.source, advice="leave one of them out")
 
 
-def measured(model: HPCM) -> tuple[float, float]:
-    """Bits per pixel by the likelihoods, and dB of PSNR, of the built-in picture in a model of a fixed rate, in evaluation mode."""
+def measured(model: HPCM, position: float = 0.0) -> tuple[float, float]:
+    """Bits per pixel by the likelihoods, and dB of PSNR, of the built-in picture.
+
+    model: in evaluation mode; position: of its rate, 0 in a model of a fixed rate.
+    """
     picture = built_in_picture()
     with torch.inference_mode():
-        found = model(picture)
+        found = model(picture, position)
         bits = sum(-likelihood.double().log2().sum().item() for likelihood in found["likelihoods"].values())
         error = (found["x_hat"].clamp(0, 1) - picture).square().double().mean().item()
     return bits / PICTURE_EDGE**2, -10 * math.log10(max(error, 1e-12))

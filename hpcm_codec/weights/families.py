@@ -85,7 +85,7 @@ class Family:
             raise damaged(self.path, ValueError(f"member {number} has no header"))
         try:
             header = json.loads(self._read(member.start + _LENGTH_BYTES, length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise damaged(self.path, error) from error
         if not isinstance(header, dict):
             raise damaged(self.path, ValueError(f"member {number} has no header"))
@@ -120,7 +120,7 @@ def read_family(path: Path) -> Family | None:
         if metadata["format"] != FAMILY_FORMAT:
             return None
         return Family(path, _members(header, json.loads(metadata["members"]), _LENGTH_BYTES + length, size))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, error) from error
 
 
@@ -130,7 +130,7 @@ def _members(tensors: dict[str, Any], described: list[dict[str, Any]], start: in
     for number, entry in enumerate(described):
         tensor = tensors[f"{_MEMBER}{number}"]
         first, end = tensor["data_offsets"]
-        if tensor["dtype"] != "U8" or tensor["shape"] != [end - first]:
+        if tensor["dtype"] != "U8" or tensor["shape"] != [end - first] or not isinstance(first, int):
             raise ValueError(f"member {number} is not in bytes")
         found.append(Member(bytes.fromhex(entry["identity"]), float(entry["bpp"]), start + first, end - first))
     end = start
