@@ -20,6 +20,7 @@ from hpcm_codec.images import Picture, open_picture, picture_from_pil, picture_t
 from hpcm_codec.images.arrays import array_of, is_tensor, picture_from_array, picture_from_tensor, tensor_of
 from hpcm_codec.system.devices import device_of
 from hpcm_codec.tiles.memory import check, decoding_bytes, encoding_bytes
+from hpcm_codec.weights.families import Family
 from hpcm_codec.weights.registry import (
     find_checkpoint,
     known_checkpoints,
@@ -27,7 +28,7 @@ from hpcm_codec.weights.registry import (
     models_folder,
     shipped_checkpoints,
 )
-from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
+from hpcm_codec.weights.stored import StoredCheckpoint, read_models
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +52,8 @@ def encode(
 
     image:      a path; a Pillow image of any mode; a numpy array H×W×C or H×W, or a torch tensor C×H×W (on any device), of uint8 or of
                 floating point samples in [0, 1], C = 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
-    quality:    0 (smallest) to 100, in half steps.
-    model:      a checkpoint's name or path, or a Codec that is loaded already (which has its device and profile).
+    quality:    0 (smallest) to 100, in half steps; a family of models takes the nearest of its own.
+    model:      a checkpoint's or family's name or path, or a Codec that is loaded already (which has its device and profile).
     device:     "cpu", "cuda", or "auto" for CUDA where there is one.
     profile:    "exact" (the file decodes on every machine), "float", or "auto" for exact where the checkpoint has it.
     max_pixels: larger pictures are refused; those from a path before memory is allocated for them.
@@ -205,14 +206,14 @@ def kept_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = 
 def _kept(checkpoint: Path, device: str, profile: str) -> Codec:
     """A codec of either profile has the weights of the one that was loaded."""
     if profile == "auto":
-        return Codec(_kept_checkpoint(checkpoint), device)
+        return Codec(_kept_models(checkpoint), device)
     return _kept(checkpoint, device, "auto").with_profile(profile)
 
 
 @cache
-def _kept_checkpoint(checkpoint: Path) -> StoredCheckpoint:
+def _kept_models(checkpoint: Path) -> StoredCheckpoint | Family:
     """A checkpoint's file, read once: the identity of the default model is needed before its engines are made."""
-    return read_checkpoint(str(checkpoint))
+    return read_models(str(checkpoint))
 
 
 def codec_for(header: Header, model: str | None = None, device: str = "auto") -> Codec:
@@ -225,7 +226,7 @@ def codec_for(header: Header, model: str | None = None, device: str = "auto") ->
         return kept_codec(model, device)
     # the usual case first: it has to be read anyway
     shipped = shipped_checkpoints().get(DEFAULT_MODEL)
-    if shipped is not None and _kept_checkpoint(shipped.resolve()).identity == identity:
+    if shipped is not None and _kept_models(shipped.resolve()).identity == identity:
         return kept_codec(DEFAULT_MODEL, device)
     if (name := known_name(identity)) is not None:
         return kept_codec(name, device)

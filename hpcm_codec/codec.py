@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hpcm_codec import arguments
 from hpcm_codec.bitstream import container
 from hpcm_codec.bitstream.container import Header, HpcmStream, TileStreams
-from hpcm_codec.bitstream.quality import quality_code
+from hpcm_codec.bitstream.quality import quality_code, quality_of
 from hpcm_codec.constants import (
     DEFAULT_MAX_PIXELS,
     DEFAULT_MODEL,
@@ -28,16 +28,20 @@ from hpcm_codec.constants import (
     FINEST_SCALE,
 )
 from hpcm_codec.engines.interface import Engine, Latents, Record
-from hpcm_codec.engines.loading import load_engines
+from hpcm_codec.engines.loading import Engines
+from hpcm_codec.engines.models import Models
+from hpcm_codec.engines.pictures import analysed_tiles, synthesised_strips
 from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
 from hpcm_codec.extensions import extensions_of, extras_in
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha
+from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.observing import UNOBSERVED, Observer
 from hpcm_codec.system.parallel import in_order
 from hpcm_codec.tiles.bands import Neighbourhood, latents_seen, tiles_needed
 from hpcm_codec.tiles.grid import HALO_LATENTS, Rectangle, Tile, TileGrid
-from hpcm_codec.tiles.windows import tiles_of, window_pixels, without_halo
-from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
+from hpcm_codec.tiles.windows import tiles_of
+from hpcm_codec.weights.families import Family
+from hpcm_codec.weights.stored import StoredCheckpoint, read_models
 
 if TYPE_CHECKING:
     from hpcm_codec.weights.checkpoints import Checkpoint
@@ -57,6 +61,9 @@ class Encoded:
 class Codec:
     """A loaded model that encodes and decodes pictures. Use one for many pictures: loading is the slow part.
 
+    A family of models (`weights.families`) is used in the same way: the quality chooses the model that encodes, the file the one that
+    decodes. One of them at a time is in memory, and loaded when it is needed.
+
     device:       "cpu", "cuda", or "auto" for CUDA where there is one.
     profile:      how files are encoded: "exact" (probabilities in integers: they decode on every machine), "float", or "auto" for exact
                   where the checkpoint has it. Decoding follows the file.
@@ -73,18 +80,60 @@ class Codec:
 
     def __init__(
         self,
-        checkpoint: StoredCheckpoint | Checkpoint,
+        checkpoint: StoredCheckpoint | Checkpoint | Family,
         device: str = "auto",
         profile: str = "auto",
         tile_workers: int = 1,
     ) -> None:
-        stored = checkpoint if isinstance(checkpoint, StoredCheckpoint) else checkpoint.as_stored()
-        self.engines = load_engines(stored, device)
+        stored = checkpoint if isinstance(checkpoint, (StoredCheckpoint, Family)) else checkpoint.as_stored()
+        self._models = Models(stored, device)
         self.profile = self._profile(profile)
         self.tile_workers = tile_workers
-        self.identity = checkpoint.identity
-        self.config = checkpoint.config
         self._observer: Observer = UNOBSERVED
+
+    @property
+    def identity(self) -> bytes:
+        """8 bytes: the model's, which its files name; of a family, one of its own, while files name the model's (`identity_at`)."""
+        return self._models.identity
+
+    @property
+    def qualities(self) -> tuple[float, ...]:
+        """The qualities that give different files, rising: 0 to 100 in half steps; one for each model of a family; 50 for a fixed rate."""
+        return tuple(quality_of(code) for code in self._models.codes)
+
+    def nearest_quality(self, quality: float) -> float:
+        """The one of `qualities` that a quality of 0 .. 100 stands for: the nearest, the higher of two that are. Raises UsageError."""
+        return quality_of(self._models.nearest_code(quality_code(quality)))
+
+    def identity_at(self, quality: float) -> bytes:
+        """The identity of the model that encodes at a quality of 0 .. 100. Raises UsageError for others."""
+        return self._models.identities[self._models.number_at(quality_code(quality))]
+
+    def at(self, quality: float) -> Codec:
+        """A codec of the model that encodes at a quality of 0 .. 100, loaded: this one itself, unless it is of a family.
+
+        Raises UsageError for other qualities, FileError for a family's file that is damaged.
+        """
+        return self._with(self._models.number_at(quality_code(quality)))
+
+    def _with(self, number: int) -> Codec:
+        """A codec of one of the models, loaded."""
+        if not self._models.several:
+            return self
+        other = copy.copy(self)
+        other._models = Models.of(self._models.load(number), self._models.device)
+        other._observe(self._observer)
+        return other
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration. Raises UsageError for a family, as do `engines` and `engine`: see `at`."""
+        return self._models.one.config
+
+    @property
+    def engines(self) -> Engines:
+        """What computes, by profile."""
+        return self._models.one.engines
 
     def with_profile(self, profile: str) -> Codec:
         """The same loaded model, encoding in that profile; this codec itself where it does."""
@@ -98,11 +147,11 @@ class Codec:
         """The profile for a setting; raises UsageError for unknown ones, UnsupportedError where the checkpoint lacks it."""
         if profile not in PROFILES:
             raise UsageError(f"there is no profile {profile!r}", advice=f"use one of {', '.join(PROFILES)}")
-        if profile == "exact" and "exact" not in self.engines:
+        if profile == "exact" and not self._models.exact:
             raise UnsupportedError(
                 "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
             )
-        return ("exact" if "exact" in self.engines else "float") if profile == "auto" else profile
+        return ("exact" if self._models.exact else "float") if profile == "auto" else profile
 
     @property
     def engine(self) -> Engine:
@@ -112,12 +161,13 @@ class Codec:
     @property
     def device(self) -> str:
         """Where the model runs: "cpu", "cuda", "cuda:1" …"""
-        return self.engine.device
+        return self._models.device if self._models.several else self.engine.device
 
     @property
     def exact_pixels(self) -> bool:
         """Whether files of the exact profile show the same pixels here as on every machine: this engine computes transforms in integers."""
-        return "exact" in self.engines and self.engines["exact"].exact_pixels
+        engines = self.at(DEFAULT_QUALITY).engines
+        return "exact" in engines and engines["exact"].exact_pixels
 
     @contextmanager
     def observed(self, observer: Observer) -> Iterator[None]:
@@ -130,8 +180,9 @@ class Codec:
 
     def _observe(self, observer: Observer) -> None:
         self._observer = observer
-        for engine in self.engines.made:
-            engine.observer = observer
+        if not self._models.several:  # a family's are told when one is loaded
+            for engine in self.engines.made:
+                engine.observer = observer
 
     # -- image → bytes ------------------------------------------------------------------------------------------
 
@@ -140,16 +191,16 @@ class Codec:
 
         Pixels are read from top to bottom, a row of tiles with its halo at a time. Raises UsageError for other qualities.
         """
-        quality = arguments.quality(quality)
-        return self._encode_tiles(picture, self._analysed_tiles(picture), quality, None)
+        codec = self.at(arguments.quality(quality))
+        return codec._encode_tiles(picture, analysed_tiles(codec.engine, [picture]), quality, None)
 
     def encode_with_latents(self, picture: PixelSource, quality: float = DEFAULT_QUALITY) -> Encoded:
         """Encode, and keep the decoded latents; raises UsageError for a quality outside 0 .. 100."""
-        quality = arguments.quality(quality)
-        return self.encode_analysed(picture, self.analyse(picture), quality)
+        codec = self.at(arguments.quality(quality))
+        return codec.encode_analysed(picture, codec.analyse(picture), quality)
 
     def analyse(self, picture: PixelSource) -> Latents:
-        """The picture's latents before rounding, 1×M×h×w: the same for every quality."""
+        """The picture's latents before rounding, 1×M×h×w: the same for every quality. Raises UsageError for a family: see `at`."""
         return self.analyse_together([picture])
 
     def analyse_together(self, pictures: Sequence[PixelSource]) -> Latents:
@@ -160,7 +211,7 @@ class Codec:
         """
         size = TileGrid(pictures[0].width, pictures[0].height).latents
         latents = self.engine.new_latents(len(pictures), size.height, size.width)
-        for tile, analysed in self._analysed_tiles(*pictures):
+        for tile, analysed in analysed_tiles(self.engine, pictures):
             latents[(..., *tile.latents.slices)] = analysed
         return latents
 
@@ -175,19 +226,6 @@ class Codec:
         """`encode_analysed` without keeping the decoded latents."""
         quality_code(quality)
         return self._encode_tiles(picture, tiles_of(analysed, picture.width, picture.height), quality, None)
-
-    def _analysed_tiles(self, *pictures: PixelSource) -> Iterator[tuple[Tile, Latents]]:
-        """Every tile of B pictures of one size with its latents before rounding, B×M×h×w."""
-        height = pictures[0].height
-        grid = TileGrid(pictures[0].width, height)
-        for row in range(grid.rows):
-            tiles = grid.row(row)
-            area = tiles[0].with_halo(HALO_LATENTS).pixels
-            bands = [picture.rows(area.top, min(area.bottom, height)) for picture in pictures]
-            for tile in tiles:
-                window = tile.with_halo(HALO_LATENTS)
-                pixels = [window_pixels(band, area.top, window) for band in bands]
-                yield tile, without_halo(self.engine.analyse(pixels), window, tile)
 
     def _encode_tiles(
         self, picture: PixelSource, tiles: Iterable[tuple[Tile, Latents]], quality: float, decoded: Latents | None
@@ -210,7 +248,7 @@ class Codec:
         return Header(
             picture.width,
             picture.height,
-            quality_code(quality),
+            self._models.nearest_code(quality_code(quality)),
             self.identity,
             grey=picture.grey,
             float_profile=self.profile == "float",
@@ -263,7 +301,8 @@ class Codec:
     def decode_parsed(self, stream: HpcmStream, region: tuple[int, int, int, int] | None = None) -> StripPicture:
         """`decode_strips` of a file that `bitstream.container.parse_stream` has read."""
         header = stream.header
-        engine = self._engine_of(header)
+        codec = self._of(header)
+        engine = codec._engine_of(header)
         area = header.grid[0].picture_pixels if region is None else header.grid.region(*arguments.region(region))
         alpha = stream.extensions.get(container.ALPHA)
         decoded_alpha = None if alpha is None else decode_alpha(alpha, header.width, header.height)[area.slices]
@@ -272,7 +311,7 @@ class Codec:
             width=area.width,
             height=area.height,
             grey=header.grey,
-            strips=self._decoded_strips(engine, stream, area),
+            strips=codec._decoded_strips(engine, stream, area),
             alpha=None if decoded_alpha is None else np.ascontiguousarray(decoded_alpha),
             icc=stream.extensions.get(container.ICC),
             exif=stream.extensions.get(container.EXIF),
@@ -291,7 +330,7 @@ class Codec:
 
         with closing(in_order(decoded, tiles_needed(area, grid, seen), self._workers(engine, header))) as tiles:
             neighbourhood = Neighbourhood(grid, lambda _: next(tiles), seen, engine.new_latents)
-            yield from self._strips(engine, header, area, neighbourhood.window)
+            yield from synthesised_strips(engine, header, area, neighbourhood.window)
 
     def symbol_digest(self, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> str:
         """SHA-256 (hexadecimal) over all symbols of a file, int32 little-endian in coding order. Every machine must find the same.
@@ -300,8 +339,9 @@ class Codec:
         """
         digest = hashlib.sha256()
         stream = self._parse(data, max_pixels, partial=False, scale=FINEST_SCALE)
+        codec = self._of(stream.header)
         for tile in stream.header.grid:
-            self._decode_tile(tile, stream, lambda symbols: digest.update(symbols.astype("<i4").tobytes()))
+            codec._decode_tile(tile, stream, lambda symbols: digest.update(symbols.astype("<i4").tobytes()))
         return digest.hexdigest()
 
     def _parse(self, data: bytes, max_pixels: int, partial: bool, scale: str) -> HpcmStream:
@@ -309,13 +349,20 @@ class Codec:
         with self._observer.stage("container"):
             return container.parse_stream(data, max_pixels=max_pixels, allow_truncated=partial, scale=scale)
 
-    def _engine_of(self, header: Header) -> Engine:
-        """The engine that decodes a file; raises UnsupportedError for another model's."""
-        if header.checkpoint_id != self.identity:
-            raise UnsupportedError(
-                f"made with the model {header.checkpoint_id.hex()}, but the one loaded is {self.identity.hex()}",
-                advice="decode with --model naming the checkpoint it was made with",
+    def _of(self, header: Header) -> Codec:
+        """A codec of the model that made a file, loaded; raises UnsupportedError for another model's."""
+        made_with = header.checkpoint_id
+        if made_with not in self._models.identities:
+            here = self.identity.hex()
+            loaded = (
+                f"which the family {here} does not have" if self._models.several else f"but the one loaded is {here}"
             )
+            advice = "decode with --model naming the checkpoint it was made with"
+            raise UnsupportedError(f"made with the model {made_with.hex()}, {loaded}", advice=advice)
+        return self._with(self._models.identities.index(made_with))
+
+    def _engine_of(self, header: Header) -> Engine:
+        """The engine that decodes a file of this model; raises UnsupportedError for a profile that it lacks."""
         if header.profile not in self.engines:
             raise UnsupportedError(
                 "made in the exact profile, which this model's checkpoint lacks",
@@ -345,35 +392,12 @@ class Codec:
 
     def reconstruct_strips(self, latents: Latents, header: Header) -> Iterator[NDArray[np.uint8]]:
         """The same from top to bottom, a row of tiles at a time."""
-        yield from self._strips(
-            self._engine_of(header),
+        yield from synthesised_strips(
+            self._of(header)._engine_of(header),
             header,
             header.grid[0].picture_pixels,
             lambda tile, _: latents[(..., *tile.with_halo(HALO_LATENTS).latents.slices)],
         )
-
-    def _strips(
-        self, engine: Engine, header: Header, area: Rectangle, window_latents: Callable[[Tile, bool], Latents]
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Pixels of an area, one strip for every row of tiles. All pixels are made here.
-
-        window_latents: of a tile (and whether it is the last in its row), the latents of the tile and its halo.
-        """
-        columns = header.grid.columns_of(area)
-        for row in header.grid.rows_of(area):
-            tiles = header.grid.row(row)[columns.start : columns.stop]
-            band = tiles[0].visible_pixels.clipped(area)
-            strip = np.empty((band.height, area.width, 1 if header.grey else 3), np.uint8)
-            for tile in tiles:
-                visible = tile.visible_pixels.clipped(area)
-                origin = tile.with_halo(HALO_LATENTS).pixels
-                strip[visible.moved(-band.top, -area.left).slices] = engine.synthesise(
-                    window_latents(tile, tile is tiles[-1]),
-                    header.quality_code,
-                    visible.moved(-origin.top, -origin.left).slices,
-                    header.grey,
-                )
-            yield strip
 
     def _workers(self, engine: Engine, header: Header) -> int:
         """How many tiles are coded at a time."""
@@ -382,5 +406,5 @@ class Codec:
 
 
 def load_codec(model: str = DEFAULT_MODEL, device: str = "auto", profile: str = "auto", tile_workers: int = 1) -> Codec:
-    """A Codec for a checkpoint given by name or path; the other settings as `Codec` takes them."""
-    return Codec(read_checkpoint(model), device, profile, tile_workers)
+    """A Codec for a checkpoint or a family given by name or path; the other settings as `Codec` takes them."""
+    return Codec(read_models(model), device, profile, tile_workers)

@@ -1,7 +1,8 @@
-"""Encode to a file size or to a fidelity instead of a quality: a search over the 201 qualities that a file can have.
+"""Encode to a file size or to a fidelity instead of a quality: a search over the qualities that give different files.
 
-The analysis transform does not depend on the quality, so it runs once; each step of the bisection is one pass of the
-context model, and for a fidelity one synthesis. Eight steps are enough.
+In a model of 201 qualities the analysis transform does not depend on the quality, so it runs once; each step of the bisection is one pass
+of the context model, and for a fidelity one synthesis. Eight steps are enough. A family of n models has n qualities, and each step that
+tries another of them loads it and analyses the picture with it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,13 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hpcm_codec.bitstream.quality import quality_code, quality_of
-from hpcm_codec.constants import DEFAULT_QUALITY, LARGEST_QUALITY_CODE
+from hpcm_codec.constants import DEFAULT_QUALITY
 from hpcm_codec.errors import HpcmError
 
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec, Encoded
+    from hpcm_codec.engines.interface import Latents
     from hpcm_codec.images import PixelSource
-
-ALL_CODES = range(LARGEST_QUALITY_CODE + 1)
 
 
 class TargetError(HpcmError):
@@ -33,10 +32,9 @@ class Target:
     kind: Literal["quality", "bytes", "bpp", "psnr"] = "quality"
     value: float = DEFAULT_QUALITY
 
-    @property
-    def stored_quality(self) -> float | None:
-        """The quality, in the half steps that files store; None if another quantity is asked for."""
-        return quality_of(quality_code(self.value)) if self.kind == "quality" else None
+    def stored_quality(self, codec: Codec) -> float | None:
+        """The quality that files of a codec store; None if another quantity is asked for."""
+        return codec.nearest_quality(self.value) if self.kind == "quality" else None
 
     @property
     def kept_latents(self) -> int:
@@ -63,38 +61,57 @@ def encode_to_target(codec: Codec, picture: PixelSource, target: Target) -> Reac
     The file has at most the requested size, metadata included, or at least the requested PSNR. The latents of the whole
     picture are kept in memory, 5 bytes a pixel; for a PSNR also the decoded ones of one try.
     """
-    if (quality := target.stored_quality) is not None:
-        return Reached(codec.encode(picture, quality), quality, None)
-    analysed = codec.analyse(picture)
+    if (stored := target.stored_quality(codec)) is not None:
+        return Reached(codec.encode(picture, stored), stored, None)
+    qualities = codec.qualities
+    analyses = _Analyses(codec, picture)
     limit = target.most_bytes(picture.width * picture.height)
-    tried: dict[int, tuple[bytes, float]] = {}
+    tried: dict[float, tuple[bytes, float]] = {}
 
-    def measure(code: int) -> float:
+    def measure(quality: float) -> float:
         """The file's bytes, or its PSNR."""
-        if code not in tried:
+        if quality not in tried:
+            member, analysed = analyses.at(quality)
             if limit is not None:
-                data = codec.bytes_of_analysed(picture, analysed, quality_of(code))
-                tried[code] = (data, len(data))
+                data = member.bytes_of_analysed(picture, analysed, quality)
+                tried[quality] = (data, len(data))
             else:
-                encoded = codec.encode_analysed(picture, analysed, quality_of(code))
-                tried[code] = (encoded.data, _fidelity(codec, picture, encoded))
-        return tried[code][1]
+                encoded = member.encode_analysed(picture, analysed, quality)
+                tried[quality] = (encoded.data, _fidelity(member, picture, encoded))
+        return tried[quality][1]
 
     if limit is not None:
-        chosen = bisect_right(ALL_CODES, limit, key=measure) - 1
+        chosen = bisect_right(qualities, limit, key=measure) - 1
         if chosen < 0:
             raise TargetError(
-                f"cannot be made as small as {limit:.0f} bytes: at quality 0 it takes {measure(0):.0f}",
+                f"cannot be made as small as {limit:.0f} bytes: at quality {qualities[0]:g} it takes {measure(qualities[0]):.0f}",
                 advice="ask for more, make the picture smaller, or leave its metadata out with --strip",
             )
-        return Reached(tried[chosen][0], quality_of(chosen), None)
-    chosen = bisect_left(ALL_CODES, target.value, key=measure)
-    if chosen == len(ALL_CODES):
+        return Reached(tried[qualities[chosen]][0], qualities[chosen], None)
+    chosen = bisect_left(qualities, target.value, key=measure)
+    if chosen == len(qualities):
         raise TargetError(
-            f"cannot be kept at {target.value:g} dB: quality 100 gives {measure(LARGEST_QUALITY_CODE):.2f} dB",
+            f"cannot be kept at {target.value:g} dB: quality {qualities[-1]:g} gives {measure(qualities[-1]):.2f} dB",
             advice="ask for less, or use a lossless format",
         )
-    return Reached(tried[chosen][0], quality_of(chosen), tried[chosen][1])
+    data, fidelity = tried[qualities[chosen]]
+    return Reached(data, qualities[chosen], fidelity)
+
+
+class _Analyses:
+    """The analysis of a picture by the model of the last quality; made again when a quality is of another model."""
+
+    def __init__(self, codec: Codec, picture: PixelSource) -> None:
+        self._codec, self._picture = codec, picture
+        self._last: tuple[Codec, Latents] | None = None
+
+    def at(self, quality: float) -> tuple[Codec, Latents]:
+        """The model that encodes at a quality, loaded, and its latents before rounding."""
+        if self._last is None or self._last[0].identity != self._codec.identity_at(quality):
+            self._last = None  # a model's memory is free before the next is loaded
+            member = self._codec.at(quality)
+            self._last = member, member.analyse(self._picture)
+        return self._last
 
 
 def _fidelity(codec: Codec, picture: PixelSource, encoded: Encoded) -> float:

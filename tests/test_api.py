@@ -19,8 +19,9 @@ from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.engines.loading import Engines, load_engines
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, MemoryLimitError, UsageError
+from hpcm_codec.weights.families import Family
 from hpcm_codec.weights.registry import shipped_checkpoints
-from hpcm_codec.weights.stored import StoredCheckpoint, read_checkpoint
+from hpcm_codec.weights.stored import StoredCheckpoint, read_models
 
 RGB = small_photograph(40, 30)
 ALPHA = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
@@ -117,9 +118,9 @@ def test_what_is_no_picture_is_refused_by_name(codec: Codec, image, reason: str)
 
 
 def test_a_loaded_codec_encodes_and_decodes_for_both_functions(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpcm_codec.api.read_checkpoint", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("hpcm_codec.api.read_models", lambda *_: pytest.fail("a model was loaded"))
     hpcm_codec.api._kept.cache_clear()
-    hpcm_codec.api._kept_checkpoint.cache_clear()
+    hpcm_codec.api._kept_models.cache_clear()
     data = hpcm_codec.encode(RGB, 30, codec)
     assert np.array_equal(hpcm_codec.decode(data, codec, output="numpy"), codec.decode(data).pixels)
     assert data == codec.encode(Picture(RGB), 30)
@@ -154,18 +155,18 @@ def test_a_model_is_loaded_once_however_it_is_asked_for(monkeypatch: pytest.Monk
     read: list[str] = []
     loaded: list[str] = []
 
-    def counted_read(model: str) -> StoredCheckpoint:
+    def counted_read(model: str) -> StoredCheckpoint | Family:
         read.append(model)
-        return read_checkpoint(model)
+        return read_models(model)
 
     def counted_load(checkpoint: StoredCheckpoint, device: str) -> Engines:
         loaded.append(device)
         return load_engines(checkpoint, device)
 
-    monkeypatch.setattr(hpcm_codec.api, "read_checkpoint", counted_read)
-    monkeypatch.setattr("hpcm_codec.codec.load_engines", counted_load)
+    monkeypatch.setattr(hpcm_codec.api, "read_models", counted_read)
+    monkeypatch.setattr("hpcm_codec.engines.models.load_engines", counted_load)
     hpcm_codec.api._kept.cache_clear()
-    hpcm_codec.api._kept_checkpoint.cache_clear()
+    hpcm_codec.api._kept_models.cache_clear()
     checkpoint = shipped_checkpoints()[DEFAULT_MODEL]
     monkeypatch.chdir(checkpoint.parent)
     ways: list[dict[str, Any]] = [{}, {"device": "cpu"}, {"profile": "exact"}]
@@ -181,7 +182,7 @@ def test_a_model_is_loaded_once_however_it_is_asked_for(monkeypatch: pytest.Monk
     Image.open(tmp_path / "a.hpcm").load()
     assert len(read) == 1 and len(loaded) == (2 if torch.cuda.is_available() else 1)
     hpcm_codec.api._kept.cache_clear()
-    hpcm_codec.api._kept_checkpoint.cache_clear()
+    hpcm_codec.api._kept_models.cache_clear()
 
 
 def test_both_profiles_of_a_kept_model_are_what_they_are_alone(codec: Codec) -> None:

@@ -95,13 +95,12 @@ def test_own_qualities_are_kept_when_asked_for(folder: Path, tmp_path: Path) -> 
 
 def test_a_file_is_the_smallest_that_reaches_the_size() -> None:
     picture, codec = Picture(small_photograph()), PillowCodec("jpeg")
-    qualities = CodecChoice("jpeg").qualities
-    sizes = [len(codec.encode(picture, quality)) for quality in qualities]
+    sizes = [len(codec.encode(picture, quality)) for quality in codec.qualities]
     for wanted in (sizes[0] - 5, sizes[7], sizes[60] + 1, sizes[100]):
-        found = encode_to_size(codec, picture, wanted, qualities)
+        found = encode_to_size(codec, picture, wanted)
         assert len(found.data) == min(size for size in sizes if size >= wanted)
         assert not found.short
-    beyond = encode_to_size(codec, picture, sizes[100] + 1, qualities)
+    beyond = encode_to_size(codec, picture, sizes[100] + 1)
     assert (beyond.quality, len(beyond.data), beyond.short) == (100, sizes[100], True)
 
 

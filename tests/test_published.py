@@ -20,7 +20,7 @@ import hpcm_codec
 from conftest import small_photograph
 from hpcm_codec.cli.checkpoints import command
 from hpcm_codec.engines.exporting import import_published
-from hpcm_codec.errors import FileError, HpcmError, UnsupportedError, UsageError
+from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.published import our_name
@@ -232,8 +232,8 @@ def test_a_damaged_file_is_refused_without_a_traceback(tmp_path: Path, content: 
 def test_what_cannot_be_done_is_said_before_work_begins(tiny: Tensors, tmp_path: Path) -> None:
     source, target = tmp_path / "file.pth.tar", tmp_path / "out.safetensors"
     torch.save(tiny, source)
-    two = run(source, source, "-o", target)
-    assert isinstance(two.exception, UsageError) and "several rates" in str(two.exception)
+    twice = run(source, source, "-o", target)
+    assert isinstance(twice.exception, UnsupportedError) and "the same weights" in str(twice.exception)
     assert isinstance(run(tmp_path / "nowhere", "-o", target).exception, FileError)
     exact = run(source, "-o", target, "--calibrate", tmp_path)
     assert isinstance(exact.exception, UnsupportedError) and "without --calibrate" in str(exact.exception)

@@ -13,6 +13,7 @@ from hpcm_codec.batch.jobs import Job
 from hpcm_codec.batch.machine import Machine, pixel_limit
 from hpcm_codec.batch.streams import STDIO, read_input, shown, write_output
 from hpcm_codec.batch.tasks import Outcome
+from hpcm_codec.bitstream.quality import quality_code, quality_of
 from hpcm_codec.errors import HpcmError, UsageError, printable
 from hpcm_codec.targets import Target, encode_to_target
 
@@ -65,7 +66,7 @@ class Encoding:
         limit = {"bytes": "target_size", "bpp": "target_bpp", "psnr": "target_psnr"}.get(self.target.kind)
         return {
             "command": "encode",
-            "quality": self.target.stored_quality,
+            "quality": self.target.stored_quality(codec),
             **({} if limit is None else {limit: self.target.value}),
             "strip": self.strip,
             "model": codec.identity.hex(),
@@ -79,15 +80,15 @@ class Encoding:
         from hpcm_codec.batch.together import analyse_together
 
         self._analysed.clear()
-        self._analysed.update(
-            analyse_together(self._codec(), [job.source for job in jobs if not job.unreadable], self.opened)
-        )
+        if self.target.kind == "quality":
+            codec = self._codec().at(self.target.value)
+            sources = [job.source for job in jobs if not job.unreadable]
+            self._analysed.update(analyse_together(codec, sources, self.opened))
 
     def __call__(self, job: Job, overwrite: bool) -> Outcome:
         if (analysed := self._analysed.pop(job.source, None)) is not None:
-            codec = self._codec()
-            quality = self.target.stored_quality
-            assert quality is not None  # see `lookahead`
+            codec = self._codec().at(self.target.value)  # `prepare`: the target is a quality
+            quality = codec.nearest_quality(self.target.value)
             data = codec.bytes_of_analysed(analysed.picture, analysed.latents, quality)
             if self._is_better_kept(analysed.input_bytes, data):
                 return self._copied(job, analysed.picture, analysed.input_bytes, data, overwrite)
@@ -127,10 +128,13 @@ class Encoding:
         codec = self._codec()
         data = read_input(job.target)
         stream = parse_stream(data, max_pixels=pixel_limit(self.max_pixels))
-        header, wanted = stream.header, self.target.stored_quality
+        header, wanted = stream.header, self.target.stored_quality(codec)
         with self.opened(job.source) as (picture, input_bytes):
             for differs, reason in (
-                (header.checkpoint_id != codec.identity, f"it is of another model, {header.checkpoint_id.hex()}"),
+                (
+                    header.checkpoint_id != codec.identity_at(header.quality),
+                    f"it is of another model, {header.checkpoint_id.hex()}",
+                ),
                 (header.profile != codec.profile, "it is of the other profile"),
                 (
                     (header.width, header.height) != (picture.width, picture.height),
@@ -210,7 +214,8 @@ class Encoding:
             psnr = _psnr_of(codec, picture, stream or parse_stream(data, max_pixels=pixel_limit(self.max_pixels)))
         rate, ratio = 8 * len(data) / (picture.width * picture.height), len(data) / input_bytes
         found = {} if psnr is None else {"psnr": round(psnr, PSNR_DIGITS)}
-        shown_facts = found if self.target.kind == "quality" else {"quality": quality, **found}
+        as_asked = self.target.kind == "quality" and quality == quality_of(quality_code(self.target.value))
+        shown_facts = found if as_asked else {"quality": quality, **found}
         return Outcome(
             f"{picture.width}×{picture.height}, {len(data)} bytes, {rate:.3f} bpp, {100 * ratio:.1f}% of the input"
             + "".join(f", {key} {value:g}" for key, value in shown_facts.items()),
@@ -223,7 +228,7 @@ class Encoding:
                 "input_bytes": input_bytes,
                 "bpp": round(rate, 5),
                 "ratio": round(ratio, 5),
-                "model": codec.identity.hex(),
+                "model": codec.identity_at(quality).hex(),
                 "profile": codec.profile,
             },
             picture.notices,

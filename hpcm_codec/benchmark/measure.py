@@ -60,7 +60,7 @@ def measure_models(
         folder = Path(name)
         for model in models:
             path = str(random_checkpoint(model, folder)) if is_untrained(model) else model
-            codec = load_codec(path, settings.device, settings.profile)
+            codec = load_codec(path, settings.device, settings.profile).at(settings.quality)
             per_pixel = 0.0
             for width, height in sorted(sizes, key=lambda size: size[0] * size[1]):
                 expected = per_pixel * width * height

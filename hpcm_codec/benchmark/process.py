@@ -111,7 +111,7 @@ def _work(job: Run) -> RunResult:
 
     if job.threads:
         torch.set_num_threads(job.threads)
-    codec = load_codec(job.model, job.device, job.profile)
+    codec = load_codec(job.model, job.device, job.profile).at(job.quality)
     tiny = codec.encode(Picture(np.zeros((SMALL, SMALL, 3), np.uint8)))
     if job.action == "decode":
         codec.decode(tiny)

@@ -64,14 +64,14 @@ def _work(job: dict[str, Any]) -> list[float]:
     from hpcm_codec.ops import build
     from hpcm_codec.system.files import write_atomically
     from hpcm_codec.system.threads import set_threads
-    from hpcm_codec.weights.stored import read_checkpoint
+    from hpcm_codec.weights.stored import read_models
 
     set_threads(job["threads"])
     build.use_compiled("integer")
     done()
-    stored = read_checkpoint(job["model"])
+    stored = read_models(job["model"])
     done()
-    codec = Codec(stored, "cpu")
+    codec = Codec(stored, "cpu").at(job["quality"])
     done()
     if job["action"] == "encode":
         picture = read_picture(job["source"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json as json_module
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpcm_codec.cli import options
-from hpcm_codec.errors import HpcmError, UsageError
+from hpcm_codec.errors import HpcmError, UsageError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.stored import StoredCheckpoint
 
 CALIBRATION_EDGE = 256
 
@@ -37,51 +40,65 @@ def command() -> None:
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
     """The checkpoints that came with the program, then those in your own folder (HPCM_MODELS), with the identities that files name."""
-    from hpcm_codec.weights.identity import kept_identity
+    from hpcm_codec.weights.families import kept_identities, read_family
     from hpcm_codec.weights.registry import known_checkpoints
 
-    def identity(path: Path) -> str:
+    def described(name: str, path: Path) -> dict[str, Any]:
+        more: dict[str, Any] = {}
         try:
-            return kept_identity(path).hex()
+            if (family := read_family(path)) is None:
+                (identity,) = kept_identities(path)
+            else:
+                identity = family.identity
+                more["members"] = _members_of(family)
         except HpcmError:
-            return "damaged"
+            return {"name": name, "identity": "damaged", "bytes": path.stat().st_size, "path": str(path)}
+        return {"name": name, "identity": identity.hex(), "bytes": path.stat().st_size, "path": str(path), **more}
 
-    found = [
-        {"name": name, "identity": identity(path), "bytes": path.stat().st_size, "path": str(path)}
-        for name, path in known_checkpoints().items()
-    ]
+    found = [described(name, path) for name, path in known_checkpoints().items()]
     if json:
         click.echo(json_module.dumps(found, indent=1))
         return
     for entry in found:
         click.echo(f"{entry['name']}  {entry['identity']}  {entry['bytes']} bytes  {entry['path']}")
+        for member in entry.get("members", ()):
+            click.echo(f"  quality {member['quality']:g}  {member['identity']}")
 
 
 @command.command("show")
 @click.argument("name", metavar="NAME|PATH")
 def show_command(name: str) -> None:
-    """The configuration and the training record of a checkpoint, as JSON (see also hpcm info --model)."""
-    from hpcm_codec.weights.checkpoints import load_checkpoint
+    """The configuration and the training record of a checkpoint, as JSON, those of a family one by one (see also hpcm info --model)."""
+    from hpcm_codec.weights.checkpoints import each_checkpoint
+    from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.stored import read_models
 
-    checkpoint = load_checkpoint(name)
-    shown = {
-        "identity": checkpoint.identity.hex(),
-        "config": json_module.loads(checkpoint.config.to_json()),
-        "training": checkpoint.training,
-    }
-    click.echo(json_module.dumps(shown, indent=1))
+    shown = [
+        {
+            "identity": checkpoint.identity.hex(),
+            "config": json_module.loads(checkpoint.config.to_json()),
+            "training": checkpoint.training,
+        }
+        for checkpoint in each_checkpoint(name)
+    ]
+    found = read_models(name)
+    if not isinstance(found, Family):
+        click.echo(json_module.dumps(shown[0], indent=1))
+        return
+    members = [{**member, **more} for member, more in zip(_members_of(found), shown, strict=True)]
+    click.echo(json_module.dumps({"identity": found.identity.hex(), "members": members}, indent=1))
 
 
 @command.command("verify")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|PATH...")
 def verify_command(names: tuple[str, ...]) -> None:
-    """Check that checkpoints load, fit their configuration, hold finite weights and whole tables."""
-    from hpcm_codec.weights.checkpoints import load_checkpoint, verify_checkpoint
+    """Check that checkpoints load, fit their configuration, hold finite weights and whole tables; of a family, every member."""
+    from hpcm_codec.weights.checkpoints import each_checkpoint, verify_checkpoint
 
     for name in names:
-        checkpoint = load_checkpoint(name)
-        verify_checkpoint(checkpoint, name)
-        click.echo(f"{name}: sound, {checkpoint.config.name}, identity {checkpoint.identity.hex()}")
+        for checkpoint in each_checkpoint(name):
+            verify_checkpoint(checkpoint, name)
+            click.echo(f"{name}: sound, {checkpoint.config.name}, identity {checkpoint.identity.hex()}")
 
 
 @command.command("export")
@@ -95,6 +112,9 @@ def verify_command(names: tuple[str, ...]) -> None:
     help="Type of the weights; int12 … int9: so many bits each, and a power of two for each row of a matrix.",
 )
 @click.option(
+    "-q", "--quality", type=float, metavar="0..100", help="Of a family, only the member that this quality chooses."
+)
+@click.option(
     "--exact", is_flag=True, help="With an exact profile: files then decode on every machine. Needs --calibrate."
 )
 @click.option(
@@ -106,21 +126,42 @@ def verify_command(names: tuple[str, ...]) -> None:
 @_pictures
 @_force
 def export_command(
-    source: str, output: Path, dtype: str, exact: bool, calibrate: Path | None, pictures: int, force: bool
+    source: str,
+    output: Path,
+    dtype: str,
+    quality: float | None,
+    exact: bool,
+    calibrate: Path | None,
+    pictures: int,
+    force: bool,
 ) -> None:
-    """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity."""
+    """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity.
+
+    A family becomes a family; with -q, a checkpoint of one of its models.
+    """
     import torch
 
-    from hpcm_codec.engines.exporting import export_checkpoint
+    from hpcm_codec.engines.exporting import export_loaded
+    from hpcm_codec.engines.families import export_family
+    from hpcm_codec.weights.checkpoints import with_tensors
+    from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.stored import read_models
 
     if exact != (calibrate is not None):
         raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")
     options.refuse_existing(output, force)
+    found: StoredCheckpoint | Family = read_models(source)
+    if quality is not None:
+        found = _member_at(found, quality)
     calibration = None if calibrate is None else _calibration(calibrate, pictures)
     bits = PACKED.get(dtype)
     plain = torch.float16 if bits is not None else getattr(torch, dtype)
-    identity = export_checkpoint(source, output, plain, calibration, packed_bits=bits)
-    click.echo(f"{output}: {output.stat().st_size} bytes, identity {identity.hex()}")
+    if isinstance(found, Family):
+        family = export_family(found, output, plain, calibration, bits)
+        identity, models = family.identity, f"{len(family.members)} models, "
+    else:
+        identity, models = export_loaded(with_tensors(found), source, output, plain, calibration, bits), ""
+    click.echo(f"{output}: {models}{output.stat().st_size} bytes, identity {identity.hex()}")
 
 
 @command.command("import")
@@ -135,25 +176,56 @@ def export_command(
 @_pictures
 @_force
 def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None, pictures: int, force: bool) -> None:
-    """Write a published HPCM checkpoint (.pth.tar of HPCM-Base or HPCM-Large, github.com/lyq133/LIC-HPCM) as one of ours.
+    """Write published HPCM checkpoints (.pth.tar of HPCM-Base or HPCM-Large, github.com/lyq133/LIC-HPCM) as one of ours.
 
-    A published file holds one rate, and so does what is written: -q changes nothing. FILE is read without running anything in it.
+    A published file holds one rate. One FILE gives a checkpoint of that rate, of which -q changes nothing. Several, of one network, give a
+    family: -q 0 is the lowest rate, -q 100 the highest, others the nearest. Their order is found by what a built-in picture takes.
+    FILE is read without running anything in it.
     """
     from hpcm_codec.engines.exporting import import_published
+    from hpcm_codec.engines.families import import_family, out_of_order
 
-    if len(files) > 1:
-        raise UsageError(
-            f"{len(files)} files given: several rates in one checkpoint are not supported",
-            advice="import each file to an output of its own, and choose the rate with --model",
-        )
     options.refuse_existing(output, force)
-    options.refuse_missing(files[0])
+    for file in files:
+        options.refuse_missing(file)
     calibration = None
     if calibrate is not None:
         options.refuse_missing(calibrate)
         calibration = partial(_calibration, calibrate, pictures)
-    kind, identity = import_published(files[0], output, calibration)
-    click.echo(f"{output}: {kind}, {output.stat().st_size} bytes, identity {identity.hex()}")
+    if len(files) == 1:
+        kind, identity = import_published(files[0], output, calibration)
+        click.echo(f"{output}: {kind}, {output.stat().st_size} bytes, identity {identity.hex()}")
+        return
+    family, sources = import_family(files, output, calibration)
+    size = output.stat().st_size
+    click.echo(f"{output}: {sources[0].kind}, {len(files)} rates, {size} bytes, identity {family.identity.hex()}")
+    for member, source in zip(_members_of(family), sources, strict=True):
+        quality, identity_shown = f"quality {member['quality']:g}", member["identity"]
+        click.echo(f"  {quality:<13} {member['bpp']:.4f} bpp  {identity_shown}  {printable(str(source.source))}")
+    click.echo("bpp: of a built-in picture, by which they were ordered")
+    for line in out_of_order(sources):
+        click.echo(f"hpcm: {line}", err=True)
+
+
+def _members_of(family: Family) -> list[dict[str, Any]]:
+    """Quality, identity and rate of each member."""
+    from hpcm_codec.bitstream.quality import quality_of
+
+    return [
+        {"quality": quality_of(code), "identity": member.identity.hex(), "bpp": member.rate}
+        for code, member in zip(family.codes, family.members, strict=True)
+    ]
+
+
+def _member_at(found: StoredCheckpoint | Family, quality: float) -> StoredCheckpoint:
+    """The member of a family that a quality chooses; raises UsageError for what is no family."""
+    from hpcm_codec.bitstream.quality import quality_code
+    from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.stored import read_member
+
+    if not isinstance(found, Family):
+        raise UsageError("-q is for families: this checkpoint is one model", advice="leave out -q")
+    return read_member(found, found.number_at(quality_code(quality)))
 
 
 def _calibration(source: Path, count: int) -> list[Tensor]:

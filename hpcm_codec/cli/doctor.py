@@ -134,14 +134,14 @@ def _training(operator: dict[str, str]) -> dict[str, str]:
 def _checkpoints(problems: list[str]) -> dict[str, str]:
     try:
         from hpcm_codec.constants import DEFAULT_MODEL
-        from hpcm_codec.weights.checkpoints import load_checkpoint
+        from hpcm_codec.weights.checkpoints import each_checkpoint
         from hpcm_codec.weights.registry import shipped_checkpoints
     except (ImportError, OSError):
         return {}  # torch's absence has been reported
     found: dict[str, str] = {}
     for name in shipped_checkpoints():
         try:
-            found[name] = load_checkpoint(name).identity.hex()
+            found[name] = ", ".join(checkpoint.identity.hex() for checkpoint in each_checkpoint(name))
         except HpcmError as error:
             found[name] = "damaged"
             problems.append(str(error))

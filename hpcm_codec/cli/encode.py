@@ -130,6 +130,8 @@ def command(
 
     IN is a picture of any format, a directory (all pictures below it), or - for stdin. With several inputs, or a directory, OUT is a
     directory, which gets the same tree.
+
+    A family of models (see hpcm checkpoints import) has a quality for each, spread evenly over 0 to 100; -q takes the nearest.
     """
     target = options.target_of(quality, size, bpp, psnr)
     options.check_json(json, output)

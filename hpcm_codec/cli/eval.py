@@ -13,6 +13,7 @@ import click
 
 from hpcm_codec.bitstream.quality import quality_code, quality_of
 from hpcm_codec.cli import options
+from hpcm_codec.constants import LARGEST_QUALITY_CODE
 from hpcm_codec.errors import UsageError
 from hpcm_codec.system.threads import set_threads
 
@@ -64,7 +65,12 @@ def _list_anchors(context: click.Context, _: click.Parameter, wanted: bool) -> N
     metavar="NAME,NAME…",
     help="What to measure: hpcm, jpeg, webp, avif, jpeg2000, jxl, heic.  [default: hpcm]",
 )
-@click.option("-q", "--qualities", metavar="Q,Q,…", help="Qualities, 0 to 100.  [default: 8 over the whole range]")
+@click.option(
+    "-q",
+    "--qualities",
+    metavar="Q,Q,…",
+    help="Qualities, 0 to 100.  [default: 8 over the whole range, all of a family]",
+)
 @click.option(
     "--own-qualities", is_flag=True, help="With several codecs: each at qualities of its own, not at the first's sizes."
 )
@@ -131,7 +137,7 @@ def command(
     Rates count whole files. Ordinary formats go through Pillow; with several codecs, the others are given the file
     sizes of the first, picture by picture. The same command continues an interrupted run.
     """
-    from hpcm_codec.evaluation import bjontegaard, campaign
+    from hpcm_codec.evaluation import campaign
     from hpcm_codec.evaluation.codecs import PILLOW_QUALITIES, PillowCodec
     from hpcm_codec.evaluation.datasets import find_dataset, picture_digests
     from hpcm_codec.evaluation.perceptual import SSIMULACRA2, parse_perceptual
@@ -148,8 +154,8 @@ def command(
     for name in (output, plot, report):
         options.refuse_existing(name, force)
     chosen = None if qualities is None else parse_qualities(qualities)
-    if anchors and chosen is not None and len(chosen) < bjontegaard.FEWEST_POINTS:
-        raise UsageError(f"a BD-rate needs {bjontegaard.FEWEST_POINTS} qualities or more, not {len(chosen)}")
+    if anchors and chosen is not None:
+        _check_points(chosen)
     options.check_device(device)
     set_threads(threads)
     anchor_curves = [load_anchor(anchor, dataset, metric) for anchor in anchors]
@@ -162,11 +168,13 @@ def command(
     plans: list[Sequence[float]] = []
     for place, subject in enumerate(subjects):
         ordinary = isinstance(subject.codec, PillowCodec)
-        plans.append(chosen or (PILLOW_QUALITIES if ordinary else DEFAULT_QUALITIES))
+        plans.append(chosen or PILLOW_QUALITIES if ordinary else _own_qualities(subject, chosen))
         if isinstance(subject.codec, PillowCodec) and not (matched and place > 0):
             for quality in plans[-1]:
                 subject.codec.check_quality(quality)
     slider_names = _slider_names(pictures, report, report_images, report_quality)
+    if anchors:
+        _check_points(plans[0])
     if plot is not None:
         from hpcm_codec.evaluation.plot import check_plot
 
@@ -208,6 +216,27 @@ def command(
     )
     if refusal is not None:
         raise refusal
+
+
+def _own_qualities(subject: Subject, chosen: tuple[float, ...] | None) -> tuple[float, ...]:
+    """The qualities to measure ours at: each that gives files of its own once, of a family's or a fixed rate's all by default."""
+    from hpcm_codec.codec import Codec
+
+    codec = subject.codec
+    assert isinstance(codec, Codec)
+    few = len(codec.qualities) <= LARGEST_QUALITY_CODE
+    wanted = chosen or (codec.qualities if few else DEFAULT_QUALITIES)
+    own = tuple(sorted({codec.nearest_quality(quality) for quality in wanted}))
+    if own != wanted:
+        _report_line(f"{subject.name} is measured at the qualities that it has: {', '.join(map('{:g}'.format, own))}")
+    return own
+
+
+def _check_points(qualities: Sequence[float]) -> None:
+    from hpcm_codec.evaluation.bjontegaard import FEWEST_POINTS
+
+    if len(qualities) < FEWEST_POINTS:
+        raise UsageError(f"a BD-rate needs {FEWEST_POINTS} qualities or more, not {len(qualities)}")
 
 
 def _check_hpcm_options(kinds: Sequence[str], model: str | None, verify: bool) -> None:

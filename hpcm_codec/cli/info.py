@@ -11,7 +11,9 @@ from hpcm_codec.batch import streams
 from hpcm_codec.errors import HpcmError, UsageError
 
 if TYPE_CHECKING:
-    from hpcm_codec.weights.checkpoints import Checkpoint
+    from pathlib import Path
+
+    from hpcm_codec.model.config import ModelConfig
 
 # by whether the decoded pixels follow from the file alone; None: the checkpoint is not here
 EXACT_PIXELS = {
@@ -71,7 +73,9 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
     known = known_name(header.checkpoint_id)
     exact_pixels: bool | None = header.profile == "exact"
     if exact_pixels:
-        exact_pixels = None if known is None else has_integer_transforms(known_checkpoints()[known])
+        exact_pixels = (
+            None if known is None else has_integer_transforms(known_checkpoints()[known], header.checkpoint_id)
+        )
     grid = header.grid
     described = {
         "format_version": container.FORMAT_VERSION,
@@ -80,7 +84,11 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         "components": 1 if header.grey else 3,
         "quality": header.quality,
         "profile": header.profile,
-        "checkpoint": {"identity": header.checkpoint_id.hex(), "known_as": known},
+        "checkpoint": {
+            "identity": header.checkpoint_id.hex(),
+            "known_as": known,
+            **({} if known is None else _place(known_checkpoints()[known], header.checkpoint_id)),
+        },
         "exact_pixels": exact_pixels,
         "tiles": {
             "count": len(grid),
@@ -97,6 +105,16 @@ def describe_file(data: bytes) -> tuple[dict[str, Any], HpcmError | None]:
         ],
     }
     return described, found.problem
+
+
+def _place(path: Path, identity: bytes) -> dict[str, int]:
+    """Which of a family's models one is, from 1 on the lowest rate first, and of how many; nothing for what is no family."""
+    from hpcm_codec.weights.families import read_family
+
+    family = read_family(path)
+    if family is None or (number := family.number_of(identity)) is None:
+        return {}
+    return {"number": number + 1, "of": len(family.members)}
 
 
 def _scales_in_words(there: dict[str, int], tiles: int) -> str:
@@ -152,18 +170,18 @@ def describe_model(name: str) -> dict[str, Any]:
 
     from hpcm_codec.model.complexity import PartComplexity, complexity_by_part, total
     from hpcm_codec.model.config import PRESETS
-    from hpcm_codec.weights.checkpoints import load_checkpoint
-    from hpcm_codec.weights.registry import known_checkpoints, known_name
+    from hpcm_codec.weights.registry import known_checkpoints
 
-    checkpoint: Checkpoint | None = None
-    if name not in PRESETS or name in known_checkpoints():
+    checkpoint: dict[str, Any] | None = None
+    if name in PRESETS and name not in known_checkpoints():
+        config = PRESETS[name]
+    else:
         try:
-            checkpoint = load_checkpoint(name)
+            config, checkpoint = _describe_stored(name)
         except HpcmError as error:
             if error.advice is None and not name.endswith(".safetensors"):
                 error.advice = f"model presets are {', '.join(PRESETS)}"
             raise
-    config = PRESETS[name] if checkpoint is None else checkpoint.config
     ours, published = (complexity_by_part(config, as_published=flag) for flag in (False, True))
 
     def row(part: PartComplexity, as_published: PartComplexity) -> dict[str, float]:
@@ -173,20 +191,36 @@ def describe_model(name: str) -> dict[str, Any]:
             "kmac_per_pixel_with_last_cell": round(as_published.kmac_per_pixel, 3),
         }
 
-    described: dict[str, Any] = {
+    return {
         "model": config.name,
         "parts": {part: row(ours[part], published[part]) for part in ours},
         "total": row(total(ours), total(published)),
         "config": asdict(config),
-        "checkpoint": None,
+        "checkpoint": checkpoint,
     }
-    if checkpoint is not None:
-        described["checkpoint"] = {
-            "identity": checkpoint.identity.hex(),
-            "known_as": known_name(checkpoint.identity),
-            "training": checkpoint.training,
-        }
-    return described
+
+
+def _describe_stored(name: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration, identity and training record of a checkpoint; of a family, the records of its models, by their headers alone."""
+    from hpcm_codec.bitstream.quality import quality_of
+    from hpcm_codec.weights.checkpoints import with_tensors
+    from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.registry import known_name
+    from hpcm_codec.weights.stored import member_about, read_models
+
+    found = read_models(name)
+    if not isinstance(found, Family):
+        checkpoint = with_tensors(found)
+        identity = checkpoint.identity
+        about = {"identity": identity.hex(), "known_as": known_name(identity), "training": checkpoint.training}
+        return checkpoint.config, about
+    configs, records = zip(*(member_about(found, number) for number in range(len(found.members))), strict=True)
+    members = [
+        {"quality": quality_of(code), "identity": member.identity.hex(), "bpp": member.rate, "training": record}
+        for code, member, record in zip(found.codes, found.members, records, strict=True)
+    ]
+    known = known_name(found.members[0].identity)
+    return configs[0], {"identity": found.identity.hex(), "known_as": known, "members": members}
 
 
 def _print_model(described: dict[str, Any]) -> None:
@@ -211,11 +245,24 @@ def _print_model(described: dict[str, Any]) -> None:
         click.echo("A preset without a checkpoint: train one with `hpcm train run`.")
         return
     click.echo(f"checkpoint  {_checkpoint_in_words(checkpoint)}")
-    for key, value in checkpoint["training"].items():
+    for member in checkpoint.get("members", ()):
+        click.echo(
+            f"quality {member['quality']:g}: model {member['identity']}, {member['bpp']:.4f} bpp of a built-in picture"
+        )
+        _print_training(member["training"])
+    if "members" in checkpoint:
+        click.echo("A family: -q chooses the model, the nearest of these qualities, the higher of two.")
+    else:
+        _print_training(checkpoint["training"])
+
+
+def _print_training(record: dict[str, Any]) -> None:
+    for key, value in record.items():
         click.echo(f"  {key}: {json_module.dumps(value)}")
 
 
 def _checkpoint_in_words(checkpoint: dict[str, Any]) -> str:
-    """Identity, and the name under which it is found."""
+    """Identity, the name under which it is found, and which of a family's it is."""
     known = checkpoint["known_as"]
-    return f"{checkpoint['identity']}, {f'known here as {known}' if known else 'not known here'}"
+    place = f", model {checkpoint['number']} of {checkpoint['of']}" if "number" in checkpoint else ""
+    return f"{checkpoint['identity']}, {f'known here as {known}{place}' if known else 'not known here'}"

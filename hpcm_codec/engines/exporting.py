@@ -37,7 +37,7 @@ def export_checkpoint(
                  and its weights are float16. None leaves the exact profile out.
     Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
     """
-    return _export(load_checkpoint(source), source, target, dtype, calibration, packed_bits)
+    return export_loaded(load_checkpoint(source), source, target, dtype, calibration, packed_bits)
 
 
 def import_published(
@@ -58,10 +58,10 @@ def import_published(
         error.advice = "import it without --calibrate: its files then use the float profile"
         raise error.in_file(source) from None
     checkpoint = Checkpoint(published.config, published.weights, build_coder_tables(), b"", published.record)
-    return kind, _export(checkpoint, str(source), target, torch.float16, calibration(), None)
+    return kind, export_loaded(checkpoint, str(source), target, torch.float16, calibration(), None)
 
 
-def _export(
+def export_loaded(
     checkpoint: Checkpoint,
     source: str,
     target: Path,

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.evaluation.codecs import CodecChoice, PictureCodec, encode_to_size
+from hpcm_codec.evaluation.codecs import CodecChoice, PictureCodec, QualityCodec, encode_to_size
 from hpcm_codec.evaluation.runner import MismatchError, Row, measure
 from hpcm_codec.evaluation.worklog import WorkLog
 from hpcm_codec.images import Picture, read_picture
@@ -122,13 +122,12 @@ def perform(trial: Trial) -> Row:
     """Make one measurement, in this process. Raises FileError for a picture that cannot be read; see `measure`."""
     picture = _picture(trial.path)
     try:
-        codec = _codec(trial.codec)
-        _warm_up(codec, trial.codec, picture, trial.quality if trial.size is None else trial.codec.qualities[0])
-        if trial.size is None:
-            return measure(codec, picture, trial.quality, trial.name, trial.verify, trial.perceptual)
-        setting = encode_to_size(codec, picture, trial.size, trial.codec.qualities).quality
-        row = measure(codec, picture, setting, trial.name, trial.verify, trial.perceptual)
-        return replace(row, quality=trial.quality, setting=setting)
+        whole = _codec(trial.codec)
+        quality = trial.quality if trial.size is None else encode_to_size(whole, picture, trial.size).quality
+        codec = whole.at(quality)
+        _warm_up(codec, (trial.codec, quality if codec is not whole else None), picture, quality)
+        row = measure(codec, picture, quality, trial.name, trial.verify, trial.perceptual)
+        return row if trial.size is None else replace(row, quality=trial.quality, setting=quality)
     except MismatchError:
         raise
     except HpcmError as error:
@@ -141,15 +140,18 @@ def _picture(path: Path) -> Picture:
 
 
 @cache
-def _codec(choice: CodecChoice) -> PictureCodec:
+def _codec(choice: CodecChoice) -> QualityCodec:
     return choice.load()
 
 
-_warm: set[CodecChoice] = set()
+_warm: set[tuple[CodecChoice, float | None]] = set()
 
 
-def _warm_up(codec: PictureCodec, choice: CodecChoice, picture: Picture, quality: float) -> None:
-    """Code a picture once beforehand, so that a process's first times are comparable with its later ones."""
-    if choice not in _warm:
+def _warm_up(codec: PictureCodec, name: tuple[CodecChoice, float | None], picture: Picture, quality: float) -> None:
+    """Code a picture once beforehand, so that a process's first times are comparable with its later ones.
+
+    name: of the codec, and the quality where each has a model of its own.
+    """
+    if name not in _warm:
         codec.decode(codec.encode(picture, quality))
-        _warm.add(choice)
+        _warm.add(name)

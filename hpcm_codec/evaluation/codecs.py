@@ -36,6 +36,17 @@ class PictureCodec(Protocol):
     def decode(self, data: bytes) -> Picture: ...
 
 
+class QualityCodec(PictureCodec, Protocol):
+    """A codec that says which qualities it has."""
+
+    @property
+    def qualities(self) -> Sequence[float]:
+        """Those that give files of their own, rising."""
+
+    def at(self, quality: float) -> QualityCodec:
+        """The codec, with all that it needs for a quality loaded."""
+
+
 class _Encoded(Protocol):
     @property
     def data(self) -> bytes: ...
@@ -179,6 +190,15 @@ class PillowCodec:
             library = f"{self.format.version_of} {features.version(self.format.version_of)}"
         return f"Pillow {pillow_version} ({library}): {self.format.description}"
 
+    @property
+    def qualities(self) -> Sequence[float]:
+        """Every quality, rising."""
+        return [float(quality) for quality in range(round(HIGHEST_QUALITY) + 1)]
+
+    def at(self, quality: float) -> PillowCodec:
+        """The codec itself."""
+        return self
+
     def check_quality(self, quality: float) -> None:
         """Raises UsageError for a quality that is no whole number from 0 to 100."""
         if quality != int(quality) or not 0 <= quality <= HIGHEST_QUALITY:
@@ -222,19 +242,13 @@ class CodecChoice:
     device: str = "cpu"
     profile: str = "auto"
 
-    def load(self) -> PictureCodec:
+    def load(self) -> QualityCodec:
         """The codec; raises UsageError for an unknown kind, MissingCodecError, or what loading a model raises."""
         if self.kind != HPCM:
             return PillowCodec(self.kind)
         from hpcm_codec.codec import load_codec
 
         return load_codec(self.model, self.device, self.profile)
-
-    @property
-    def qualities(self) -> list[float]:
-        """Every quality of the codec, rising."""
-        step = 0.5 if self.kind == HPCM else 1.0
-        return [step * number for number in range(round(HIGHEST_QUALITY / step) + 1)]
 
 
 @dataclass(frozen=True)
@@ -246,11 +260,12 @@ class Matched:
     short: bool
 
 
-def encode_to_size(codec: PictureCodec, picture: Picture, size: int, qualities: Sequence[float]) -> Matched:
+def encode_to_size(codec: QualityCodec, picture: Picture, size: int) -> Matched:
     """The smallest file of at least `size` bytes, or else the largest possible: a difference in size favours this codec.
 
-    qualities: those to choose from, rising; files are taken to grow with them.
+    Of the codec's qualities; files are taken to grow with them.
     """
+    qualities = codec.qualities
 
     @cache
     def encoded(quality: float) -> bytes:

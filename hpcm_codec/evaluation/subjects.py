@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcm_codec.constants import HIGHEST_QUALITY, LOWEST_QUALITY
 from hpcm_codec.errors import UsageError
 from hpcm_codec.evaluation.codecs import (
     HPCM,
     PILLOW_FORMATS,
     CodecChoice,
     MissingCodecError,
-    PictureCodec,
     PillowCodec,
+    QualityCodec,
 )
 from hpcm_codec.evaluation.machine import describe_machine
 from hpcm_codec.version import __version__
@@ -28,14 +29,16 @@ class Subject:
 
     name:        in tables and curves; description: settings, versions and weights in one line.
     codec:       loaded in this process.
+    by_quality:  each quality has a model of its own, of which one at a time is loaded.
     facts:       further entries of its results: "machine" and, for ours, "checkpoint".
     """
 
     choice: CodecChoice
     name: str
     description: str
-    codec: PictureCodec
+    codec: QualityCodec
     facts: dict[str, Any] = field(default_factory=dict)
+    by_quality: bool = False
 
     @property
     def about(self) -> str:
@@ -105,4 +108,5 @@ def _hpcm(model: str | None, device: str, profile: str) -> Subject:
             "machine": describe_machine(codec.device),
             "checkpoint": {"model": name, "identity": identity, "profile": codec.profile},
         },
+        by_quality=codec.identity_at(LOWEST_QUALITY) != codec.identity_at(HIGHEST_QUALITY),
     )

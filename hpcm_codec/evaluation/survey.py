@@ -43,12 +43,15 @@ class Survey:
 
     def measure(self, crew: Crew, log: WorkLog, on_row: OnRow | None = None) -> list[list[Row]]:
         """The rows of every subject, by picture and quality. Raises what `Crew.measure` raises."""
-        first = crew.measure(self._trials(0, {}), log, on_row)
+        first = self._by_picture(crew.measure(self._trials(0, {}), log, on_row))
         sizes = {(row.image, row.quality): row.bytes for row in first} if self.matched else {}
         # the others together, so that all processes are busy until the end
         trials = [self._trials(place, sizes) for place in range(1, len(self.subjects))]
         rows = iter(crew.measure([trial for part in trials for trial in part], log, on_row))
-        return [first, *([next(rows) for _ in part] for part in trials)]
+        return [first, *(self._by_picture([next(rows) for _ in part]) for part in trials)]
+
+    def _by_picture(self, rows: list[Row]) -> list[Row]:
+        return sorted(rows, key=lambda row: (self.pictures.names.index(row.image), row.quality))
 
     def results(self, all_rows: Sequence[Sequence[Row]], memory: bool, jobs: int) -> dict[str, Any]:
         """The first subject's results object, with those of the others as its "other_codecs"."""
@@ -74,6 +77,9 @@ class Survey:
 
     def _trials(self, place: int, sizes: dict[tuple[str, float], int]) -> list[Trial]:
         subject = self.subjects[place]
+        pairs = [(name, quality) for name in self.pictures.names for quality in self._qualities_of(place)]
+        if subject.by_quality:  # each model is then loaded once
+            pairs.sort(key=lambda pair: pair[1])
         return [
             Trial(
                 codec=subject.choice,
@@ -86,8 +92,7 @@ class Survey:
                 verify=self.verify and subject.choice.kind == HPCM,
                 perceptual=self.perceptual,
             )
-            for name in self.pictures.names
-            for quality in self._qualities_of(place)
+            for name, quality in pairs
         ]
 
 

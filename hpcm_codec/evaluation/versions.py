@@ -93,7 +93,7 @@ def versions_of(
             quality, data, short = _meeting(subject, picture, target)
             size = len(data)
         else:
-            match = encode_to_size(subject.codec, picture, size, subject.choice.qualities)
+            match = encode_to_size(subject.codec, picture, size)
             quality, data, short = match.quality, match.data, match.short
         pixels = subject.codec.decode(data).pixels
         figures = (psnr(picture.pixels, pixels), ms_ssim(picture.pixels, pixels))
@@ -104,18 +104,18 @@ def versions_of(
 
 def _meeting(subject: Subject, picture: Picture, target: Target) -> tuple[float, bytes, bool]:
     """(quality, file, whether it stays below the size asked for)."""
-    if target.kind == "quality":
-        return target.value, subject.codec.encode(picture, target.value), False
     if subject.choice.kind == HPCM:
         from hpcm_codec.codec import Codec
 
         assert isinstance(subject.codec, Codec)
         reached = encode_to_target(subject.codec, picture, target)
         return reached.quality, reached.data, False
+    if target.kind == "quality":
+        return target.value, subject.codec.encode(picture, target.value), False
     limit = target.most_bytes(picture.width * picture.height)
     if limit is None:
         raise UsageError(f"a PSNR can be asked of hpcm, not of {subject.name}", advice="name hpcm first in --codec")
-    match = encode_to_size(subject.codec, picture, int(limit), subject.choice.qualities)
+    match = encode_to_size(subject.codec, picture, int(limit))
     return match.quality, match.data, match.short
 
 

@@ -8,6 +8,7 @@ types, shapes and bytes: any change to any weight or table makes another model.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops.integer_tables import StoredFunctions
 from hpcm_codec.system.files import write_atomically
+from hpcm_codec.weights.families import Family
 from hpcm_codec.weights.identity import FRACTION_PREFIX, identity_of_parts
 from hpcm_codec.weights.packing import pack_all, unpack_all
 from hpcm_codec.weights.stored import (
@@ -34,6 +36,8 @@ from hpcm_codec.weights.stored import (
     TABLE_PREFIX,
     StoredCheckpoint,
     read_checkpoint,
+    read_member,
+    read_models,
 )
 
 
@@ -155,6 +159,16 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
     """Load and check a checkpoint; raises FileError for a damaged file, UnsupportedError for an unknown format."""
     return with_tensors(read_checkpoint(name_or_path))
+
+
+def each_checkpoint(name_or_path: str) -> Iterator[Checkpoint]:
+    """A checkpoint, or every member of a family from the lowest rate on, one at a time; raises as `load_checkpoint`."""
+    found = read_models(name_or_path)
+    if isinstance(found, Family):
+        for number in range(len(found.members)):
+            yield with_tensors(read_member(found, number))
+    else:
+        yield with_tensors(found)
 
 
 def with_tensors(stored: StoredCheckpoint) -> Checkpoint:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError, deserialize
@@ -55,9 +54,3 @@ def identity_of_file(path: str | Path) -> bytes:
 def damaged(path: str | Path, error: Exception) -> FileError:
     """The error for a file that cannot be read as a checkpoint."""
     return FileError(f"{path}: damaged or not a checkpoint ({error}); fetch it again")
-
-
-@cache
-def kept_identity(path: Path) -> bytes:
-    """`identity_of_file`, computed once."""
-    return identity_of_file(path)

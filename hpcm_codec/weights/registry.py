@@ -12,7 +12,8 @@ from pathlib import Path
 from hpcm_codec.constants import DEFAULT_MODEL, own_name
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
 from hpcm_codec.system.folders import user_folder
-from hpcm_codec.weights.identity import FRACTION_PREFIX, damaged, kept_identity
+from hpcm_codec.weights.families import kept_identities, read_family
+from hpcm_codec.weights.identity import FRACTION_PREFIX, damaged
 
 
 def shipped_folders() -> list[Path]:
@@ -50,11 +51,14 @@ def known_checkpoints() -> dict[str, Path]:
     return known
 
 
-def has_integer_transforms(path: Path) -> bool:
+def has_integer_transforms(path: Path, identity: bytes | None = None) -> bool:
     """Whether files of a checkpoint decode to the same pixels on every processor, judged by the names of its tensors.
 
-    Raises FileError when the file cannot be read as a checkpoint.
+    identity: of a family, the member that is meant. Raises FileError when the file cannot be read as a checkpoint.
     """
+    family = read_family(path)
+    if family is not None and identity is not None and (number := family.number_of(identity)) is not None:
+        return f"{FRACTION_PREFIX}g_s" in family.header(number)
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -77,10 +81,10 @@ def find_checkpoint(name_or_path: str) -> Path:
 
 
 def known_name(identity: bytes) -> str | None:
-    """The name of the known checkpoint of that identity, or None; damaged checkpoints are skipped."""
+    """The name of the known checkpoint of that identity, or of the family that holds it; None without one. Damaged ones are skipped."""
     for name, path in known_checkpoints().items():
         try:
-            if kept_identity(path) == identity:
+            if identity in kept_identities(path):
                 return name
         except HpcmError:
             continue

@@ -16,6 +16,7 @@ from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.ops.integer_tables import StoredFunctions
+from hpcm_codec.weights.families import Family, read_family, wants_one
 from hpcm_codec.weights.identity import FRACTION_PREFIX, TYPES, damaged, identity_of_parts
 from hpcm_codec.weights.registry import find_checkpoint
 
@@ -100,10 +101,46 @@ class StoredCheckpoint:
 
 
 def read_checkpoint(name_or_path: str = DEFAULT_MODEL) -> StoredCheckpoint:
-    """A checkpoint's file; raises FileError for a damaged one, UnsupportedError for an unknown name or format."""
+    """A checkpoint's file; raises FileError for a damaged one, UnsupportedError for an unknown name or format, and for a family."""
+    found = read_models(name_or_path)
+    if isinstance(found, Family):
+        raise wants_one(found)
+    return found
+
+
+def read_models(name_or_path: str = DEFAULT_MODEL) -> StoredCheckpoint | Family:
+    """A checkpoint's file, or a family of which only the header is read; raises as `read_checkpoint`."""
     path = find_checkpoint(name_or_path)
+    family = read_family(path)
+    if family is not None:
+        return family
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise damaged(path, error) from error
+    return _parsed(content, path)
+
+
+def read_member(family: Family, number: int) -> StoredCheckpoint:
+    """A member of a family; raises FileError where it is damaged, or not the one that the family's header names."""
+    found = _parsed(family.content(number), family.path)
+    if found.identity != family.members[number].identity:
+        raise damaged(family.path, ValueError(f"member {number} is not the one that the header names"))
+    return found
+
+
+def member_about(family: Family, number: int) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and training record of a member, of which its header alone is read; raises FileError for a damaged one."""
+    try:
+        metadata = family.header(number)["__metadata__"]
+        return ModelConfig.from_json(metadata["config"]), json.loads(metadata["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(family.path, error) from error
+
+
+def _parsed(content: bytes, path: Path) -> StoredCheckpoint:
+    """The bytes of a checkpoint's file; raises as `read_checkpoint`."""
+    try:
         tensors = sorted(deserialize(content), key=lambda named: named[0])
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
@@ -118,7 +155,7 @@ def read_checkpoint(name_or_path: str = DEFAULT_MODEL) -> StoredCheckpoint:
         bfloat16 = {
             name: (tensor["data"], tuple(tensor["shape"])) for name, tensor in tensors if tensor["dtype"] == "BF16"
         }
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:
         raise damaged(path, error) from error
     if metadata.get("format") not in (FORMAT, PACKED_FORMAT):
         known = f"{FORMAT!r} or {PACKED_FORMAT!r}"
