@@ -58,7 +58,7 @@ def refuse_unsupported(config: ModelConfig) -> None:
             )
     narrow = all(cell.residual and cell.width not in (None, 2 * config.latent_channels) for cell in config.cells)
     if not (config.scale_domain == "log" and config.rate_levels > 1 and config.prior_residual and config.residual_factors and narrow
-            and config.transform == "patch" and config.hyper_gather == "aligned"):  # fmt: skip
+            and config.hyper_gather == "aligned"):  # fmt: skip
         raise UnsupportedError(
             f"the exact profile does not cover models like {config.name}",
             advice="it needs logarithmic scales, several rates, and residual priors and cells; use the float profile",
@@ -104,7 +104,7 @@ class ExactNetwork:
         self.latent_fraction: Array = latents
         self.hyper_fraction: Array = make.fraction("h_s")
         self._power: Array = functions.power.astype(np.int64)
-        self.hyper_synthesis = HyperSynthesis(make, context)
+        self.hyper_synthesis = HyperSynthesis(make, config, context)
         self.context_nets = [make.linear(f"context.context_nets.{i}", context, context) for i in range(2)]
         self.prior_s12 = IntegerPrior(make, config.prior_blocks_s12, context, "context.prior_s12")
         self.prior_s3 = IntegerPrior(make, config.prior_blocks_s3, context, "context.prior_s3")
@@ -141,7 +141,7 @@ class ExactNetwork:
 
     @cached_property
     def hyper_analysis(self) -> HyperAnalysis:
-        return self._moved(HyperAnalysis(self._make, self._make.fraction("g_a")))
+        return self._moved(HyperAnalysis(self._make, self.config))
 
     @cached_property
     def synthesis(self) -> Synthesis:
