@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,9 @@ from hpcm_codec.ops.integer import (
     WIDE,
     AttentionScale,
     DepthwiseWeights,
+    LinearScales,
     LinearWeights,
+    LogScales,
     NormWeights,
     PositionFactors,
 )
@@ -351,9 +354,12 @@ def test_steps(threads: int, random: torch.Generator, size: tuple[int, int]) -> 
     channels = 16
     params = activations((*size, 2 * channels), "random", random)
     gain, unit = whole((channels,), 900, random, torch.int64), torch.rand(channels, generator=random)
-    for scale in schedule.scales(channels):
+    logarithms = LogScales(gain, 2171, 642, 16, 63)
+    thresholds = torch.cumsum(whole((63,), 2000, random, torch.int32).abs() + 1, 0).to(torch.int32)
+    linear = LinearScales(thresholds, torch.arange(channels))
+    for scale, scales in itertools.product(schedule.scales(channels), (logarithms, linear)):
         for step in scale.steps:
-            arguments = (step, params, gain, unit, (2171, 642, 16, 63))
+            arguments = (step, params, scales, unit)
             expected = integer_reference.step_parameters(*arguments)
             got: tuple[Any, ...] = integer_native.step_parameters(*map(as_arrays, arguments))
             assert all(np.array_equal(one, other) for one, other in zip(got, expected, strict=True))

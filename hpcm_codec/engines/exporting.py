@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hpcm_codec.engines.exact.export import calibrate
-from hpcm_codec.engines.exact.network import refuse_unsupported
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.entropy.distributions import build_tables as build_coder_tables
+from hpcm_codec.entropy.sigmas import sigma_borders
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.ops.integer_tables import StoredFunctions, build_functions
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
@@ -52,11 +52,6 @@ def import_published(
     kind = published.record["imported"]
     if calibration is None:
         return kind, save_checkpoint(target, published.config, published.weights, published.record)
-    try:
-        refuse_unsupported(published.config)
-    except UnsupportedError as error:
-        error.advice = "import it without --calibrate: its files then use the float profile"
-        raise error.in_file(source) from None
     checkpoint = Checkpoint(published.config, published.weights, build_coder_tables(), b"", published.record)
     return kind, _export(checkpoint, str(source), target, torch.float16, calibration(), None)
 
@@ -80,7 +75,8 @@ def _export(
     exact = None
     if calibration is not None:
         rounded = replace(checkpoint, weights=weights, exact=None)
-        functions = StoredFunctions(*(torch.from_numpy(table) for table in vars(build_functions()).values()))
+        made = build_functions(sigma_borders() if checkpoint.config.scale_domain == "linear" else None)
+        functions = StoredFunctions.of({name: torch.from_numpy(table) for name, table in made.tables().items()})
         exact = ExactData(calibrate(rounded.build_model(), calibration), functions)
         exact_network(replace(rounded, exact=exact).as_stored(), compiled=False)  # raises where integers cannot hold it
     record = (checkpoint.training, checkpoint.tables, exact)

@@ -37,10 +37,13 @@ from hpcm_codec.ops.integer_layers import (
     AttentionScale,
     DepthwiseWeights,
     Linear,
+    LinearScales,
     LinearWeights,
+    LogScales,
     NormWeights,
     PackedLinear,
     PositionFactors,
+    Scales,
     round_shift,
 )
 
@@ -60,10 +63,14 @@ __all__ = [
     "AttentionScale",
     "DepthwiseWeights",
     "Linear",
+    "LinearScales",
     "LinearWeights",
+    "LogScales",
     "NormWeights",
     "PackedLinear",
     "PositionFactors",
+    "Scales",
+    "add",
     "as_int32",
     "as_int64",
     "bi_wkv",
@@ -77,6 +84,7 @@ __all__ = [
     "drawn_pixels",
     "gate",
     "in_capture",
+    "index_of",
     "inverse",
     "layer_norm",
     "linear",
@@ -152,6 +160,11 @@ def scale(x: Array, factor: Array) -> Array:
     return _of(x).scale(x, factor)
 
 
+def add(x: Array, other: Array) -> Array:
+    """saturate(x + other), same shapes."""
+    return _of(x).add(x, other)
+
+
 def rescale(x: Array, factor: Array | None, shift: int, limit: int = LIMIT) -> Array:
     """round_shift(x · factor, shift) clamped to ±limit, int16; x: int32 h×w×C; factor: int64 C or None for 1, |x · factor| < 2^62."""
     return _of(x).rescale(x, factor, shift, limit)
@@ -208,15 +221,17 @@ def bi_wkv(key: Array, value: Array, factors: PositionFactors, table: Array) -> 
 # ---- between planes and the rANS coder, and between planes and pixels
 
 
-def step_parameters(
-    step: Any, params: Array, log_gain: Array, unit: Array, index: tuple[int, int, int, int]
-) -> tuple[Array, Array, Array]:
+def index_of(scale: Array, scales: Scales) -> Array:
+    """The table indexes of scales, int64 C each, as `scales` says."""
+    return _of(scale).index_of(scale, scales)
+
+
+def step_parameters(step: Any, params: Array, scales: Scales, unit: Array) -> tuple[Array, Array, Array]:
     """Table indexes (uint8), means (int16), and means as real numbers (float32: times `unit`), of a coding step's latents, n each.
 
-    step: a `model.schedule.Lattice`; params: int16 h×w×2M, logarithms of scales, then means; log_gain: int64 M; unit: float32 M.
-    index: offset, multiplier, shift, highest: bounded(round_shift((scale + log_gain + offset) · multiplier, shift), 0 … highest).
+    step: a `model.schedule.Lattice`; params: int16 h×w×2M, scales, then means; scales: what their indexes are; unit: float32 M.
     """
-    found: tuple[Array, Array, Array] = _of(params).step_parameters(step, params, log_gain, unit, index)
+    found: tuple[Array, Array, Array] = _of(params).step_parameters(step, params, scales, unit)
     return found
 
 

@@ -18,11 +18,15 @@ from hpcm_codec.ops.integer_layers import (
     BLOCKS,
     EXP_SHIFT,
     GATE_REACH,
+    LIMIT,
     AttentionScale,
     DepthwiseWeights,
     Linear,
+    LinearScales,
     NormWeights,
     PositionFactors,
+    Scales,
+    round_shift,
 )
 from hpcm_codec.ops.integer_weights import PACKED, packed_linear
 
@@ -151,6 +155,11 @@ def scale(x: Plane, factor: Plane) -> Plane:
     return y
 
 
+def add(x: Plane, other: Plane) -> Plane:
+    total = checked("x", x, x.shape).astype(np.int32) + checked("other", other, x.shape)
+    return total.clip(-LIMIT, LIMIT).astype(np.int16)
+
+
 def rescale(x: NDArray[np.int32], factor: NDArray[np.int64] | None, shift: int, limit: int) -> Plane:
     channels = x.shape[-1]
     x = checked("x", x, x.shape, np.int32)
@@ -233,22 +242,32 @@ def _pieces(step: Any) -> NDArray[np.int64]:
     return np.array([(p.first, p.last, p.row, p.column, p.stride) for p in step.pieces], np.int64)
 
 
+def index_of(scale: NDArray[np.int64], scales: Scales) -> NDArray[np.int64]:
+    if isinstance(scales, LinearScales):
+        return np.searchsorted(scales.thresholds, scale << scales.shift, side="right")
+    return round_shift((scale + scales.gain + scales.offset) * scales.multiplier, scales.shift).clip(0, scales.highest)
+
+
 def step_parameters(
-    step: Any,
-    params: Plane,
-    log_gain: NDArray[np.int64],
-    unit: NDArray[np.float32],
-    index: tuple[int, int, int, int],
+    step: Any, params: Plane, scales: Scales, unit: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], Plane, NDArray[np.float32]]:
     height, width, channels = params.shape[0], params.shape[1], params.shape[2] // 2
     count = step.count(height, width)
     levels, means, real = np.empty(count, np.uint8), np.empty(count, np.int16), np.empty(count, np.float32)
     params = checked("params", params, (height, width, 2 * channels))
-    log_gain = checked("log_gain", log_gain, (channels,), np.int64)
     unit = checked("unit", unit, (channels,), np.float32)
     pieces = _pieces(step)
     outputs = levels, means, real
-    call("step_parameters", pieces, len(pieces), params, log_gain, unit, *outputs, height, width, channels, *index)
+    rest = (unit, *outputs, height, width, channels)
+    if isinstance(scales, LinearScales):
+        shift = checked("shift", scales.shift, (channels,), np.int64)
+        thresholds = checked("thresholds", scales.thresholds, scales.thresholds.shape, np.int32)
+        named = thresholds, len(thresholds)
+        call("step_parameters_linear", pieces, len(pieces), params, shift, *rest, *named)
+        return outputs
+    gain = checked("gain", scales.gain, (channels,), np.int64)
+    named = scales.offset, scales.multiplier, scales.shift, scales.highest
+    call("step_parameters", pieces, len(pieces), params, gain, *rest, *named)
     return outputs
 
 

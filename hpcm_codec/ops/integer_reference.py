@@ -5,6 +5,7 @@ are tested against. `hpcm_codec.ops.integer` has the contract and chooses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ from hpcm_codec.ops.integer_layers import (
     AttentionScale,
     DepthwiseWeights,
     Linear,
+    LinearScales,
     LinearWeights,
     NormWeights,
     PositionFactors,
+    Scales,
     round_shift,
 )
 from hpcm_codec.ops.powers import times_power_of_two
@@ -111,6 +114,11 @@ def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
 def scale(x: Tensor, factor: Tensor) -> Tensor:
     """See `integer.scale`."""
     return saturate(round_shift(x.long() * factor, FACTOR_SHIFT))
+
+
+def add(x: Tensor, other: Tensor) -> Tensor:
+    """See `integer.add`."""
+    return saturate(x.int() + other)
 
 
 def rescale(x: Tensor, factor: Tensor | None, shift: int, limit: int) -> Tensor:
@@ -217,15 +225,20 @@ def _per_channel(step: Any, values: Tensor, height: int, width: int) -> Tensor:
     return taken
 
 
-def step_parameters(
-    step: Any, params: Tensor, log_gain: Tensor, unit: Tensor, index: tuple[int, int, int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def index_of(scale: Tensor, scales: Scales) -> Tensor:
+    """See `integer.index_of`."""
+    if isinstance(scales, LinearScales):
+        return torch.bucketize(scale << scales.shift, scales.thresholds.long(), right=True)
+    return round_shift((scale + scales.gain + scales.offset) * scales.multiplier, scales.shift).clamp(0, scales.highest)
+
+
+def step_parameters(step: Any, params: Tensor, scales: Scales, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `integer.step_parameters`."""
     height, width, both = params.shape
-    offset, multiplier, shift, highest = index
     scale, mean = (step.take(half) for half in params.permute(2, 0, 1).unflatten(0, (2, both // 2)))
-    logarithm = scale.long() + _per_channel(step, log_gain, height, width)
-    levels = round_shift((logarithm + offset) * multiplier, shift).clamp(0, highest).to(torch.uint8)
+    name = "shift" if isinstance(scales, LinearScales) else "gain"
+    packed = replace(scales, **{name: _per_channel(step, getattr(scales, name), height, width)})
+    levels = index_of(scale.long(), packed).to(torch.uint8)
     return levels, mean, mean.float() * _per_channel(step, unit, height, width)
 
 
