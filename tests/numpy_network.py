@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from numpy_decoder import LIMIT, Ints, Model, make_layer, neighbourhoods, round_divide, round_shift, saturate
+from numpy_decoder import Ints, Model, make_layer, neighbourhoods, round_divide, round_shift, saturate
 
 
 def depthwise(
@@ -24,15 +24,12 @@ def depthwise(
     return result
 
 
-def partial_convolution(
-    model: Model, name: str, x: Ints, stream: Ints, bound: int = LIMIT, limit: int = LIMIT
-) -> tuple[Ints, Ints]:
+def partial_convolution(model: Model, name: str, x: Ints, stream: Ints) -> tuple[Ints, Ints]:
     """A dense 3×3 convolution over the first quarter of the channels, the others as they are; and the units of all of them."""
     weight, units = model.real(f"{name}.conv.weight"), model.units(name)
     active = len(weight)
-    rows = weight.reshape(active, -1)  # channel by channel, as `neighbourhoods` has them
-    inputs = np.repeat(stream[:active], 9)
-    layer = make_layer(rows, model.real(f"{name}.conv.bias"), inputs, units, bound=bound, limit=limit)
+    inputs = np.repeat(stream[:active], 9)  # channel by channel, as `neighbourhoods` has them
+    layer = make_layer(weight.reshape(active, -1), model.real(f"{name}.conv.bias"), inputs, units)
     around = neighbourhoods(x[..., :active], 3).reshape(*x.shape[:2], -1)
     return np.concatenate((layer(around), x[..., active:]), axis=-1), np.concatenate((units, stream[active:]))
 

@@ -19,6 +19,7 @@ from numpy_decoder import (
     neighbourhoods,
     round_divide,
     round_shift,
+    saturate,
 )
 from numpy_network import partial_convolution
 
@@ -26,15 +27,18 @@ PATCH = 8
 DRAWN_SHIFT = 5  # samples are drawn in units of 1/32 of a level
 
 
+def narrow(x: Ints) -> Ints:
+    """A plane within ±32767 in units four times as large, within ±8191: before sums of hundreds of channels."""
+    return saturate(round_shift(x, 2))
+
+
 def wide_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
     """A residual block on a stream within ±32767; where it has factors, its branch is in units of its own."""
     hidden = model.units(f"{name}.expand")
-    rows = model.real(f"{name}.expand.weight").reshape(len(hidden), -1)
     if model.has(f"{name}.spatial.conv.weight"):
-        inner, units = partial_convolution(model, f"{name}.spatial", x, stream, bound=WIDE)
-        bound = WIDE  # what passes through is as large as the stream
+        inner, units = partial_convolution(model, f"{name}.spatial", narrow(x), stream - 2)
     else:
-        units, bound = model.units(f"{name}.spatial"), LIMIT
+        units = model.units(f"{name}.spatial")
         kernel, bias = model.real(f"{name}.spatial.weight")[:, 0], model.real(f"{name}.spatial.bias")
         around = neighbourhoods(x, 3)
         inner = np.empty_like(x)
@@ -42,7 +46,7 @@ def wide_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
             own = slice(c, c + 1)
             layer = make_layer(kernel[c].reshape(1, -1), bias[own], np.repeat(stream[own], 9), units[own], bound=WIDE)
             inner[..., own] = layer(around[..., c, :])
-    inner = make_layer(rows, model.real(f"{name}.expand.bias"), units, hidden, bound=bound)(inner)
+    inner = model.layer(f"{name}.expand", units, hidden)(inner)
     inner = np.where(inner < 0, round_shift(inner * 328, 15), inner)
     rows, bias = model.real(f"{name}.project.weight").reshape(len(stream), -1), model.real(f"{name}.project.bias")
     if not model.has(f"{name}.factor.level_values"):
@@ -64,12 +68,13 @@ def enter(model: Model, latents: Ints) -> Ints:
     return np.clip(round_shift(latents * model.power_of_two(exponent), 30), -WIDE, WIDE)
 
 
-def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) -> Ints:
+def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints, bound: int) -> Ints:
+    """Twice the resolution, from a plane within ±bound to one within ±32767."""
     weight, bias = model.real(f"{name}.weight"), model.real(f"{name}.bias")
     doubled = np.empty((2 * x.shape[0], 2 * x.shape[1], weight.shape[1]), np.int64)
     for a in range(2):
         for b in range(2):
-            layer = make_layer(weight[:, :, a, b].T, bias, units_in, units_out, bound=WIDE, limit=WIDE)
+            layer = make_layer(weight[:, :, a, b].T, bias, units_in, units_out, bound=bound, limit=WIDE)
             doubled[a::2, b::2] = layer(x)
     return doubled
 
@@ -79,7 +84,7 @@ def synthesise(model: Model, latents: Ints) -> Ints:
     x, units = enter(model, latents), model.units("g_s")
     if model.config["transform"] == "patch":
         x, inner = wide_block(model, "g_s.0", x, units), model.units("g_s.inner")
-        x = double(model, "g_s.1", x, units, inner)
+        x = double(model, "g_s.1", x, units, inner, WIDE)
         blocks = int(model.config["patch_blocks"])
         for block in range(blocks):
             x = wide_block(model, f"g_s.{block + 2}", x, inner)
@@ -87,11 +92,11 @@ def synthesise(model: Model, latents: Ints) -> Ints:
     number = 0
     for stream, blocks in (("eighth", int(model.config["staircase_blocks"])), ("quarter", 2), ("half", 2)):
         finer = model.units(f"g_s.{stream}")
-        x, units = double(model, f"g_s.{number}", x, units, finer), finer
+        x, units = double(model, f"g_s.{number}", narrow(x), units - 2, finer, LIMIT), finer
         for _ in range(blocks):
             x = wide_block(model, f"g_s.{(number := number + 1)}", x, units)
         number += 1
-    return draw_last(model, f"g_s.{number}", x, units)
+    return draw_last(model, f"g_s.{number}", narrow(x), units - 2)
 
 
 def draw_last(model: Model, name: str, x: Ints, units: Ints) -> Ints:
@@ -106,7 +111,7 @@ def draw_last(model: Model, name: str, x: Ints, units: Ints) -> Ints:
             # pixel 2i + r of an axis: of input i + r − 1 the kernel's place 3 − r, and of input i + r its place 1 − r
             places = [(i, j) for i in range(2) for j in range(2)]
             rows = np.concatenate([weight[:, :, 3 - row - 2 * i, 3 - column - 2 * j].T for i, j in places], axis=1)
-            layer = make_layer(255 * rows, 255 * bias, np.tile(units, 4), levels, bound=WIDE)
+            layer = make_layer(255 * rows, 255 * bias, np.tile(units, 4), levels)
             seen = [around[row + i : row + i + height, column + j : column + j + width] for i, j in places]
             image[row::2, column::2] = layer(np.concatenate(seen, axis=-1))
     return image

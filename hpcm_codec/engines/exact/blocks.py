@@ -8,18 +8,28 @@ import numpy as np
 
 from hpcm_codec.engines.exact.layers import LayerMaker, Longs, interpolated, window_rows
 from hpcm_codec.ops import integer
-from hpcm_codec.ops.integer import LIMIT, WIDE, Array, Linear
+from hpcm_codec.ops.integer import FACTOR_SHIFT, LIMIT, WIDE, Array, Linear
+
+NARROW_BITS = 2  # between WIDE and LIMIT
+
+
+class Narrow:
+    """A plane within ±WIDE as one within ±LIMIT, in units four times as large: sums of many inputs then leave two bits more to weights."""
+
+    def __init__(self, channels: int) -> None:
+        self._factor: Array = np.full(channels, 1 << (FACTOR_SHIFT - NARROW_BITS), np.int16)
+
+    def __call__(self, x: Array) -> Array:
+        return integer.scale(x, self._factor)
 
 
 class Depthwise:
-    """A depthwise 3×3 convolution. units: of its results, which stay within `bound`."""
+    """A depthwise 3×3 convolution. units: of its results; wide: the stream stays within WIDE."""
 
-    bound = LIMIT
-
-    def __init__(self, make: LayerMaker, stream: Longs, name: str, bound: int) -> None:
+    def __init__(self, make: LayerMaker, stream: Longs, name: str, *, wide: bool) -> None:
         self.units = make.fraction(name)
         kernel, bias = make.real(f"{name}.weight"), make.bias(name)
-        self.weights = make.depthwise(kernel, bias, stream, self.units, name, bound=bound)
+        self.weights = make.depthwise(kernel, bias, stream, self.units, name, bound=WIDE if wide else LIMIT)
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
         return (integer.depthwise(x, self.weights),)
@@ -28,17 +38,21 @@ class Depthwise:
 class PartialConvolution:
     """PartialConv: a dense 3×3 convolution over the first channels, in units of its own; the others stay in those of the stream.
 
-    units, bound: of both together, which are returned as two planes whose channels lie side by side.
+    wide: the stream stays within WIDE, and all of it is narrowed first. units: of both parts, which are returned as two planes whose
+    channels lie side by side.
     """
 
-    def __init__(self, make: LayerMaker, stream: Longs, name: str, bound: int) -> None:
+    def __init__(self, make: LayerMaker, stream: Longs, name: str, *, wide: bool) -> None:
         weight, bias = make.weights.real(f"{name}.conv.weight"), make.bias(f"{name}.conv")
-        self.active, self.bound = weight.shape[0], bound
-        found, around = make.fraction(name), np.tile(stream[: self.active], weight.shape[2] * weight.shape[3])
-        self.weights: Linear = make.matrix(window_rows(weight), bias, around, found, name, bound=bound)
-        self.units = np.concatenate((found, stream[self.active :]))
+        self._narrow = Narrow(len(stream)) if wide else None
+        units = stream - NARROW_BITS if wide else stream
+        self.active, found = weight.shape[0], make.fraction(name)
+        around = np.tile(units[: self.active], weight.shape[2] * weight.shape[3])
+        self.weights: Linear = make.matrix(window_rows(weight), bias, around, found, name)
+        self.units = np.concatenate((found, units[self.active :]))
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
+        x = x if self._narrow is None else self._narrow(x)
         around = integer.padded(x[..., : self.active], 1)
         return integer.windows(around, self.weights, 3, 1), x[..., self.active :]
 
@@ -52,14 +66,13 @@ class Block:
     """
 
     def __init__(self, make: LayerMaker, stream: Longs, name: str, *, wide: bool = False) -> None:
-        bound = WIDE if wide else LIMIT
         spatial, hidden = f"{name}.spatial", make.fraction(f"{name}.expand")
         partial = f"{spatial}.conv.weight" in make.weights
-        self.spatial = (PartialConvolution if partial else Depthwise)(make, stream, spatial, bound)
-        self.expand = make.linear(f"{name}.expand", self.spatial.units, hidden, bound=self.spatial.bound)
+        self.spatial = (PartialConvolution if partial else Depthwise)(make, stream, spatial, wide=wide)
+        self.expand = make.linear(f"{name}.expand", self.spatial.units, hidden)
         scaled = f"{name}.factor.level_values" in make.weights
         change = make.headroom(f"{name}.factor") if wide and scaled else np.zeros_like(stream)
-        self.project = make.linear(f"{name}.project", hidden, stream - change, limit=bound)
+        self.project = make.linear(f"{name}.project", hidden, stream - change, limit=WIDE if wide else LIMIT)
         self.factor: Array | None = make.factor(f"{name}.factor", change) if scaled else None
 
     def __call__(self, x: Array, position: Array) -> Array:
@@ -81,3 +94,6 @@ class Blocks:
         for block in self._blocks:
             x = block(x, position)
         return x
+
+
+assert (WIDE + 1) >> NARROW_BITS == LIMIT + 1

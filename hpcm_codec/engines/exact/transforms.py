@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
-from hpcm_codec.engines.exact.blocks import Block, Blocks
+from hpcm_codec.engines.exact.blocks import NARROW_BITS, Block, Blocks, Narrow
 from hpcm_codec.engines.exact.layers import LayerMaker, Longs, window_rows
 from hpcm_codec.engines.exact.streams import hyper_synthesis_blocks, layers_of
 from hpcm_codec.errors import UnsupportedError
@@ -86,17 +86,26 @@ class HyperSynthesis:
 class Layers:
     """Layers of a transform one after the other: residual blocks, and what changes the resolution between two streams.
 
-    named: the layers with their streams, as `streams.layers_of` gives them; entry: the units of what enters.
+    named: the layers with their streams, as `streams.layers_of` gives them; entry: the units of what enters; change: the kind of layer
+    that changes the resolution; narrows: its inputs are narrowed first.
     """
 
     def __init__(
-        self, make: LayerMaker, named: Iterable[tuple[str, str]], entry: Longs, change: type[Halve] | type[Double]
+        self,
+        make: LayerMaker,
+        named: Iterable[tuple[str, str]],
+        entry: Longs,
+        change: type[Halve] | type[Double],
+        *,
+        narrows: bool,
     ) -> None:
-        self._layers: list[Block | Halve | Double] = []
+        self._layers: list[Block | Halve | Double | Narrow] = []
         for name, stream in named:
             units = make.fraction(stream)
             if f"{name}.expand.weight" in make.weights:
                 self._layers.append(Block(make, units, name, wide=True))
+            elif narrows:
+                self._layers += [Narrow(len(entry)), change(make, name, entry - NARROW_BITS, units, LIMIT, WIDE)]
             else:
                 self._layers.append(change(make, name, entry, units, WIDE, WIDE))
             entry = units
@@ -119,9 +128,9 @@ class Analysis:
         rows, inner = window_rows(weight), make.fraction(stream)
         pixels = np.full(rows.shape[1], PIXEL_FRACTION, np.int64)
         self._kernel, self._step, self.table = weight.shape[-1], _block_edge(config), pixel_table()
-        self._black: int | None = None if config.transform == "patch" else int(self.table[0])
+        self._black = int(self.table[0]) if _is_staircase(config) else None
         self.first: Linear = make.matrix(rows, bias, pixels, inner, first, limit=WIDE)
-        self.layers = Layers(make, rest, inner, Halve)
+        self.layers = Layers(make, rest, inner, Halve, narrows=_is_staircase(config))
         self.fraction = self.layers.fraction
 
     def __call__(self, pixels: NDArray[np.uint8], position: Array) -> Array:
@@ -138,7 +147,8 @@ class HyperAnalysis:
     """h_a: latents in the units of `g_a` → hyper-latents in those of `h_a`."""
 
     def __init__(self, make: LayerMaker, config: ModelConfig) -> None:
-        self.layers = Layers(make, layers_of(config, "h_a"), make.fraction("g_a"), Halve)
+        named, entry = layers_of(config, "h_a"), make.fraction("g_a")
+        self.layers = Layers(make, named, entry, Halve, narrows=_is_staircase(config))
         self.fraction = self.layers.fraction
 
     def __call__(self, x: Array, position: Array) -> Array:
@@ -150,9 +160,11 @@ class Synthesis:
 
     def __init__(self, make: LayerMaker, config: ModelConfig) -> None:
         self.fraction, named = make.fraction("g_s"), layers_of(config, "g_s")
-        self.layers = Layers(make, named, self.fraction, Double)
+        staircase = _is_staircase(config)
+        self.layers = Layers(make, named, self.fraction, Double, narrows=staircase)
+        inner = self.layers.fraction
+        self._narrow = Narrow(len(inner)) if staircase else None
         name, self._edge = f"g_s.{len(named)}", _block_edge(config)
-        self._repeats = config.transform == "patch"
         weight = make.weights.real(f"{name}.weight")  # in×3×k×k
         kernel, edge = weight.shape[-1], self._edge
         self._across = kernel // edge  # inputs along an edge that draw a block of edge×edge pixels
@@ -164,23 +176,30 @@ class Synthesis:
         # The input that comes first draws with the last part of its kernel.
         rows = rearrange(cut[:, :, :, ::-1, ::-1], "y x rgb down across c -> (y x rgb) (down across c)")
         levels = np.full(len(rows), DRAWN_SHIFT, np.int64)
-        units = np.tile(self.layers.fraction, self._across**2)
+        units, bound = (inner - NARROW_BITS, LIMIT) if staircase else (inner, WIDE)
         bias = 255 * np.tile(make.real(f"{name}.bias"), edge**2)
-        self.draw: Linear = make.matrix(np.float32(255) * rows, bias, units, levels, name, bound=WIDE)
+        inputs = np.tile(units, self._across**2)
+        self.draw: Linear = make.matrix(np.float32(255) * rows, bias, inputs, levels, name, bound=bound)
 
     def __call__(self, x: Array, position: Array, area: tuple[int, int, int, int], grey: bool) -> Any:
         """x: int16 h×w×M, in the units of `g_s`; area: top, left, height, width of the pixels that are wanted. Returns uint8 numpy."""
         x = self.layers(x, position)
-        around = integer.bordered(x, self._beyond) if self._repeats else integer.padded(x, self._beyond)
+        rings = self._beyond
+        around = integer.bordered(x, rings) if self._narrow is None else integer.padded(self._narrow(x), rings)
         blocks = integer.windows(around, self.draw, self._across, 1)
         top, left, height, width = area
         moved = (top + self._margin, left + self._margin, height, width)
         return integer.drawn_pixels(blocks, self._edge, moved, DRAWN_SHIFT, grey)
 
 
+def _is_staircase(config: ModelConfig) -> bool:
+    """Whether the resolution is halved four times by convolutions of hundreds of channels. Zeros are then around all planes, pixels too."""
+    return config.transform == "staircase"
+
+
 def _block_edge(config: ModelConfig) -> int:
     """Pixels along an edge of the blocks in which the transforms take and draw them: the stride of their outermost layers."""
-    return PATCH if config.transform == "patch" else 2
+    return 2 if _is_staircase(config) else PATCH
 
 
 def refuse_coarse(latents: Longs, synthesis: Longs, fine_bits: int) -> None:
