@@ -24,15 +24,31 @@ def depthwise(
     return result
 
 
+def partial_convolution(model: Model, name: str, x: Ints, stream: Ints) -> tuple[Ints, Ints]:
+    """A dense 3×3 convolution over the first quarter of the channels, the others as they are; and the units of all of them."""
+    weight, units = model.real(f"{name}.conv.weight"), model.units(name)
+    active = len(weight)
+    inputs = np.repeat(stream[:active], 9)  # channel by channel, as `neighbourhoods` has them
+    layer = make_layer(weight.reshape(active, -1), model.real(f"{name}.conv.bias"), inputs, units)
+    around = neighbourhoods(x[..., :active], 3).reshape(*x.shape[:2], -1)
+    return np.concatenate((layer(around), x[..., active:]), axis=-1), np.concatenate((units, stream[active:]))
+
+
 def residual_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
-    """x + factor · project(LeakyReLU(expand(depthwise 3×3))); the slope is 328/2^15, the factor in units of 2^-12."""
-    spatial, hidden = model.units(f"{name}.spatial"), model.units(f"{name}.expand")
-    kernel = model.real(f"{name}.spatial.weight")[:, 0]
-    inner = depthwise(model, x, kernel, model.real(f"{name}.spatial.bias"), stream, spatial)
-    inner = model.layer(f"{name}.expand", spatial, hidden)(inner)
+    """x + factor · project(LeakyReLU(expand(spatial(x)))); the slope is 328/2^15, the factor in units of 2^-12, or 1."""
+    spatial = f"{name}.spatial"
+    if model.has(f"{spatial}.conv.weight"):
+        inner, units = partial_convolution(model, spatial, x, stream)
+    else:
+        units, kernel = model.units(spatial), model.real(f"{spatial}.weight")[:, 0]
+        inner = depthwise(model, x, kernel, model.real(f"{spatial}.bias"), stream, units)
+    hidden = model.units(f"{name}.expand")
+    inner = model.layer(f"{name}.expand", units, hidden)(inner)
     inner = np.where(inner < 0, round_shift(inner * 328, 15), inner)
     branch = model.layer(f"{name}.project", hidden, stream)(inner)
-    return saturate(x + round_shift(branch * model.factor(f"{name}.factor"), 12))
+    if model.has(f"{name}.factor.level_values"):
+        branch = round_shift(branch * model.factor(f"{name}.factor"), 12)
+    return saturate(x + branch)
 
 
 def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) -> Ints:
@@ -47,13 +63,14 @@ def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) ->
 
 
 def hyper_synthesis(model: Model, x: Ints) -> Ints:
-    """h_s: up2, two blocks, up2 to context parameters, one block."""
+    """h_s: up2, two or three blocks, up2 to context parameters, one block."""
     inner = model.units("h_s.inner")
     x = double(model, "h_s.0", x, model.units("h_s"), inner)
-    x = residual_block(model, "h_s.1", x, inner)
-    x = residual_block(model, "h_s.2", x, inner)
-    x = double(model, "h_s.3", x, inner, model.context_units)
-    return residual_block(model, "h_s.4", x, model.context_units)
+    blocks = 2 if model.config["transform"] == "patch" else 3
+    for block in range(1, blocks + 1):
+        x = residual_block(model, f"h_s.{block}", x, inner)
+    x = double(model, f"h_s.{blocks + 1}", x, inner, model.context_units)
+    return residual_block(model, f"h_s.{blocks + 2}", x, model.context_units)
 
 
 def parameters(model: Model, scale: int, step: int, context: Ints, latents: Ints) -> Ints:

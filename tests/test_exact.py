@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from conftest import small_photograph
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec, load_codec
-from hpcm_codec.engines.exact.export import calibrate
 from hpcm_codec.engines.exact.layers import (
     integer_depthwise,
     integer_factor,
@@ -35,7 +34,6 @@ from hpcm_codec.entropy.sigmas import sigma_borders
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
 from hpcm_codec.images import Picture, read_picture
 from hpcm_codec.images.fidelity import psnr
-from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import build, integer, integer_weights
 from hpcm_codec.ops.integer import LIMIT, WIDE, LinearScales, LinearWeights
@@ -320,13 +318,6 @@ def test_checkpoints_that_lack_a_part_of_the_profile_are_refused_by_name(shipped
 def changed_latents(checkpoint: Checkpoint) -> torch.Tensor:
     assert checkpoint.exact is not None
     return checkpoint.exact.fractions["latents"]
-
-
-def test_models_of_another_kind_are_refused_before_any_calibration() -> None:
-    with torch.device("meta"):
-        model = HPCM(preset("hpcm-base"))
-    with pytest.raises(UnsupportedError, match="hpcm-base"):
-        calibrate(model, [])
 
 
 def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:

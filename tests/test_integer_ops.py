@@ -323,6 +323,33 @@ def test_windows(threads: int, random: torch.Generator, height: int, width: int,
         same("windows", x, linear_weights(size * size * channels, outputs, random), size, step)
 
 
+def test_windows_of_an_odd_number_of_channels(threads: int, random: torch.Generator) -> None:
+    x = activations((9, 12, 3), "random", random)
+    for size, step in ((3, 1), (3, 2), (1, 1), (5, 4)):
+        same("windows", x, linear_weights(size * size * 3, 10, random), size, step)
+
+
+@pytest.mark.parametrize("channels", [8, 7])
+def test_planes_with_rings_of_one_value(threads: int, random: torch.Generator, channels: int) -> None:
+    x = activations((5, 6, 11), "random", random)
+    for rings, value in ((1, 0), (2, -LIMIT)):
+        padded = same("padded", x[..., :channels], rings, value)
+        inside = slice(rings, -rings)
+        assert torch.equal(padded[inside, inside], x[..., :channels])
+        padded[inside, inside] = value
+        assert (padded == value).all()
+
+
+@pytest.mark.parametrize("active", [8, 7])
+def test_some_channels_of_a_plane_beside_another_plane(threads: int, random: torch.Generator, active: int) -> None:
+    """As a partial convolution leaves them: new first channels, and the others of the plane they came from."""
+    x, new = (activations((6, 13, channels), "random", random) for channels in (32, active))
+    weights = linear_weights(32, 50, random)
+    expected = integer_reference.linear((torch.cat((new, x[..., active:]), dim=2),), weights, leaky=True)
+    found = integer_native.linear((new.numpy(), x.numpy()[..., active:]), as_arrays(weights), leaky=True)
+    assert np.array_equal(found, expected)
+
+
 @pytest.mark.parametrize("outputs", [64, 192, 12])
 def test_doubled(threads: int, random: torch.Generator, outputs: int) -> None:
     x = activations((5, 11, 24), "random", random)

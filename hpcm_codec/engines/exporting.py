@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hpcm_codec.engines.exact.export import calibrate
-from hpcm_codec.engines.exact.network import refuse_unsupported
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.entropy.distributions import build_tables as build_coder_tables
 from hpcm_codec.entropy.sigmas import sigma_borders
@@ -53,11 +52,6 @@ def import_published(
     kind = published.record["imported"]
     if calibration is None:
         return kind, save_checkpoint(target, published.config, published.weights, published.record)
-    try:
-        refuse_unsupported(published.config)
-    except UnsupportedError as error:
-        error.advice = "import it without --calibrate: its files then use the float profile"
-        raise error.in_file(source) from None
     checkpoint = Checkpoint(published.config, published.weights, build_coder_tables(), b"", published.record)
     return kind, _export(checkpoint, str(source), target, torch.float16, calibration(), None)
 

@@ -89,6 +89,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "narrow",
+    "padded",
     "pixels_in",
     "real",
     "rescale",
@@ -264,6 +265,11 @@ def drawn_pixels(blocks: Array, edge: int, area: tuple[int, int, int, int], shif
 def bordered(x: Array, rings: int) -> Array:
     """A plane with its border repeated that many times, contiguous."""
     return _of(x).bordered(x, rings)
+
+
+def padded(x: Array, rings: int, value: int = 0) -> Array:
+    """A plane with rings of one value around it, contiguous."""
+    return _of(x).padded(x, rings, value)
 
 
 def narrow(x: Array) -> Array:

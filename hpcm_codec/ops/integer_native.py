@@ -1,7 +1,8 @@
 """The integer operators in C++ (csrc/integer_cpu.cpp), for numpy arrays; the same numbers as `integer_reference`.
 
 Shapes and dtypes are checked here, since C++ gets raw pointers and cannot check them: ValueError and TypeError name what
-does not fit. Strided arrays are copied. `build` compiles and loads the library; `integer_weights` makes the weights.
+does not fit. Strided arrays are copied, but for some channels of a plane that enter a matrix product. `build` compiles and
+loads the library; `integer_weights` makes the weights.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ from hpcm_codec.ops.integer_weights import PACKED, packed_linear
 KERNELS = (3, 5)  # sizes of a depthwise convolution
 KEYS, HEAD = 64, 32  # of a window, and channels of a head, for which int32 holds every sum
 SEGMENTS = 16  # runs of inputs that it takes at most
+
+
+def _with_runs(name: str, plane: Plane, shape: tuple[int, int, int]) -> Plane:
+    """`checked`, but some of a plane's channels need not be copied: the channels of a place lie side by side."""
+    if plane.shape == shape and plane.dtype == np.int16 and plane.strides[2] == plane.itemsize and plane.flags.aligned:
+        return plane
+    return checked(name, plane, shape)
 
 
 def _product(
@@ -80,17 +88,17 @@ def linear(
         tokens = None if added is None else added[None]
         planes = [x[None] for x in inputs]
         return linear(planes, weights, leaky=leaky, factor=factor, added=tokens)[0]
+    if len(inputs) > 1 and any(x.shape[2] % 2 for x in inputs):
+        inputs = (np.concatenate(inputs, axis=2),)
     height, width, _ = inputs[0].shape
     planes, segments = [], []
     for x in inputs:
-        channels = x.shape[2]
-        plane = checked("x", x, (height, width, channels))
-        if channels % 2:
-            if len(inputs) > 1:
-                raise ValueError("planes side by side must have even numbers of channels")
-            plane, channels = np.pad(plane, ((0, 0), (0, 0), (0, 1))), channels + 1
+        plane = _with_runs("x", x, (height, width, x.shape[2]))
+        if plane.shape[2] % 2:
+            plane = np.pad(plane, ((0, 0), (0, 0), (0, 1)))
         planes.append(plane)  # until the call is over
-        segments.append((plane.ctypes.data, channels, width * channels, channels))
+        row, column, _ = plane.strides
+        segments.append((plane.ctypes.data, plane.shape[2], row // plane.itemsize, column // plane.itemsize))
     cell = added.shape[0] if repeated and added is not None else 0
     return _product(segments, weights, (height, width), leaky=leaky, factor=factor, added=added, cell=cell)
 
@@ -101,10 +109,14 @@ def together(x: Plane, layers: Sequence[Linear]) -> tuple[Plane, ...]:
 
 def windows(x: Plane, weights: Linear, size: int, step: int) -> Plane:
     height, width, channels = x.shape
-    if size * channels % 2 or size > SEGMENTS:
+    if size > SEGMENTS:
         raise ValueError(f"cannot do windows of {size}×{size}×{channels}")
     plane = checked("x", x, x.shape)
     rows, columns = (height - size) // step + 1, (width - size) // step + 1
+    if size * channels % 2:  # a run of neighbours is not made of pairs
+        starts = [(i, j) for i in range(size) for j in range(size)]
+        around = [x[i : i + step * rows : step, j : j + step * columns : step] for i, j in starts]
+        return linear((np.concatenate([part[:rows, :columns] for part in around], axis=2),), weights)
     segments = [
         (plane.ctypes.data + 2 * row * width * channels, size * channels, step * width * channels, step * channels)
         for row in range(size)
@@ -312,6 +324,13 @@ def drawn_pixels(
 def bordered(x: Plane, rings: int) -> Plane:
     rows, columns = (np.clip(np.arange(-rings, size + rings), 0, size - 1) for size in x.shape[:2])
     return np.ascontiguousarray(x[rows[:, None], columns[None, :]]) if rings else x
+
+
+def padded(x: Plane, rings: int, value: int) -> Plane:
+    height, width, channels = x.shape
+    y = np.full((height + 2 * rings, width + 2 * rings, channels), value, np.int16)
+    y[rings : rings + height, rings : rings + width] = x
+    return y
 
 
 def converted(x: NDArray[Any], dtype: str) -> NDArray[Any]:

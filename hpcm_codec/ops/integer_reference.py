@@ -292,6 +292,11 @@ def bordered(x: Tensor, rings: int) -> Tensor:
     return x[rows[:, None], columns[None, :]]
 
 
+def padded(x: Tensor, rings: int, value: int) -> Tensor:
+    """See `integer.padded`."""
+    return functional.pad(x, (0, 0, rings, rings, rings, rings), value=value)
+
+
 def converted(x: Tensor, dtype: str) -> Tensor:
     kind: torch.dtype = getattr(torch, dtype)
     return x.to(kind)

@@ -6,57 +6,17 @@ Planes are int16 h×w×C: numpy arrays or tensors, as the layers' weights are. N
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
-from hpcm_codec.engines.exact.layers import LayerMaker, Longs, interpolated
+from hpcm_codec.engines.exact.blocks import Blocks
+from hpcm_codec.engines.exact.layers import LayerMaker, Longs
 from hpcm_codec.engines.exact.rwkv import ARGUMENT_FRACTION, IntegerRWKVBlocks
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model.config import CellConfig, ModelConfig
 from hpcm_codec.ops import integer
-from hpcm_codec.ops.integer import LIMIT, WIDE, Array, Linear
+from hpcm_codec.ops.integer import LIMIT, Array, Linear
 from hpcm_codec.ops.integer_tables import StoredFunctions
-
-
-class Block:
-    """ResidualBlock, kind depthwise: x + factor · project(LeakyReLU(expand(depthwise(x)))) on a stream of one set of units.
-
-    wide: the stream stays within WIDE instead of LIMIT, what is inside the block within LIMIT. The branch is then in units of its own, in
-    which its factors lie between ½ and 1 at the highest: no branch saturates before the stream does, and small factors keep their digits.
-    """
-
-    def __init__(self, make: LayerMaker, stream: Longs, name: str, *, wide: bool = False) -> None:
-        bound = WIDE if wide else LIMIT
-        fraction, hidden = make.fraction(f"{name}.spatial"), make.fraction(f"{name}.expand")
-        spatial = f"{name}.spatial"
-        self.spatial = make.depthwise(
-            make.real(f"{spatial}.weight"), make.bias(spatial), stream, fraction, spatial, bound=bound
-        )
-        self.expand = make.linear(f"{name}.expand", fraction, hidden)
-        change = make.headroom(f"{name}.factor") if wide else np.zeros_like(stream)
-        self.project = make.linear(f"{name}.project", hidden, stream - change, limit=bound)
-        self.factor: Array = make.factor(f"{name}.factor", change)
-
-    def __call__(self, x: Array, position: Array) -> Array:
-        hidden = integer.linear(integer.depthwise(x, self.spatial), weights=self.expand, leaky=True)
-        factor = integer.narrow(interpolated(self.factor, position))
-        return integer.linear(hidden, weights=self.project, factor=factor, added=x)
-
-
-class Blocks:
-    """Blocks one after the other, on one stream."""
-
-    def __init__(self, make: LayerMaker, stream: Longs, names: Iterable[str], *, wide: bool = False) -> None:
-        self._blocks = [Block(make, stream, name, wide=wide) for name in names]
-
-    def __getitem__(self, number: int) -> Block:
-        return self._blocks[number]
-
-    def __call__(self, x: Array, position: Array) -> Array:
-        for block in self._blocks:
-            x = block(x, position)
-        return x
 
 
 class IntegerPrior:

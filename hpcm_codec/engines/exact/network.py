@@ -47,14 +47,6 @@ assert abs(_INDEX_OFFSET + math.log(SMALLEST_SIGMA) * (1 << SCALE_FRACTION)) < 1
 assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SIGMA_STEP * (1 << SCALE_FRACTION))) < 1
 
 
-def refuse_unsupported(config: ModelConfig) -> None:
-    """Raise UnsupportedError unless the exact profile can evaluate such a model."""
-    if config.transform != "patch":
-        raise UnsupportedError(
-            f"the exact profile does not cover models like {config.name}", advice="use the float profile"
-        )
-
-
 def can_compile(config: ModelConfig) -> bool:
     """Whether the compiled operators do all that such a model needs."""
     attention = (cell for cell in config.cells if cell.kind == "cross-attention")
@@ -74,7 +66,7 @@ class QualityIntegers:
 
 
 class ExactNetwork:
-    """The integer layers of a model. Raises UnsupportedError for models or weights that the exact profile does not cover.
+    """The integer layers of a model. Raises UnsupportedError for weights that integers do not hold, or without their units.
 
     weights:   the checkpoint's, float16 or packed.
     fractions: the units of every activation, from the checkpoint (`engines.exact.export` finds them).
@@ -84,7 +76,6 @@ class ExactNetwork:
     def __init__(
         self, config: ModelConfig, weights: Weights, fractions: Fractions, functions: StoredFunctions, *, compiled: bool
     ) -> None:
-        refuse_unsupported(config)
         make = LayerMaker(weights, fractions, compiled=compiled)
         functions = StoredFunctions(**vars(functions))  # our own, which `to` may change
         self.config, self.functions, self._make = config, functions, make
@@ -97,7 +88,7 @@ class ExactNetwork:
         self.latent_fraction: Array = latents
         self.hyper_fraction: Array = make.fraction("h_s")
         self._power: Array = functions.power.astype(np.int64)
-        self.hyper_synthesis = HyperSynthesis(make, context)
+        self.hyper_synthesis = HyperSynthesis(make, config, context)
         self.context_nets = [self._context_net(context, f"context.context_nets.{i}") for i in range(2)]
         self.prior_s12, self.prior_s3 = (
             IntegerPrior(make, config, blocks, context, f"context.{name}", functions)
@@ -152,7 +143,7 @@ class ExactNetwork:
 
     @cached_property
     def hyper_analysis(self) -> HyperAnalysis:
-        return self._moved(HyperAnalysis(self._make, self._make.fraction("g_a")))
+        return self._moved(HyperAnalysis(self._make, self.config))
 
     @cached_property
     def synthesis(self) -> Synthesis:
