@@ -3,9 +3,12 @@
     python tools/exact_against_float.py hpcm-base phase1 --data ../shared/data/kodak --calibrate ../shared/data/valid
 
 Weights are seeded: those of the golden outputs of HPCM-Base wherever a preset has tensors of the same name, else the initial ones. Every
-network is exported with an exact profile, and codes the pictures at its middle quality in both profiles. Prints a Markdown table: bytes in
-float and in integers; symbols that differ, and by how much at most; pixels that differ by more than 1 of 255 where both draw the same
-latents, and by how much at most.
+network is exported with an exact profile, and codes the pictures at its middle quality in both profiles. Prints a Markdown table:
+
+- bytes in floating point, and by how much those of the exact profile differ;
+- symbols of the two files that differ, and by how much at most;
+- with floating point's symbols given to both: the mean distance of the means, in quantisation steps, and the table indexes that differ;
+- pixels that differ by more than 1 of 255 where both draw the same latents, and by how much at most.
 """
 
 from __future__ import annotations
@@ -28,10 +31,14 @@ from torch import Tensor
 from hpcm_codec.bitstream.container import parse_header, parse_stream
 from hpcm_codec.codec import Codec
 from hpcm_codec.engines.exporting import export_checkpoint
+from hpcm_codec.entropy.distributions import sigma_index
 from hpcm_codec.images import Picture, read_picture
+from hpcm_codec.model import schedule
 from hpcm_codec.model.config import ModelConfig, preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.published import our_name
+from hpcm_codec.model.rate import quality_to_position
+from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.training.data import image_files
 from hpcm_codec.weights.checkpoints import load_checkpoint, save_checkpoint
 
@@ -53,8 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     pictures = [read_picture(path) for path in image_files(options.data)[: options.limit]]
     calibration = [crop(read_picture(path)) for path in image_files(options.calibrate)[: options.pictures]]
-    print("| network | bytes, float | exact | symbols that differ | at most | pixels off by more than 1 | at most |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "| network | bytes, float | exact | symbols that differ | at most | distance of means | other tables | pixels off | at most |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.networks:
             checkpoint = exported(name, options.parameters, options.keep or Path(temporary), calibration)
@@ -116,32 +125,77 @@ def row(name: str, checkpoint: Path, pictures: list[Picture]) -> str:
     """A network's line of the table."""
     loaded = load_checkpoint(str(checkpoint))
     floating, exact = (Codec(loaded, "cpu", profile) for profile in ("float", "exact"))
-    sizes, symbols, different, largest, pixels, off, furthest = np.zeros(2), 0, 0, 0, 0, 0, 0
+    sizes = np.zeros(2)
+    found: dict[str, list[NDArray[Any]]] = {"symbols": [], "means": [], "tables": [], "pixels": []}
     for picture in pictures:
         files = [codec.encode(picture, QUALITY) for codec in (floating, exact)]
         sizes += [len(data) for data in files]
-        expected, found = (symbols_of(*both) for both in zip((floating, exact), files, strict=True))
-        distance = np.abs(found - expected)
-        symbols, different, largest = (
-            symbols + distance.size,
-            different + np.count_nonzero(distance),
-            max(largest, int(distance.max())),
-        )
-        change = drawn_alike(floating, exact, picture)
-        pixels, off, furthest = (
-            pixels + change.size,
-            off + np.count_nonzero(change > 1),
-            max(furthest, int(change.max())),
-        )
-    parts = (
+        symbols, others = (symbols_of(*both) for both in zip((floating, exact), files, strict=True))
+        found["symbols"].append(np.abs(others - symbols))
+        means, tables = walked_alike(floating, exact, picture)
+        found["means"].append(means)
+        found["tables"].append(tables)
+        found["pixels"].append(drawn_alike(floating, exact, picture).ravel())
+    distance = {what: np.concatenate(parts) for what, parts in found.items()}
+    shown = (
         f"{sizes[0]:,.0f}",
         f"{100 * (sizes[1] / sizes[0] - 1):+.2f}%",
-        f"{100 * different / symbols:.2f}%",
-        f"{largest}",
-        f"{100 * off / pixels:.3f}%",
-        f"{furthest}",
+        f"{100 * np.mean(distance['symbols'] > 0):.2f}%",
+        f"{distance['symbols'].max()}",
+        f"{distance['means'].mean():.4f}",
+        f"{100 * np.mean(distance['tables'] > 0):.2f}%",
+        f"{100 * np.mean(distance['pixels'] > 1):.3f}%",
+        f"{distance['pixels'].max()}",
     )
-    return f"| `{name}` | {' | '.join(parts)} |"
+    return f"| `{name}` | {' | '.join(shown)} |"
+
+
+class Given:
+    """A symbol port that keeps table indexes and means, and gives the symbols it was made with; without any, those of the latents.
+
+    latents: 1×M×h×w, in quantisation steps.
+    """
+
+    def __init__(self, latents: Tensor, given: list[NDArray[np.int32]] | None = None) -> None:
+        self._planes, self._given = schedule.split(latents), given
+        self._scale_name = ""
+        self.symbols: list[NDArray[np.int32]] = []
+        self.indexes: list[NDArray[np.int64]] = []
+        self.means: list[NDArray[np.float32]] = []
+
+    def begin(self, scale: Scale, number: int) -> None:
+        self._scale_name = scale.name
+
+    def exchange(self, step: Lattice, sigma: Any, mean: Any) -> Any:
+        indexes = sigma_index(sigma) if isinstance(sigma, Tensor) else sigma
+        self.indexes.append(np.asarray(indexes, np.int64).ravel())
+        self.means.append(np.asarray(mean).ravel())
+        if self._given is not None:
+            return self._given[len(self.means) - 1]
+        rounded = (step.take(self._planes[self._scale_name]) - mean).round()
+        self.symbols.append(rounded.numpy().astype(np.int32).ravel())
+        return rounded
+
+
+@torch.inference_mode()
+def walked_alike(floating: Codec, exact: Codec, picture: Picture) -> tuple[NDArray[Any], NDArray[Any]]:
+    """With the same symbols: the distances between the means, in quantisation steps, and between the table indexes of all latents."""
+    model: HPCM = floating.engine.model  # type: ignore[attr-defined]
+    network: Any = exact.engine.network  # type: ignore[attr-defined]
+    image = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None] / 255
+    rate = model.rate_at(quality_to_position(QUALITY, model.config.rate_levels))
+    latents, log_gain = model.analyse(image), model.latent_log_gain(rate)
+    hyper, (_, hyper_mean) = model.hyper_latents(latents, rate), model.hyper_distribution(rate)
+    symbols = (hyper - hyper_mean).round()
+    in_floats = Given(latents if log_gain is None else latents * log_gain.exp())
+    model.code_latents(symbols + hyper_mean, rate, in_floats)
+    in_integers = Given(latents, in_floats.symbols)
+    network.code_latents(symbols.numpy().astype(np.int32), network.position(2 * QUALITY), in_integers)
+    means, indexes = (
+        np.abs(np.concatenate(ours) - np.concatenate(theirs))
+        for ours, theirs in ((in_integers.means, in_floats.means), (in_integers.indexes, in_floats.indexes))
+    )
+    return means, indexes
 
 
 def symbols_of(codec: Codec, data: bytes) -> NDArray[np.int64]:
