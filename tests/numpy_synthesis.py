@@ -63,9 +63,8 @@ def wide_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
 def enter(model: Model, latents: Ints) -> Ints:
     """Latents h×w×M in fine units → in those of the stream `g_s`."""
     exponent = (model.units("g_s") - model.units("latents") - FINE_BITS + 16) << 16
-    if model.has("rate_control.log_inverse_correction"):
-        exponent = exponent + model.at_quality(model.log2_fixed("rate_control.log_inverse_correction"))
-    return np.clip(round_shift(latents * model.power_of_two(exponent), 30), -WIDE, WIDE)
+    correction = model.log2_gain("log_inverse_correction", model.channels)
+    return np.clip(round_shift(latents * model.power_of_two(exponent + correction), 30), -WIDE, WIDE)
 
 
 def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints, bound: int) -> Ints:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,14 @@ import pytest
 import torch
 
 import numpy_synthesis
-from conftest import small_photograph
+from conftest import exported_exactly, small_photograph
 from hpcm_codec.codec import Codec, load_codec
-from hpcm_codec.engines.exact import export
 from hpcm_codec.engines.exact.streams import layer_streams
-from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.engines.integer import IntegerEngine
 from hpcm_codec.images import Picture
 from hpcm_codec.model.config import PRESETS, ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.tiles.grid import HALO_LATENTS
-from hpcm_codec.weights.checkpoints import save_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_numpy_decoder import check_same
 
@@ -32,7 +28,7 @@ STAIRCASE = dataclasses.replace(SMALL, name="small-staircase", transform="stairc
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model of random weights, loud enough that every branch of the transforms matters."""
     folder = tmp_path_factory.mktemp("staircase")
     torch.manual_seed(7)
@@ -40,13 +36,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, parameter in model.named_parameters():
         if name.startswith(("g_a", "h_a", "h_s", "g_s")) and parameter.ndim > 1:
             parameter.data *= 1.5
-    save_checkpoint(folder / "float.safetensors", STAIRCASE, dict(model.state_dict()), {})
-    pictures = [torch.from_numpy(small_photograph(64, 64, seed)).permute(2, 0, 1)[None] / 255 for seed in range(2)]
-    with pytest.MonkeyPatch.context() as patch:
-        few = [picture[..., :64, :64] for picture in export.extremes()[::8]]
-        patch.setattr(export, "extremes", lambda: few)
-        export_checkpoint(str(folder / "float.safetensors"), folder / "exact.safetensors", calibration=pictures)
-    yield folder / "exact.safetensors"
+    return exported_exactly(model, folder)
 
 
 @pytest.fixture(scope="module")

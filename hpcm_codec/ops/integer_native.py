@@ -262,12 +262,11 @@ def step_parameters(
     if isinstance(scales, LinearScales):
         shift = checked("shift", scales.shift, (channels,), np.int64)
         thresholds = checked("thresholds", scales.thresholds, scales.thresholds.shape, np.int32)
-        named = thresholds, len(thresholds)
-        call("step_parameters_linear", pieces, len(pieces), params, shift, *rest, *named)
+        call("step_parameters_linear", pieces, len(pieces), params, shift, *rest, thresholds, len(thresholds))
         return outputs
     gain = checked("gain", scales.gain, (channels,), np.int64)
-    named = scales.offset, scales.multiplier, scales.shift, scales.highest
-    call("step_parameters", pieces, len(pieces), params, gain, *rest, *named)
+    index = scales.offset, scales.multiplier, scales.shift, scales.highest
+    call("step_parameters", pieces, len(pieces), params, gain, *rest, *index)
     return outputs
 
 

@@ -236,8 +236,11 @@ def step_parameters(step: Any, params: Tensor, scales: Scales, unit: Tensor) -> 
     """See `integer.step_parameters`."""
     height, width, both = params.shape
     scale, mean = (step.take(half) for half in params.permute(2, 0, 1).unflatten(0, (2, both // 2)))
-    name = "shift" if isinstance(scales, LinearScales) else "gain"
-    packed = replace(scales, **{name: _per_channel(step, getattr(scales, name), height, width)})
+    packed: Scales
+    if isinstance(scales, LinearScales):
+        packed = replace(scales, shift=_per_channel(step, scales.shift, height, width))
+    else:
+        packed = replace(scales, gain=_per_channel(step, scales.gain, height, width))
     levels = index_of(scale.long(), packed).to(torch.uint8)
     return levels, mean, mean.float() * _per_channel(step, unit, height, width)
 

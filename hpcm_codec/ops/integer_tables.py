@@ -39,7 +39,7 @@ class StoredFunctions:
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> StoredFunctions:
         """From tables by name; raises KeyError where one is missing."""
-        return cls(*(tables[name] for name in ("exponential", "sigmoid", "power")), tables.get("thresholds"))
+        return cls(tables["exponential"], tables["sigmoid"], tables["power"], tables.get("thresholds"))
 
     def tables(self) -> dict[str, Any]:
         """Those that there are, by name."""
@@ -59,7 +59,8 @@ def build_functions(borders: Sequence[float] | None = None) -> StoredFunctions:
     steps = 1 << POWER_BITS
     power = np.rint(one * np.exp2(np.arange(steps, dtype=np.float64) / steps))
     thresholds = None if borders is None else np.ceil(np.ldexp(borders, THRESHOLD_FRACTION)).astype(np.int32)
-    return StoredFunctions(*(table.astype(np.int16) for table in (falling, sigmoid, power)), thresholds)
+    exponential, gates, powers = (table.astype(np.int16) for table in (falling, sigmoid, power))
+    return StoredFunctions(exponential, gates, powers, thresholds)
 
 
 def power_of_two(exponent: Array, power: Array) -> Array:
