@@ -153,7 +153,7 @@ def to_coarser(scale: int, channels: int, fine: Ints) -> Ints:
 
 
 def published_gather(channels: int, full: Ints, on_s2: Ints) -> Ints:
-    """What s2 has of the hyperprior in networks with `hyper_gather` "published" (section 7.5): `on_s2` but for places that s1 leaves to s2."""
+    """What s2 has of the hyperprior in networks whose `hyper_gather` is "published" (section 7.5): changed where s1 has coded nothing."""
     result = on_s2.copy()
     height, width, total = full.shape
     for at in range(total):

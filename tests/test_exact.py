@@ -330,7 +330,7 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
         moved.hyper_synthesis.first.weights.weight,  # type: ignore[union-attr]
         moved.adaptors[1][0].phase,
         moved.adaptors[2][5].gain,
-        moved.prior_s3.after[1].project.shift,
+        moved.prior_s3.after[1].project.shift,  # type: ignore[index]
         cell.block.norm1.gamma,  # type: ignore[union-attr]
         cell.block.spatial.key.bias,  # type: ignore[union-attr]
         cell.block.channel.functions.sigmoid,  # type: ignore[union-attr]

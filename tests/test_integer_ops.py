@@ -409,7 +409,7 @@ def test_steps(threads: int, random: torch.Generator, size: tuple[int, int]) -> 
     linear = LinearScales(thresholds, torch.arange(channels))
     for scale, scales in itertools.product(schedule.scales(channels), (logarithms, linear)):
         for step in scale.steps:
-            arguments = (step, params, scales, unit)
+            arguments: tuple[Any, ...] = (step, params, scales, unit)
             expected = integer_reference.step_parameters(*arguments)
             got: tuple[Any, ...] = integer_native.step_parameters(*map(as_arrays, arguments))
             assert all(np.array_equal(one, other) for one, other in zip(got, expected, strict=True))

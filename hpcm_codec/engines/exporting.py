@@ -35,7 +35,7 @@ def export_checkpoint(
     packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `weights.packing`), everything else as float16.
     calibration: pictures (1×3×H×W in [0, 1], sides multiples of 64) that find the units of the exact profile; the checkpoint then has one,
                  and its weights are float16. None leaves the exact profile out.
-    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
+    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile's integers.
     """
     return _export(load_checkpoint(source), source, target, dtype, calibration, packed_bits)
 
@@ -46,7 +46,7 @@ def import_published(
     """Write a published HPCM checkpoint as one of ours, its weights in the types they have; returns the network's name and the identity.
 
     calibration: gives the pictures of `export_checkpoint`, for an exact profile (and float16 weights); None leaves it out.
-    Raises FileError for what cannot be read, UnsupportedError for other networks, and where the exact profile does not cover the model.
+    Raises FileError for what cannot be read, UnsupportedError for other networks, and for weights that do not fit the integers.
     """
     published = read_published(source)
     kind = published.record["imported"]
