@@ -2,6 +2,7 @@
 // A plain C interface; planes are contiguous, h×w×C or T×C. Threads share out whole results, so they change no number.
 #include <cmath>
 
+#include "integer_branch.h"
 #include "integer_depthwise.h"
 #include "integer_linear.h"
 #include "integer_mixing.h"
@@ -87,11 +88,24 @@ extern "C" void hpcm_integer_linear(const int64_t* segments, int64_t count, cons
   hpcm::Linear layer{{},    count,   0,     packed, offset,
                      shift, factor,  added, cell,   y,
                      width, outputs, parts, leaky,  static_cast<int32_t>(limit)};
-  for (int64_t n = 0; n < count; ++n, segments += 4) {
-    layer.segments[n] = {reinterpret_cast<const int16_t*>(segments[0]), segments[1] / 2, segments[2], segments[3]};
-    layer.pairs += segments[1] / 2;
-  }
+  hpcm::set_segments(layer, segments);
   hpcm::linear(layer, height, threads);
+}
+
+// added + factor · project(leaky(expand(x))); segments as above, of places that follow each other; factor may be null.
+extern "C" void hpcm_integer_branch(const int64_t* segments, int64_t count, const int16_t* packed,
+                                    const int32_t* offset, const int32_t* shift, int64_t hidden, int64_t hidden_limit,
+                                    const int16_t* project_packed, const int32_t* project_offset,
+                                    const int32_t* project_shift, const int16_t* factor, const int16_t* added,
+                                    int16_t* y, int64_t places, int64_t outputs, int64_t limit, int64_t threads) {
+  hpcm::Linear expand{{},      count, 0,       packed, offset, shift, nullptr,
+                      nullptr, 0,     nullptr, places, hidden, 1,     1,
+                      static_cast<int32_t>(hidden_limit)};
+  const hpcm::Linear project{{},    1, hidden / 2, project_packed, project_offset, project_shift, factor,
+                             added, 0, y,          places,         outputs,        1,             0,
+                             static_cast<int32_t>(limit)};
+  hpcm::set_segments(expand, segments);
+  hpcm::branch(expand, project, places, threads);
 }
 
 // Returns how many rows cannot be done, in failed.

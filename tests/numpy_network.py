@@ -96,14 +96,14 @@ def parameters(model: Model, scale: int, step: int, context: Ints, latents: Ints
 
 
 def prior_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
-    block = residual_block if model.config["prior_rwkv_rate"] is None else rwkv_block
+    block = residual_block if model.config.get("prior_rwkv_rate") is None else rwkv_block
     return block(model, name, x, stream)
 
 
 def context_net(model: Model, number: int, context: Ints) -> Ints:
     """Between two scales: a 1×1 convolution, or an RWKV block that refines the context."""
     name, units = f"context.context_nets.{number}", model.context_units
-    if model.config["context_fusion"] is None:
+    if model.config.get("context_fusion") is None:
         return model.layer(name, units, units)(context)
     return saturate(context + fusion(model, name, [context]))
 

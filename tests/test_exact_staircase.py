@@ -112,7 +112,7 @@ def test_transforms_are_close_to_those_in_floating_point(saved: Path, codec: Cod
     assert np.abs(shown.astype(int) - drawn).max() <= 1 and shown.std() > 5
 
 
-def test_tiles_leave_no_seam(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_leave_no_seam(codec: Codec) -> None:
     """The halo reaches as far as the transforms do: what lies beyond it changes no pixel, and no latent."""
     assert isinstance(codec.engine, IntegerEngine)
     network, position = codec.engine.network, codec.engine.network.position(100)

@@ -350,6 +350,29 @@ def test_some_channels_of_a_plane_beside_another_plane(threads: int, random: tor
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("size", [(5, 7), (48, 44), (61, 67)])
+@pytest.mark.parametrize("channels", [8, 24, 40])
+def test_branches(threads: int, random: torch.Generator, size: tuple[int, int], channels: int) -> None:
+    """Planes below and above the size from which both layers are computed together."""
+    assert 5 * 7 < integer_native.FUSED_PLACES < 48 * 44
+    stream, new = (
+        activations((*size, channels), "random", random, WIDE),
+        activations((*size, channels // 4), "random", random),
+    )
+    narrow = activations((*size, channels), "random", random)
+    expand, project = linear_weights(channels, 4 * channels, random), linear_weights(4 * channels, channels, random)
+    project = dataclasses.replace(project, limit=WIDE)
+    for factor in (None, whole((channels,), 32767, random)):
+        for inputs in ((narrow,), (new, narrow[..., channels // 4 :])):
+            found = same("branch", inputs, expand, project, factor=factor, added=stream, limit=WIDE)
+            hidden = integer.linear(*inputs, weights=expand, leaky=True)
+            assert torch.equal(found, integer.linear(hidden, weights=project, factor=factor, added=stream))
+    with pytest.raises(ValueError, match="inputs"):
+        integer_native.branch(
+            (as_arrays(new),), as_arrays(expand), as_arrays(project), factor=None, added=as_arrays(stream)
+        )
+
+
 @pytest.mark.parametrize("outputs", [64, 192, 12])
 def test_doubled(threads: int, random: torch.Generator, outputs: int) -> None:
     x = activations((5, 11, 24), "random", random)
@@ -429,6 +452,15 @@ def test_narrower_machines_give_the_same(
     assert isinstance(build.function("integer", "hpcm_integer_linear"), ctypes._CFuncPtr)  # type: ignore[attr-defined]
     weights = linear_weights(35, 50, random, full=True)
     same("linear", (whole((3, 5, 35), LIMIT, random),), weights, leaky=True, factor=whole((50,), 9000, random))
+    expand, project = linear_weights(36, 144, random), linear_weights(144, 36, random)
+    same(
+        "branch",
+        (whole((40, 60, 36), LIMIT, random),),
+        expand,
+        project,
+        factor=None,
+        added=whole((40, 60, 36), 99, random),
+    )
     bias, shift = whole((20,), 1 << 24, random, torch.int32), torch.arange(20, dtype=torch.int32)
     same("depthwise", whole((5, 11, 20), LIMIT, random), DepthwiseWeights(whole((5, 5, 20), 9000, random), bias, shift))
     same("layer_norm", whole((5, 11, 20), LIMIT, random), NormWeights(bias, bias.flip(0), 14, 3))

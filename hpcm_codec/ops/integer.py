@@ -75,6 +75,7 @@ __all__ = [
     "as_int64",
     "bi_wkv",
     "bordered",
+    "branch",
     "channels_first",
     "channels_last",
     "counted",
@@ -129,6 +130,11 @@ def linear(
     added:  int16 h×w×N, or None for 0; repeated: it is a cell c×c×N, tiled over the plane from the top left corner on.
     """
     return _of(inputs[0]).linear(inputs, weights, leaky=leaky, factor=factor, added=added, repeated=repeated)
+
+
+def branch(*inputs: Array, expand: Linear, project: Linear, factor: Array | None, added: Array) -> Array:
+    """`linear` twice, the first with LeakyReLU; of large planes, the compiled one keeps what is in between in the processor's cache."""
+    return _of(added).branch(inputs, expand, project, factor=factor, added=added)
 
 
 def together(x: Array, layers: Sequence[Linear]) -> tuple[Array, ...]:

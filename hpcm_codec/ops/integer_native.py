@@ -32,6 +32,7 @@ from hpcm_codec.ops.integer_weights import PACKED, packed_linear
 
 KERNELS = (3, 5)  # sizes of a depthwise convolution
 KEYS, HEAD = 64, 32  # of a window, and channels of a head, for which int32 holds every sum
+FUSED_PLACES = 2048  # of a plane: of smaller ones, threads share out the outputs too
 SEGMENTS = 16  # runs of inputs that it takes at most
 
 
@@ -75,6 +76,21 @@ def _product(
     return y
 
 
+def _side_by_side(inputs: Sequence[Plane]) -> tuple[list[Plane], list[tuple[int, int, int, int]]]:
+    """Planes whose channels lie side by side as `_product` takes them: segments, and the planes that they point into."""
+    if len(inputs) > 1 and any(x.shape[2] % 2 for x in inputs):
+        inputs = (np.concatenate(inputs, axis=2),)
+    height, width, _ = inputs[0].shape
+    planes: list[Plane] = []
+    for x in inputs:
+        plane = _with_runs("x", x, (height, width, x.shape[2]))
+        planes.append(np.pad(plane, ((0, 0), (0, 0), (0, 1))) if plane.shape[2] % 2 else plane)
+    strides = [[stride // plane.itemsize for stride in plane.strides] for plane in planes]
+    return planes, [
+        (p.ctypes.data, p.shape[2], row, column) for p, (row, column, _) in zip(planes, strides, strict=True)
+    ]
+
+
 def linear(
     inputs: Sequence[Plane],
     weights: Linear,
@@ -88,19 +104,35 @@ def linear(
         tokens = None if added is None else added[None]
         planes = [x[None] for x in inputs]
         return linear(planes, weights, leaky=leaky, factor=factor, added=tokens)[0]
-    if len(inputs) > 1 and any(x.shape[2] % 2 for x in inputs):
-        inputs = (np.concatenate(inputs, axis=2),)
-    height, width, _ = inputs[0].shape
-    planes, segments = [], []
-    for x in inputs:
-        plane = _with_runs("x", x, (height, width, x.shape[2]))
-        if plane.shape[2] % 2:
-            plane = np.pad(plane, ((0, 0), (0, 0), (0, 1)))
-        planes.append(plane)  # until the call is over
-        row, column, _ = plane.strides
-        segments.append((plane.ctypes.data, plane.shape[2], row // plane.itemsize, column // plane.itemsize))
+    planes, segments = _side_by_side(inputs)
+    height, width, _ = planes[0].shape
     cell = added.shape[0] if repeated and added is not None else 0
     return _product(segments, weights, (height, width), leaky=leaky, factor=factor, added=added, cell=cell)
+
+
+def branch(inputs: Sequence[Plane], expand: Linear, project: Linear, *, factor: Plane | None, added: Plane) -> Plane:
+    height, width, outputs = added.shape
+    if height * width < FUSED_PLACES or expand.outputs % 2:
+        return linear((linear(inputs, expand, leaky=True),), project, factor=factor, added=added)
+    planes, segments = _side_by_side([_in_a_row(x) for x in inputs])
+    first, second = packed_linear(expand), packed_linear(project)
+    if any(plane.shape[:2] != (height, width) for plane in planes) or second.inputs != first.outputs:
+        raise ValueError(f"the planes and layers of a branch do not fit {added.shape}")
+    if sum(plane.shape[2] for plane in planes) != first.inputs + first.inputs % 2 or second.outputs != outputs:
+        raise ValueError(f"the inputs are not the {first.inputs} of the weights, or the outputs not {outputs}")
+    if factor is not None:
+        factor = checked("factor", factor, (outputs,))
+    added, y = checked("added", added, added.shape), np.empty(added.shape, np.int16)
+    runs = np.array(segments, np.int64)
+    expanding = first.packed, first.offset, first.shift, first.outputs, first.limit
+    projecting = second.packed, second.offset, second.shift, factor, added, y
+    call("integer_branch", runs, len(runs), *expanding, *projecting, height * width, outputs, second.limit)
+    return y
+
+
+def _in_a_row(plane: Plane) -> Plane:
+    """The plane, copied unless its places follow each other at one distance."""
+    return plane if plane.strides[0] == plane.shape[1] * plane.strides[1] else np.ascontiguousarray(plane)
 
 
 def together(x: Plane, layers: Sequence[Linear]) -> tuple[Plane, ...]:

@@ -77,6 +77,13 @@ def linear(
     return saturate(value, limit)
 
 
+def branch(
+    inputs: Sequence[Tensor], expand: Linear, project: Linear, *, factor: Tensor | None, added: Tensor
+) -> Tensor:
+    """See `integer.branch`."""
+    return linear((linear(inputs, expand, leaky=True),), project, factor=factor, added=added)
+
+
 def together(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
     """See `integer.together`. The results are views of one tensor."""
     parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias", "shift"))

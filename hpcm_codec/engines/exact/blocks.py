@@ -76,9 +76,8 @@ class Block:
         self.factor: Array | None = make.factor(f"{name}.factor", change) if scaled else None
 
     def __call__(self, x: Array, position: Array) -> Array:
-        hidden = integer.linear(*self.spatial(x), weights=self.expand, leaky=True)
         factor = None if self.factor is None else integer.narrow(interpolated(self.factor, position))
-        return integer.linear(hidden, weights=self.project, factor=factor, added=x)
+        return integer.branch(*self.spatial(x), expand=self.expand, project=self.project, factor=factor, added=x)
 
 
 class Blocks:

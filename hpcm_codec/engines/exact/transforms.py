@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from einops import rearrange
 from numpy.typing import NDArray
 
 from hpcm_codec.engines.exact.blocks import NARROW_BITS, Block, Blocks, Narrow
@@ -171,10 +170,10 @@ class Synthesis:
         overlap = (kernel - edge) // 2
         self._beyond = -(-overlap // edge)  # rings of inputs outside the plane that reach into the image
         self._margin = overlap + edge * self._beyond - edge * (self._across - 1)
-        sides = {"down": self._across, "across": self._across}
-        cut = rearrange(weight, "c rgb (down y) (across x) -> y x rgb down across c", **sides)
+        cut = weight.reshape(weight.shape[0], 3, self._across, edge, self._across, edge)
         # The input that comes first draws with the last part of its kernel.
-        rows = rearrange(cut[:, :, :, ::-1, ::-1], "y x rgb down across c -> (y x rgb) (down across c)")
+        turned = cut[:, :, ::-1, :, ::-1].transpose(3, 5, 1, 2, 4, 0)  # edge×edge×3×n×n×in
+        rows = np.ascontiguousarray(turned).reshape(3 * edge**2, -1)
         levels = np.full(len(rows), DRAWN_SHIFT, np.int64)
         units, bound = (inner - NARROW_BITS, LIMIT) if staircase else (inner, WIDE)
         bias = 255 * np.tile(make.real(f"{name}.bias"), edge**2)
