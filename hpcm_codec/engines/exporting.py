@@ -75,9 +75,15 @@ def _export(
     exact = None
     if calibration is not None:
         rounded = replace(checkpoint, weights=weights, exact=None)
-        made = build_functions(sigma_borders() if checkpoint.config.scale_domain == "linear" else None)
-        functions = StoredFunctions.of({name: torch.from_numpy(table) for name, table in made.tables().items()})
-        exact = ExactData(calibrate(rounded.build_model(), calibration), functions)
-        exact_network(replace(rounded, exact=exact).as_stored(), compiled=False)  # raises where integers cannot hold it
+        exact = exact_data(rounded, calibration)
+        # raises where integers cannot hold it
+        exact_network(replace(rounded, exact=exact).as_stored(), compiled=False).make_transforms()
     record = (checkpoint.training, checkpoint.tables, exact)
     return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)
+
+
+def exact_data(checkpoint: Checkpoint, calibration: Sequence[Tensor]) -> ExactData:
+    """The units and stored functions that give a checkpoint an exact profile; calibration: as `export_checkpoint` takes it."""
+    made = build_functions(sigma_borders() if checkpoint.config.scale_domain == "linear" else None)
+    functions = StoredFunctions.of({name: torch.from_numpy(table) for name, table in made.tables().items()})
+    return ExactData(calibrate(checkpoint.build_model(), calibration), functions)

@@ -151,6 +151,10 @@ class ExactNetwork:
         refuse_coarse(self._make.fraction("latents"), made.fraction, FINE_BITS)
         return self._moved(made)
 
+    def make_transforms(self) -> None:
+        """Make all of them now; raises UnsupportedError for weights that integers do not hold."""
+        _ = self.analysis, self.hyper_analysis, self.synthesis
+
     def analyse(self, pixels: NDArray[np.uint8], position: Array) -> Array:
         """Pixels 16h×16w×3 (or ×1) → latents int16 h×w×M, in the units of `g_a`; the same at every position."""
         return self.analysis(pixels, position)
