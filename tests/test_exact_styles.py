@@ -12,12 +12,13 @@ import torch
 from conftest import exported_exactly, few_extremes, small_photograph
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.engines.exact.export import calibrate
+from hpcm_codec.engines.exporting import import_published
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.images import Picture
 from hpcm_codec.model.config import CellConfig, ModelConfig, preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.weights.checkpoints import load_checkpoint
-from test_hpcm_phase1 import SMALL
+from test_hpcm_phase1 import SMALL, golden_weights
 from test_numpy_decoder import check_same, symbols_of
 from test_phases import small
 
@@ -105,3 +106,22 @@ def test_models_of_logarithms_store_nothing_new() -> None:
     with few_extremes():
         found = calibrate(model, [torch.rand(1, 3, 64, 64)])
     assert "scales" not in found and found["latents"].shape == (16,)
+
+
+@pytest.mark.slow
+def test_the_published_network_at_full_size(reference: Path, tmp_path: Path) -> None:
+    """HPCM-Base with the weights of its golden outputs, imported with an exact profile."""
+    torch.save(golden_weights(reference), tmp_path / "0.0483.pth.tar")
+    pixels = [small_photograph(128, 128, seed) for seed in range(2)]
+    pictures = [torch.from_numpy(p).permute(2, 0, 1)[None] / 255 for p in pixels]
+    with few_extremes():
+        import_published(tmp_path / "0.0483.pth.tar", tmp_path / "exact.safetensors", lambda: pictures)
+    exact, floating = (
+        load_codec(str(tmp_path / "exact.safetensors"), "cpu", profile) for profile in ("exact", "float")
+    )
+    picture = Picture(small_photograph(192, 128, seed=8))
+    files = [codec.encode(picture, 50) for codec in (exact, floating)]
+    found, expected = (np.array(symbols_of(*both)[0]) for both in zip((exact, floating), files, strict=True))
+    assert len(files[0]) == pytest.approx(len(files[1]), rel=0.005)
+    assert (found != expected).mean() < 0.1 and np.abs(found - expected).max() <= 1
+    assert exact.decode(files[0]).pixels.shape == (128, 192, 3)
