@@ -8,7 +8,8 @@ network is exported with an exact profile, and codes the pictures at its middle 
 - bytes in floating point, and by how much those of the exact profile differ;
 - symbols of the two files that differ, and by how much at most;
 - with floating point's symbols given to both: the mean distance of the means, in quantisation steps, and the table indexes that differ;
-- pixels that differ by more than 1 of 255 where both draw the same latents, and by how much at most.
+- pixels that differ by more than 1 of 255 where both draw the same latents, and by how much at most;
+- processor seconds of encoding and decoding one picture, in floating point and in integers, measured in turns: the least of `--runs`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,19 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calibrate", type=Path, required=True, help="a folder of pictures that find the units")
     parser.add_argument("--limit", type=int, default=3, help="how many pictures to code")
     parser.add_argument("--pictures", type=int, default=8, help="how many to calibrate with, cut to 256×256")
+    parser.add_argument("--runs", type=int, default=2, help="how often the first picture is coded for the times")
     parser.add_argument("--parameters", type=Path, default=PARAMETERS, help="names and shapes of a published HPCM-Base")
     parser.add_argument("--keep", type=Path, help="a folder for the checkpoints that are made")
     options = parser.parse_args(arguments)
     pictures = [read_picture(path) for path in image_files(options.data)[: options.limit]]
     calibration = [crop(read_picture(path)) for path in image_files(options.calibrate)[: options.pictures]]
-    print(
-        "| network | bytes, float | exact | symbols that differ | at most | distance of means | other tables | pixels off | at most |"
+    columns = (
+        *("network", "bytes, float", "exact", "symbols that differ", "at most", "distance of means", "other tables"),
+        *("pixels off", "at most", "encoding, s: float", "exact", "decoding, s: float", "exact"),
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print(f"| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}")
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.networks:
             checkpoint = exported(name, options.parameters, options.keep or Path(temporary), calibration)
-            print(row(name, checkpoint, pictures), flush=True)
+            print(row(name, checkpoint, pictures, options.runs), flush=True)
     return 0
 
 
@@ -121,7 +125,7 @@ def crop(picture: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None] / 255
 
 
-def row(name: str, checkpoint: Path, pictures: list[Picture]) -> str:
+def row(name: str, checkpoint: Path, pictures: list[Picture], runs: int) -> str:
     """A network's line of the table."""
     loaded = load_checkpoint(str(checkpoint))
     floating, exact = (Codec(loaded, "cpu", profile) for profile in ("float", "exact"))
@@ -146,8 +150,25 @@ def row(name: str, checkpoint: Path, pictures: list[Picture]) -> str:
         f"{100 * np.mean(distance['tables'] > 0):.2f}%",
         f"{100 * np.mean(distance['pixels'] > 1):.3f}%",
         f"{distance['pixels'].max()}",
+        *(f"{seconds:.2f}" for seconds in timed(floating, exact, pictures[0], runs)),
     )
     return f"| `{name}` | {' | '.join(shown)} |"
+
+
+def timed(floating: Codec, exact: Codec, picture: Picture, runs: int) -> tuple[float, ...]:
+    """Processor seconds, the least of several runs: encoding in floating point and in integers, decoding in both."""
+    taken: list[tuple[float, ...]] = []
+    for _ in range(runs):
+        encoding, decoding = [], []
+        for codec in (floating, exact):
+            started = time.process_time()
+            data = codec.encode(picture, QUALITY)
+            encoded = time.process_time()
+            codec.decode(data)
+            encoding.append(encoded - started)
+            decoding.append(time.process_time() - encoded)
+        taken.append((*encoding, *decoding))
+    return tuple(map(min, zip(*taken, strict=True)))
 
 
 class Given:
