@@ -2,6 +2,7 @@
 // A plain C interface; planes are contiguous, h×w×C or T×C. Threads share out whole results, so they change no number.
 #include <cmath>
 
+#include "integer_branch.h"
 #include "integer_depthwise.h"
 #include "integer_linear.h"
 #include "integer_mixing.h"
@@ -87,11 +88,24 @@ extern "C" void hpcm_integer_linear(const int64_t* segments, int64_t count, cons
   hpcm::Linear layer{{},    count,   0,     packed, offset,
                      shift, factor,  added, cell,   y,
                      width, outputs, parts, leaky,  static_cast<int32_t>(limit)};
-  for (int64_t n = 0; n < count; ++n, segments += 4) {
-    layer.segments[n] = {reinterpret_cast<const int16_t*>(segments[0]), segments[1] / 2, segments[2], segments[3]};
-    layer.pairs += segments[1] / 2;
-  }
+  hpcm::set_segments(layer, segments);
   hpcm::linear(layer, height, threads);
+}
+
+// added + factor · project(leaky(expand(x))); segments as above, of places that follow each other; factor may be null.
+extern "C" void hpcm_integer_branch(const int64_t* segments, int64_t count, const int16_t* packed,
+                                    const int32_t* offset, const int32_t* shift, int64_t hidden, int64_t hidden_limit,
+                                    const int16_t* project_packed, const int32_t* project_offset,
+                                    const int32_t* project_shift, const int16_t* factor, const int16_t* added,
+                                    int16_t* y, int64_t places, int64_t outputs, int64_t limit, int64_t threads) {
+  hpcm::Linear expand{{},      count, 0,       packed, offset, shift, nullptr,
+                      nullptr, 0,     nullptr, places, hidden, 1,     1,
+                      static_cast<int32_t>(hidden_limit)};
+  const hpcm::Linear project{{},    1, hidden / 2, project_packed, project_offset, project_shift, factor,
+                             added, 0, y,          places,         outputs,        1,             0,
+                             static_cast<int32_t>(limit)};
+  hpcm::set_segments(expand, segments);
+  hpcm::branch(expand, project, places, threads);
 }
 
 // Returns how many rows cannot be done, in failed.
@@ -144,20 +158,32 @@ extern "C" void hpcm_integer_rescale(const int32_t* x, const int64_t* factor, in
   });
 }
 
-// The table indexes and means of a step's latents; params: h×w×2M; real: the means times unit, or null.
+// The table indexes and means of a step's latents; params: h×w×2M, logarithms of scales and means; real: the means times
+// unit.
 extern "C" void hpcm_step_parameters(const int64_t* pieces, int64_t count, const int16_t* params,
                                      const int64_t* log_gain, const float* unit, uint8_t* levels, int16_t* means,
                                      float* real, int64_t height, int64_t width, int64_t channels, int64_t offset,
                                      int64_t multiplier, int64_t shift, int64_t highest, int64_t) {
   const int64_t rounding = (int64_t{1} << shift) >> 1;
-  const auto* of_step = reinterpret_cast<const hpcm::Piece*>(pieces);
-  hpcm::for_step(of_step, count, height, width, channels, [&](int64_t packed, int64_t place, int64_t c) {
-    const int16_t* both = params + 2 * (place - c) + c;
-    const int64_t level = ((both[0] + log_gain[c] + offset) * multiplier + rounding) >> shift;
-    levels[packed] = static_cast<uint8_t>(std::min(highest, std::max<int64_t>(0, level)));
-    means[packed] = both[channels];
-    if (real) real[packed] = static_cast<float>(both[channels]) * unit[c];
-  });
+  const auto level_of = [=](int16_t scale, int64_t c) {
+    const int64_t level = ((scale + log_gain[c] + offset) * multiplier + rounding) >> shift;
+    return static_cast<uint8_t>(std::min(highest, std::max<int64_t>(0, level)));
+  };
+  hpcm::step_parameters(reinterpret_cast<const hpcm::Piece*>(pieces), count, params, unit, levels, means, real, height,
+                        width, channels, level_of);
+}
+
+// The same of scales that are not logarithms: an index is how many of the ascending thresholds scale · 2^shift reaches.
+extern "C" void hpcm_step_parameters_linear(const int64_t* pieces, int64_t count, const int16_t* params,
+                                            const int64_t* shift, const float* unit, uint8_t* levels, int16_t* means,
+                                            float* real, int64_t height, int64_t width, int64_t channels,
+                                            const int32_t* thresholds, int64_t number, int64_t) {
+  const auto level_of = [=](int16_t scale, int64_t c) {
+    const int64_t value = scale * (int64_t{1} << shift[c]);
+    return static_cast<uint8_t>(std::upper_bound(thresholds, thresholds + number, value) - thresholds);
+  };
+  hpcm::step_parameters(reinterpret_cast<const hpcm::Piece*>(pieces), count, params, unit, levels, means, real, height,
+                        width, channels, level_of);
 }
 
 // Puts a step's decoded latents into latents (int32 h×w×M): symbols times the inverse gain, and means.

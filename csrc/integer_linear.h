@@ -28,6 +28,14 @@ struct Linear {
   int32_t limit;
 };
 
+// numbers: for each segment its address, inputs, and row and column strides.
+inline void set_segments(Linear& layer, const int64_t* numbers) {
+  for (int64_t n = 0; n < layer.count; ++n, numbers += 4) {
+    layer.segments[n] = {reinterpret_cast<const int16_t*>(numbers[0]), numbers[1] / 2, numbers[2], numbers[3]};
+    layer.pairs += numbers[1] / 2;
+  }
+}
+
 inline Ints finish(Ints value, const Linear& layer, const int16_t* added, int64_t output, int64_t live) {
   value = clamped(value >> load<Ints>(layer.shift + output), layer.limit);
   if (layer.leaky) value = value < 0 ? (value * 328 + (1 << 14)) >> 15 : value;

@@ -32,4 +32,17 @@ inline void for_step(const Piece* pieces, int64_t count, int64_t height, int64_t
   }
 }
 
+// Table indexes and means of a step's latents; level_of(scale, channel) is the index of a scale.
+template <class LevelOf>
+inline void step_parameters(const Piece* pieces, int64_t count, const int16_t* params, const float* unit,
+                            uint8_t* levels, int16_t* means, float* real, int64_t height, int64_t width,
+                            int64_t channels, const LevelOf& level_of) {
+  for_step(pieces, count, height, width, channels, [&](int64_t packed, int64_t place, int64_t c) {
+    const int16_t* both = params + 2 * (place - c) + c;
+    levels[packed] = level_of(both[0], c);
+    means[packed] = both[channels];
+    real[packed] = static_cast<float>(both[channels]) * unit[c];
+  });
+}
+
 }  // namespace hpcm

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from hpcm_codec.system.devices import has_cuda
 if TYPE_CHECKING:
     from hpcm_codec.codec import Codec
     from hpcm_codec.engines.torch_engine import TorchEngine
+    from hpcm_codec.model.hpcm import HPCM
     from hpcm_codec.training.data import PackedPictures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,3 +178,28 @@ def torch_engine(codec: Codec, profile: str | None = None) -> TorchEngine:
     engine = codec.engine if profile is None else codec.engines[profile]
     assert isinstance(engine, TorchEngine)
     return engine
+
+
+@contextmanager
+def few_extremes() -> Iterator[None]:
+    """Calibration with few and small pictures of extremes."""
+    from hpcm_codec.engines.exact import export
+
+    few = [extreme[..., :64, :64] for extreme in export.extremes()[::8]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "extremes", lambda: few)
+        yield
+
+
+def exported_exactly(model: HPCM, folder: Path) -> Path:
+    """The path of a checkpoint of a model with an exact profile, calibrated with a few small pictures."""
+    import torch
+
+    from hpcm_codec.engines.exporting import export_checkpoint
+    from hpcm_codec.weights.checkpoints import save_checkpoint
+
+    save_checkpoint(folder / "float.safetensors", model.config, dict(model.state_dict()), {})
+    pictures = [torch.from_numpy(small_photograph(128, 64, seed)).permute(2, 0, 1)[None] / 255 for seed in range(3)]
+    with few_extremes():
+        export_checkpoint(str(folder / "float.safetensors"), folder / "exact.safetensors", calibration=pictures)
+    return folder / "exact.safetensors"

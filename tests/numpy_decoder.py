@@ -100,6 +100,8 @@ PAIRS = ("00 22", "02 20", "11 33", "13 31", "01 23", "03 21", "10 32", "12 30")
 S2_IN_S3 = ((0, 0), (1, 1), (0, 1), (1, 0))  # by group modulo 4
 S1_IN_S2 = ((0, 0), (0, 1), (1, 0), (1, 1))  # by quarter of the channels
 S2_STEPS = ((3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
+# Of networks that were published: by group, the place of a 4×4 cell that the hyperprior's gather for s2 leaves out.
+PUBLISHED_LEFT_OUT = ((0, 0), (1, 1), (0, 1), (1, 0), (0, 2), (1, 3), (0, 3), (1, 2))
 DIAGONALS = (((0, 0), (1, 1)), ((0, 1), (1, 0)))
 
 
@@ -148,6 +150,27 @@ def to_coarser(scale: int, channels: int, fine: Ints) -> Ints:
         _, top, left = in_finer(scale, channels, (at % channels, 0, 0))
         taken[..., at] = fine[top::2, left::2, at]
     return taken
+
+
+def published_gather(channels: int, full: Ints, on_s2: Ints) -> Ints:
+    """What s2 has of the hyperprior in networks whose `hyper_gather` is "published" (section 7.5): changed where s1 has coded nothing."""
+    result = on_s2.copy()
+    height, width, total = full.shape
+    for at in range(total):
+        channel = at % channels
+        group, quarter = channel // (channels // 8), channel // (channels // 4)
+        top, left = S2_IN_S3[group % 4]
+        sources = (
+            (i, j)
+            for i in range(top, height, 2)
+            for j in range(left, width, 2)
+            if (i % 4, j % 4) != PUBLISHED_LEFT_OUT[group]
+        )
+        for row in range(height // 2):
+            for column in range(width // 2):
+                if (row % 2, column % 2) != S1_IN_S2[quarter]:
+                    result[row, column, at] = full[(*next(sources), at)]
+    return result
 
 
 # ---- layers: weights are float16 numbers, that is integers times powers of two
@@ -240,7 +263,9 @@ class Model:
         self.sigmoid = self.tensors["exact.tables.sigmoid"].astype(np.int64)
         self.power = self.tensors["exact.tables.power"].astype(np.int64)
         latents = self.units("latents")
-        self.context_units = np.concatenate((np.full_like(latents, SCALE_FRACTION), latents))
+        self.linear = self.config["scale_domain"] == "linear"
+        self.scale_units = self.units("scales") if self.linear else np.full_like(latents, SCALE_FRACTION)
+        self.context_units = np.concatenate((self.scale_units, latents))
 
     def real(self, name: str) -> NDArray[np.float64]:
         return self.tensors[name].astype(np.float64)
@@ -277,14 +302,20 @@ class Model:
         inside = distance < len(self.exponential)
         return np.where(inside, self.exponential[np.minimum(distance, len(self.exponential) - 1)], 0)
 
-    def log2_fixed(self, name: str) -> Ints:
-        """Natural logarithms as binary ones, in units of 2^-16."""
-        return np.rint(self.real(name) * (1.4426950408889634 * 65536)).astype(np.int64)
+    def gains(self, name: str, channels: int) -> NDArray[np.float64]:
+        """Natural logarithms of the rate control, L×C; a network of one rate has none, and its gains are 1."""
+        return self.real(f"rate_control.{name}") if self.has(f"rate_control.{name}") else np.zeros((1, channels))
 
+    def log2_gain(self, name: str, channels: int) -> Ints:
+        """The same at the quality, as binary logarithms in units of 2^-16."""
+        return self.at_quality(np.rint(self.gains(name, channels) * (1.4426950408889634 * 65536)).astype(np.int64))
 
-def table_index(log_scale: Ints) -> Ints:
-    """The rANS coder's table of a scale whose logarithm is in units of 2^-10."""
-    return np.clip(round_shift((log_scale + 2171) * 642, 16), 0, 63)
+    def table_index(self, scale: Ints, units: Ints, log_gain: Ints) -> Ints:
+        """The rANS coder's table of a scale in units of 2^-units: of its logarithm (units 10) after a gain, or of itself."""
+        if not self.linear:
+            return np.clip(round_shift((scale + log_gain + 2171) * 642, 16), 0, 63)
+        thresholds = self.tensors["exact.tables.thresholds"]  # in units of 2^-12
+        return (np.asarray(scale << (12 - units))[..., None] >= thresholds).sum(axis=-1)
 
 
 # ---- a tile: from its streams to its symbols and latents (sections 7.4 and 7.5)
@@ -317,8 +348,8 @@ class TileDecoder:
         self.symbols: dict[str, list[int]] = {name: [] for name in SCALES}
         # Quantisation steps → units of decoded latents, in units of 2^-14.
         fine = (model.units("latents") + FINE_BITS) << 16
-        self._inverse_gain = model.power_of_two(fine - model.at_quality(model.log2_fixed("rate_control.log_gain")))
-        self._log_gain = model.at_quality(np.rint(model.real("rate_control.log_gain") * 1024).astype(np.int64))
+        self._inverse_gain = model.power_of_two(fine - model.log2_gain("log_gain", model.channels))
+        self._log_gain = model.at_quality(np.rint(model.gains("log_gain", model.channels) * 1024).astype(np.int64))
 
     def _read(self, scale: str, table: int) -> int:
         symbol = self._readers[scale].symbol(table)
@@ -328,10 +359,12 @@ class TileDecoder:
     def hyper_latents(self) -> Ints:
         """The hyper-latents as h_s takes them, h/4×w/4×N."""
         model = self._model
-        tables = table_index(model.at_quality(np.rint(model.real("hyper_scale.level_values") * 1024).astype(np.int64)))
+        units = 12 if model.linear else SCALE_FRACTION
+        scales = np.rint(np.ldexp(model.real("hyper_scale.level_values"), units)).astype(np.int64)
+        tables = model.table_index(model.at_quality(scales), np.array(units), np.array(0))
         mean = model.at_quality(np.rint(model.real("hyper_mean.level_values") * 256).astype(np.int64))
         unit = (model.units("h_s") - 8) << 16
-        gain = model.power_of_two(unit - model.at_quality(model.log2_fixed("rate_control.log_hyper_gain")))
+        gain = model.power_of_two(unit - model.log2_gain("log_hyper_gain", len(mean)))
         symbols = np.empty((self._height // 4, self._width // 4, len(mean)), np.int64)
         for channel in range(len(mean)):
             for row in range(symbols.shape[0]):
@@ -341,26 +374,28 @@ class TileDecoder:
 
     def _code(self, scale: int, step: int, params: Ints, latents: Ints) -> None:
         """Read a step's latents into `latents` (in fine units)."""
-        channels = self._model.channels
+        model, channels = self._model, self._model.channels
+        tables = model.table_index(params[..., :channels], model.scale_units, self._log_gain)
         for channel, row, column in positions(scale, step, channels, *latents.shape[:2]):
-            log_scale, mean = params[row, column, channel], params[row, column, channels + channel]
-            symbol = self._read(SCALES[scale + 1], int(table_index(log_scale + self._log_gain[channel])))
+            mean = params[row, column, channels + channel]
+            symbol = self._read(SCALES[scale + 1], int(tables[row, column, channel]))
             decoded = (int(mean) << FINE_BITS) + round_shift(np.int64(symbol) * self._inverse_gain[channel], 14)
             latents[row, column, channel] = np.clip(decoded, -(2**30), 2**30)
 
     def latents(self) -> Ints:
         """All latents, h×w×M, in fine units."""
-        from numpy_network import cell, hyper_synthesis, parameters
+        from numpy_network import cell, context_net, hyper_synthesis, parameters
 
         model, channels = self._model, self._model.channels
         on_s3 = hyper_synthesis(model, self.hyper_latents())
         on_s2 = to_coarser(1, channels, on_s3)
         context = to_coarser(0, channels, on_s2)
+        if model.config["hyper_gather"] == "published":
+            on_s2 = published_gather(channels, on_s3, on_s2)
         latents = np.zeros((*context.shape[:2], channels), np.int64)
         for scale, hyper in enumerate((None, on_s2, on_s3)):
             if hyper is not None:
-                nets = model.layer(f"context.context_nets.{scale - 1}", model.context_units, model.context_units)
-                context = nets(to_finer(scale - 1, channels, context, hyper))
+                context = context_net(model, scale - 1, to_finer(scale - 1, channels, context, hyper))
                 latents = to_finer(scale - 1, channels, latents, np.zeros((*context.shape[:2], channels), np.int64))
             else:
                 self._code(0, 0, context, latents)  # its parameters come from the hyperprior

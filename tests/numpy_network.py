@@ -24,15 +24,31 @@ def depthwise(
     return result
 
 
+def partial_convolution(model: Model, name: str, x: Ints, stream: Ints) -> tuple[Ints, Ints]:
+    """A dense 3×3 convolution over the first quarter of the channels, the others as they are; and the units of all of them."""
+    weight, units = model.real(f"{name}.conv.weight"), model.units(name)
+    active = len(weight)
+    inputs = np.repeat(stream[:active], 9)  # channel by channel, as `neighbourhoods` has them
+    layer = make_layer(weight.reshape(active, -1), model.real(f"{name}.conv.bias"), inputs, units)
+    around = neighbourhoods(x[..., :active], 3).reshape(*x.shape[:2], -1)
+    return np.concatenate((layer(around), x[..., active:]), axis=-1), np.concatenate((units, stream[active:]))
+
+
 def residual_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
-    """x + factor · project(LeakyReLU(expand(depthwise 3×3))); the slope is 328/2^15, the factor in units of 2^-12."""
-    spatial, hidden = model.units(f"{name}.spatial"), model.units(f"{name}.expand")
-    kernel = model.real(f"{name}.spatial.weight")[:, 0]
-    inner = depthwise(model, x, kernel, model.real(f"{name}.spatial.bias"), stream, spatial)
-    inner = model.layer(f"{name}.expand", spatial, hidden)(inner)
+    """x + factor · project(LeakyReLU(expand(spatial(x)))); the slope is 328/2^15, the factor in units of 2^-12, or 1."""
+    spatial = f"{name}.spatial"
+    if model.has(f"{spatial}.conv.weight"):
+        inner, units = partial_convolution(model, spatial, x, stream)
+    else:
+        units, kernel = model.units(spatial), model.real(f"{spatial}.weight")[:, 0]
+        inner = depthwise(model, x, kernel, model.real(f"{spatial}.bias"), stream, units)
+    hidden = model.units(f"{name}.expand")
+    inner = model.layer(f"{name}.expand", units, hidden)(inner)
     inner = np.where(inner < 0, round_shift(inner * 328, 15), inner)
     branch = model.layer(f"{name}.project", hidden, stream)(inner)
-    return saturate(x + round_shift(branch * model.factor(f"{name}.factor"), 12))
+    if model.has(f"{name}.factor.level_values"):
+        branch = round_shift(branch * model.factor(f"{name}.factor"), 12)
+    return saturate(x + branch)
 
 
 def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) -> Ints:
@@ -47,17 +63,18 @@ def double(model: Model, name: str, x: Ints, units_in: Ints, units_out: Ints) ->
 
 
 def hyper_synthesis(model: Model, x: Ints) -> Ints:
-    """h_s: up2, two blocks, up2 to context parameters, one block."""
+    """h_s: up2, two or three blocks, up2 to context parameters, one block."""
     inner = model.units("h_s.inner")
     x = double(model, "h_s.0", x, model.units("h_s"), inner)
-    x = residual_block(model, "h_s.1", x, inner)
-    x = residual_block(model, "h_s.2", x, inner)
-    x = double(model, "h_s.3", x, inner, model.context_units)
-    return residual_block(model, "h_s.4", x, model.context_units)
+    blocks = 2 if model.config["transform"] == "patch" else 3
+    for block in range(1, blocks + 1):
+        x = residual_block(model, f"h_s.{block}", x, inner)
+    x = double(model, f"h_s.{blocks + 1}", x, inner, model.context_units)
+    return residual_block(model, f"h_s.{blocks + 2}", x, model.context_units)
 
 
 def parameters(model: Model, scale: int, step: int, context: Ints, latents: Ints) -> Ints:
-    """Adaptor with its phase bias, blocks, gain, blocks, and the head that is added to the context."""
+    """Adaptor with its phase bias, blocks, gain, blocks, and the head, added to the context in residual priors."""
     prior = "context.prior_s3" if scale == 2 else "context.prior_s12"
     adaptor = f"context.adaptors.{scale}.{step}"
     stream = model.units(prior)
@@ -70,11 +87,25 @@ def parameters(model: Model, scale: int, step: int, context: Ints, latents: Ints
         x = saturate(x + phase[rows[:, None], columns[None]])
     before, after = model.config["prior_blocks_s3" if scale == 2 else "prior_blocks_s12"]
     for block in range(before):
-        x = residual_block(model, f"{prior}.before.{block}", x, stream)
+        x = prior_block(model, f"{prior}.before.{block}", x, stream)
     x = saturate(round_shift(x * model.factor(f"{adaptor}.gain"), 12))
     for block in range(after):
-        x = residual_block(model, f"{prior}.after.{block}", x, stream)
-    return saturate(context + model.layer(f"{prior}.head", stream, model.context_units)(x))
+        x = prior_block(model, f"{prior}.after.{block}", x, stream)
+    refined = model.layer(f"{prior}.head", stream, model.context_units)(x)
+    return saturate(context + refined) if model.config["prior_residual"] else refined
+
+
+def prior_block(model: Model, name: str, x: Ints, stream: Ints) -> Ints:
+    block = residual_block if model.config.get("prior_rwkv_rate") is None else rwkv_block
+    return block(model, name, x, stream)
+
+
+def context_net(model: Model, number: int, context: Ints) -> Ints:
+    """Between two scales: a 1×1 convolution, or an RWKV block that refines the context."""
+    name, units = f"context.context_nets.{number}", model.context_units
+    if model.config.get("context_fusion") is None:
+        return model.layer(name, units, units)(context)
+    return saturate(context + fusion(model, name, [context]))
 
 
 def cell(model: Model, scale: int, params: Ints, context: Ints) -> Ints:
@@ -84,9 +115,14 @@ def cell(model: Model, scale: int, params: Ints, context: Ints) -> Ints:
 
 
 def attention_cell(model: Model, scale: int, params: Ints, context: Ints) -> Ints:
-    """params + output(params) + widen(attention), softmax inside windows, one head after the other."""
+    """output(params) + widen(attention), plus params in residual cells; softmax inside windows, one head after the other.
+
+    A cell as wide as its context has no `widen`.
+    """
     name, settings, units = f"context.cells.{scale}.inner", model.config["cells"][scale], model.context_units
-    query_units, key_units, value_units = (model.units(f"{name}.{part}") for part in ("query", "key", "value"))
+    narrow = model.has(f"{name}.widen.weight")
+    query_units, key_units = (model.units(f"{name}.{part}") for part in ("query", "key"))
+    value_units = model.units(f"{name}.value") if narrow else units
     query = model.layer(f"{name}.query", units, query_units)(params)
     key = model.layer(f"{name}.key", units, key_units)(context)
     value = model.layer(f"{name}.value", units, value_units)(context)
@@ -108,18 +144,32 @@ def attention_cell(model: Model, scale: int, params: Ints, context: Ints) -> Int
                 weights = (model.exponentials(distance) + 2) >> 2
                 mean = round_divide(weights @ v, weights.sum(axis=1, keepdims=True))
                 attended[own] = saturate(mean).reshape(attended[own].shape)
-    kept = saturate(params + model.layer(f"{name}.output", units, units)(params))
-    return saturate(kept + model.layer(f"{name}.widen", value_units, units)(attended))
+    output = model.layer(f"{name}.output", units, units)(params)
+    if narrow:
+        kept = saturate(params + output) if settings["residual"] else output
+        return saturate(kept + model.layer(f"{name}.widen", value_units, units)(attended))
+    kept = saturate(output + attended)
+    return saturate(kept + params) if settings["residual"] else kept
 
 
 def rwkv_cell(model: Model, scale: int, params: Ints, context: Ints) -> Ints:
-    """params + leave(z), z after a spatial mix and a channel mix of enter(params ‖ context)."""
-    name, units = f"context.cells.{scale}.inner", model.context_units
+    """The fusion of params and context, added to the params in residual cells."""
+    refined = fusion(model, f"context.cells.{scale}.inner", [params, context])
+    return saturate(params + refined) if model.config["cells"][scale]["residual"] else refined
+
+
+def fusion(model: Model, name: str, inputs: list[Ints]) -> Ints:
+    """leave(RWKV block(enter(inputs side by side))), inputs and output in units of the context."""
     stream = model.units(name)
-    z = model.layer(f"{name}.enter", np.concatenate((units, units)), stream)(np.concatenate((params, context), axis=-1))
-    z = spatial_mix(model, f"{name}.block", z, stream)
-    z = channel_mix(model, f"{name}.block", z, stream)
-    return saturate(params + model.layer(f"{name}.leave", stream, units)(z))
+    units = np.concatenate([model.context_units] * len(inputs))
+    z = model.layer(f"{name}.enter", units, stream)(np.concatenate(inputs, axis=-1))
+    z = rwkv_block(model, f"{name}.block", z, stream)
+    return model.layer(f"{name}.leave", stream, model.context_units)(z)
+
+
+def rwkv_block(model: Model, name: str, z: Ints, stream: Ints) -> Ints:
+    """A spatial mix, then a channel mix."""
+    return channel_mix(model, name, spatial_mix(model, name, z, stream), stream)
 
 
 def layer_norm(model: Model, name: str, x: Ints, unit_in: int, units_out: Ints) -> Ints:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from conftest import small_photograph
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec, load_codec
-from hpcm_codec.engines.exact.export import calibrate
 from hpcm_codec.engines.exact.layers import (
     integer_depthwise,
     integer_factor,
@@ -27,17 +26,17 @@ from hpcm_codec.engines.exact.layers import (
     interpolated,
     level_position,
 )
-from hpcm_codec.engines.exact.network import index_of
+from hpcm_codec.engines.exact.network import log_scales
 from hpcm_codec.engines.exact.weights import PackedRows, unpacked_rows
 from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.engines.loading import exact_network
+from hpcm_codec.entropy.sigmas import sigma_borders
 from hpcm_codec.errors import CorruptStreamError, FileError, HpcmError, UnsupportedError
 from hpcm_codec.images import Picture, read_picture
 from hpcm_codec.images.fidelity import psnr
-from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import build, integer, integer_weights
-from hpcm_codec.ops.integer import LIMIT, WIDE, LinearWeights
+from hpcm_codec.ops.integer import LIMIT, WIDE, LinearScales, LinearWeights
 from hpcm_codec.ops.integer_tables import build_functions, power_of_two
 from hpcm_codec.ops.powers import times_power_of_two
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
@@ -187,8 +186,26 @@ def test_the_table_index_is_the_nearest_level() -> None:
     from hpcm_codec.entropy.distributions import sigma_of
 
     logarithms = (sigma_of(torch.arange(64)).log() * 1024).round().long()
-    assert index_of(logarithms).tolist() == list(range(64))
-    assert index_of(torch.tensor([-(10**6), 10**6])).tolist() == [0, 63]
+    for scales in (logarithms, logarithms.numpy()):
+        assert integer.index_of(scales, log_scales(scales * 0)).tolist() == list(range(64))
+    extremes = torch.tensor([-(10**6), 10**6])
+    assert integer.index_of(extremes, log_scales(extremes * 0)).tolist() == [0, 63]
+
+
+def test_the_table_index_of_a_linear_scale_is_that_of_its_logarithm() -> None:
+    """Everywhere but at a border, where the float's last bit decides; the same of arrays and tensors."""
+    from hpcm_codec.entropy.distributions import sigma_index
+
+    thresholds = build_functions(sigma_borders()).thresholds
+    assert thresholds is not None and len(thresholds) == 63 and (np.diff(thresholds) > 0).all()
+    in_units = np.arange(-10, 1 << 18, dtype=np.int64)
+    found = integer.index_of(in_units, LinearScales(thresholds, in_units * 0))
+    expected = sigma_index(torch.from_numpy(in_units).double().ldexp(torch.tensor(-12)).clamp(0.12, 64)).numpy()
+    assert np.array_equal(found, expected)
+    of_tensors = integer.index_of(
+        torch.from_numpy(in_units), LinearScales(torch.from_numpy(thresholds), torch.from_numpy(in_units * 0))
+    )
+    assert np.array_equal(of_tensors.numpy(), found)
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -303,13 +320,6 @@ def changed_latents(checkpoint: Checkpoint) -> torch.Tensor:
     return checkpoint.exact.fractions["latents"]
 
 
-def test_models_of_another_kind_are_refused_before_any_calibration() -> None:
-    with torch.device("meta"):
-        model = HPCM(preset("hpcm-base"))
-    with pytest.raises(UnsupportedError, match="hpcm-base"):
-        calibrate(model, [])
-
-
 def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
     network = exact_network(shipped.as_stored(), compiled=False)
     moved = network.to(torch.device("meta"))
@@ -320,10 +330,10 @@ def test_moving_to_a_device_moves_every_integer(shipped: Checkpoint) -> None:
         moved.hyper_synthesis.first.weights.weight,  # type: ignore[union-attr]
         moved.adaptors[1][0].phase,
         moved.adaptors[2][5].gain,
-        moved.prior_s3.after[1].project.shift,
-        cell.norm1.gamma,  # type: ignore[union-attr]
-        cell.spatial.key.bias,  # type: ignore[union-attr]
-        cell.channel.functions.sigmoid,  # type: ignore[union-attr]
+        moved.prior_s3.after[1].project.shift,  # type: ignore[index]
+        cell.block.norm1.gamma,  # type: ignore[union-attr]
+        cell.block.spatial.key.bias,  # type: ignore[union-attr]
+        cell.block.channel.functions.sigmoid,  # type: ignore[union-attr]
     ):
         assert tensor is not None and tensor.is_meta
 

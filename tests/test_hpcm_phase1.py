@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import ROOT, load_tool
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.config import PRESETS, CellConfig, ModelConfig, preset
@@ -67,20 +67,8 @@ def test_unknown_configurations_are_refused_by_name() -> None:
 
 def golden_weights(reference: Path) -> dict[str, torch.Tensor]:
     """The seeded weights that the golden outputs were made with, float64, as a published file has them."""
-    published = json.loads((reference / "hpcm_base_parameters.json").read_text())
-    weights = {}
-    for name, shape in published.items():
-        values = np.random.default_rng([1, zlib.crc32(name.encode())]).standard_normal(shape)
-        if name.startswith("adaptive_params_list"):
-            values = 1 + 0.1 * values
-        elif name == "scales_hyper":
-            values = 0.5 + np.abs(values)
-        elif len(shape) == 1 or name == "means_hyper":
-            values = 0.02 * values
-        else:
-            values = 0.8 * values / np.sqrt(np.prod(shape[1:]))
-        weights[name] = torch.from_numpy(values)
-    return weights
+    tool = load_tool(ROOT, "exact_against_float")
+    return {name: torch.from_numpy(w) for name, w in tool.seeded_weights(reference / "hpcm_base_parameters.json")}
 
 
 class RecordingPort(EstimatorPort):

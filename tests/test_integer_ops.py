@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,9 @@ from hpcm_codec.ops.integer import (
     WIDE,
     AttentionScale,
     DepthwiseWeights,
+    LinearScales,
     LinearWeights,
+    LogScales,
     NormWeights,
     PositionFactors,
 )
@@ -211,6 +214,7 @@ def test_layer_norm(threads: int, random: torch.Generator, shape: tuple[int, int
         (9, 9, 15, 3, 4),
         (8, 8, 64, 2, 8),
         (16, 25, 192, 8, 8),
+        (9, 13, 640, 32, 8),  # of the published width
         (12, 10, 34, 1, 4),  # heads and windows that the compiled version refuses
         (10, 12, 16, 2, 10),
     ],
@@ -320,6 +324,56 @@ def test_windows(threads: int, random: torch.Generator, height: int, width: int,
         same("windows", x, linear_weights(size * size * channels, outputs, random), size, step)
 
 
+def test_windows_of_an_odd_number_of_channels(threads: int, random: torch.Generator) -> None:
+    x = activations((9, 12, 3), "random", random)
+    for size, step in ((3, 1), (3, 2), (1, 1), (5, 4)):
+        same("windows", x, linear_weights(size * size * 3, 10, random), size, step)
+
+
+@pytest.mark.parametrize("channels", [8, 7])
+def test_planes_with_rings_of_one_value(threads: int, random: torch.Generator, channels: int) -> None:
+    x = activations((5, 6, 11), "random", random)
+    for rings, value in ((1, 0), (2, -LIMIT)):
+        padded = same("padded", x[..., :channels], rings, value)
+        inside = slice(rings, -rings)
+        assert torch.equal(padded[inside, inside], x[..., :channels])
+        padded[inside, inside] = value
+        assert (padded == value).all()
+
+
+@pytest.mark.parametrize("active", [8, 7])
+def test_some_channels_of_a_plane_beside_another_plane(threads: int, random: torch.Generator, active: int) -> None:
+    """As a partial convolution leaves them: new first channels, and the others of the plane they came from."""
+    x, new = (activations((6, 13, channels), "random", random) for channels in (32, active))
+    weights = linear_weights(32, 50, random)
+    expected = integer_reference.linear((torch.cat((new, x[..., active:]), dim=2),), weights, leaky=True)
+    found = integer_native.linear((new.numpy(), x.numpy()[..., active:]), as_arrays(weights), leaky=True)
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (48, 44), (61, 67)])
+@pytest.mark.parametrize("channels", [8, 24, 40])
+def test_branches(threads: int, random: torch.Generator, size: tuple[int, int], channels: int) -> None:
+    """Planes below and above the size from which both layers are computed together."""
+    assert 5 * 7 < integer_native.FUSED_PLACES < 48 * 44
+    stream, new = (
+        activations((*size, channels), "random", random, WIDE),
+        activations((*size, channels // 4), "random", random),
+    )
+    narrow = activations((*size, channels), "random", random)
+    expand, project = linear_weights(channels, 4 * channels, random), linear_weights(4 * channels, channels, random)
+    project = dataclasses.replace(project, limit=WIDE)
+    for factor in (None, whole((channels,), 32767, random)):
+        for inputs in ((narrow,), (new, narrow[..., channels // 4 :])):
+            found = same("branch", inputs, expand, project, factor=factor, added=stream, limit=WIDE)
+            hidden = integer.linear(*inputs, weights=expand, leaky=True)
+            assert torch.equal(found, integer.linear(hidden, weights=project, factor=factor, added=stream))
+    with pytest.raises(ValueError, match="inputs"):
+        integer_native.branch(
+            (as_arrays(new),), as_arrays(expand), as_arrays(project), factor=None, added=as_arrays(stream)
+        )
+
+
 @pytest.mark.parametrize("outputs", [64, 192, 12])
 def test_doubled(threads: int, random: torch.Generator, outputs: int) -> None:
     x = activations((5, 11, 24), "random", random)
@@ -351,9 +405,12 @@ def test_steps(threads: int, random: torch.Generator, size: tuple[int, int]) -> 
     channels = 16
     params = activations((*size, 2 * channels), "random", random)
     gain, unit = whole((channels,), 900, random, torch.int64), torch.rand(channels, generator=random)
-    for scale in schedule.scales(channels):
+    logarithms = LogScales(gain, 2171, 642, 16, 63)
+    thresholds = torch.cumsum(whole((63,), 2000, random, torch.int32).abs() + 1, 0).to(torch.int32)
+    linear = LinearScales(thresholds, torch.arange(channels))
+    for scale, scales in itertools.product(schedule.scales(channels), (logarithms, linear)):
         for step in scale.steps:
-            arguments = (step, params, gain, unit, (2171, 642, 16, 63))
+            arguments: tuple[Any, ...] = (step, params, scales, unit)
             expected = integer_reference.step_parameters(*arguments)
             got: tuple[Any, ...] = integer_native.step_parameters(*map(as_arrays, arguments))
             assert all(np.array_equal(one, other) for one, other in zip(got, expected, strict=True))
@@ -396,6 +453,15 @@ def test_narrower_machines_give_the_same(
     assert isinstance(build.function("integer", "hpcm_integer_linear"), ctypes._CFuncPtr)  # type: ignore[attr-defined]
     weights = linear_weights(35, 50, random, full=True)
     same("linear", (whole((3, 5, 35), LIMIT, random),), weights, leaky=True, factor=whole((50,), 9000, random))
+    expand, project = linear_weights(36, 144, random), linear_weights(144, 36, random)
+    same(
+        "branch",
+        (whole((40, 60, 36), LIMIT, random),),
+        expand,
+        project,
+        factor=None,
+        added=whole((40, 60, 36), 99, random),
+    )
     bias, shift = whole((20,), 1 << 24, random, torch.int32), torch.arange(20, dtype=torch.int32)
     same("depthwise", whole((5, 11, 20), LIMIT, random), DepthwiseWeights(whole((5, 5, 20), 9000, random), bias, shift))
     same("layer_norm", whole((5, 11, 20), LIMIT, random), NormWeights(bias, bias.flip(0), 14, 3))

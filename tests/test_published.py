@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 import hpcm_codec
-from conftest import small_photograph
+from conftest import few_extremes, small_photograph
+from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.cli.checkpoints import command
-from hpcm_codec.engines.exporting import import_published
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.published import our_name
 from hpcm_codec.weights import published
 from hpcm_codec.weights.checkpoints import load_checkpoint, verify_checkpoint
-from test_hpcm_phase1 import SMALL
 
 Tensors = dict[str, torch.Tensor]
 
@@ -235,22 +235,30 @@ def test_what_cannot_be_done_is_said_before_work_begins(tiny: Tensors, tmp_path:
     twice = run(source, source, "-o", target)
     assert isinstance(twice.exception, UnsupportedError) and "the same weights" in str(twice.exception)
     assert isinstance(run(tmp_path / "nowhere", "-o", target).exception, FileError)
-    exact = run(source, "-o", target, "--calibrate", tmp_path)
-    assert isinstance(exact.exception, UnsupportedError) and "without --calibrate" in str(exact.exception)
+    exact = run(source, "-o", target, "--calibrate", tmp_path / "nowhere")
+    assert isinstance(exact.exception, FileError) and "nowhere" in str(exact.exception)
     assert not target.exists()
     target.write_bytes(b"a good file")
     assert isinstance(run(source, "-o", target).exception, FileError)
     assert target.read_bytes() == b"a good file"
 
 
-def test_a_model_with_an_exact_profile_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    found = published.Published(SMALL, HPCM(SMALL).state_dict(), {"imported": "HPCM-Small"})
-    monkeypatch.setattr("hpcm_codec.engines.exporting.read_published", lambda _: found)
-    pixels = torch.from_numpy(small_photograph(128, 128)).permute(2, 0, 1)[None] / 255
-    target = tmp_path / "exact.safetensors"
-    assert import_published(tmp_path / "any", target, lambda: [pixels])[0] == "HPCM-Small"
+def test_a_published_file_gets_an_exact_profile_with_one_command(tiny: Tensors, tmp_path: Path) -> None:
+    source, target, photographs = tmp_path / "0.013.pth.tar", tmp_path / "exact.safetensors", tmp_path / "photographs"
+    torch.save(tiny, source)
+    photographs.mkdir()
+    for seed in range(2):
+        Image.fromarray(small_photograph(256, 256, seed)).save(photographs / f"{seed}.png")
+    with few_extremes():
+        result = run(source, "-o", target, "--calibrate", photographs, "--pictures", 2)
+    assert result.exit_code == 0, result.output
+    checkpoint = load_checkpoint(str(target))
+    verify_checkpoint(checkpoint, "imported")
+    assert checkpoint.exact is not None and checkpoint.config.hyper_gather == "published"
+    assert checkpoint.training["imported"] == "HPCM-Base"
     codec = hpcm_codec.load_codec(str(target), profile="exact")
-    assert codec.engine.profile == "exact"
     data = hpcm_codec.encode(small_photograph(), model=codec)
+    assert not parse_header(data).float_profile
     assert hpcm_codec.decode(data, model=str(target), output="numpy").shape == small_photograph().shape
+    floating = hpcm_codec.load_codec(str(target), profile="float")
+    assert len(data) == pytest.approx(len(hpcm_codec.encode(small_photograph(), model=floating)), rel=0.02, abs=8)

@@ -16,11 +16,11 @@ import torch
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec
 from hpcm_codec.engines.exact import export, layers
+from hpcm_codec.engines.exporting import exact_data
 from hpcm_codec.images import read_picture
 from hpcm_codec.images.fidelity import psnr
-from hpcm_codec.ops.integer_tables import build_functions
 from hpcm_codec.training.data import PackedPictures, image_files
-from hpcm_codec.weights.checkpoints import ExactData, load_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint
 
 QUALITIES = (0, 50, 100)
 WEIGHT_BITS = (16, 12, 10, 8)
@@ -49,7 +49,7 @@ def main() -> None:
     for weight_bits, activation_bits in settings:
         layers.LARGEST_WEIGHT = 2 ** (weight_bits - 1) - 1
         export.MARGIN = margin * 2.0 ** (14 - activation_bits)
-        data = ExactData(export.calibrate(checkpoint.build_model(), calibration), build_functions())
+        data = exact_data(checkpoint, calibration)
         found = measure(Codec(replace(checkpoint, exact=data), "cpu", "exact"), pictures, analysed)
         sizes = np.mean([a / b - 1 for (a, _), (b, _) in zip(found, reference, strict=True)])
         decibels = np.mean([a - b for (_, a), (_, b) in zip(found, reference, strict=True)])

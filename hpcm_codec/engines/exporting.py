@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hpcm_codec.engines.exact.export import calibrate
-from hpcm_codec.engines.exact.network import refuse_unsupported
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.entropy.distributions import build_tables as build_coder_tables
+from hpcm_codec.entropy.sigmas import sigma_borders
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.ops.integer_tables import StoredFunctions, build_functions
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
@@ -35,7 +35,7 @@ def export_checkpoint(
     packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `weights.packing`), everything else as float16.
     calibration: pictures (1×3×H×W in [0, 1], sides multiples of 64) that find the units of the exact profile; the checkpoint then has one,
                  and its weights are float16. None leaves the exact profile out.
-    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile does not cover the model.
+    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile's integers.
     """
     return export_loaded(load_checkpoint(source), source, target, dtype, calibration, packed_bits)
 
@@ -46,17 +46,12 @@ def import_published(
     """Write a published HPCM checkpoint as one of ours, its weights in the types they have; returns the network's name and the identity.
 
     calibration: gives the pictures of `export_checkpoint`, for an exact profile (and float16 weights); None leaves it out.
-    Raises FileError for what cannot be read, UnsupportedError for other networks, and where the exact profile does not cover the model.
+    Raises FileError for what cannot be read, UnsupportedError for other networks, and for weights that do not fit the integers.
     """
     published = read_published(source)
     kind = published.record["imported"]
     if calibration is None:
         return kind, save_checkpoint(target, published.config, published.weights, published.record)
-    try:
-        refuse_unsupported(published.config)
-    except UnsupportedError as error:
-        error.advice = "import it without --calibrate: its files then use the float profile"
-        raise error.in_file(source) from None
     checkpoint = Checkpoint(published.config, published.weights, build_coder_tables(), b"", published.record)
     return kind, export_loaded(checkpoint, str(source), target, torch.float16, calibration(), None)
 
@@ -80,8 +75,15 @@ def export_loaded(
     exact = None
     if calibration is not None:
         rounded = replace(checkpoint, weights=weights, exact=None)
-        functions = StoredFunctions(*(torch.from_numpy(table) for table in vars(build_functions()).values()))
-        exact = ExactData(calibrate(rounded.build_model(), calibration), functions)
-        exact_network(replace(rounded, exact=exact).as_stored(), compiled=False)  # raises where integers cannot hold it
+        exact = exact_data(rounded, calibration)
+        # raises where integers cannot hold it
+        exact_network(replace(rounded, exact=exact).as_stored(), compiled=False).make_transforms()
     record = (checkpoint.training, checkpoint.tables, exact)
     return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)
+
+
+def exact_data(checkpoint: Checkpoint, calibration: Sequence[Tensor]) -> ExactData:
+    """The units and stored functions that give a checkpoint an exact profile; calibration: as `export_checkpoint` takes it."""
+    made = build_functions(sigma_borders() if checkpoint.config.scale_domain == "linear" else None)
+    functions = StoredFunctions.of({name: torch.from_numpy(table) for name, table in made.tables().items()})
+    return ExactData(calibrate(checkpoint.build_model(), calibration), functions)

@@ -17,6 +17,7 @@ from hpcm_codec.errors import UnsupportedError
 PATCH = 8  # edge of the patch projection, in pixels
 LOWEST_LAMBDA = 0.0018
 HIGHEST_LAMBDA = 0.0483
+HyperGather = Literal["aligned", "published"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class ModelConfig:
     scale_domain: Literal["linear", "log"] = "linear"
     rate_levels: int = 1
     residual_factors: bool = False
-    hyper_gather: Literal["aligned", "published"] = "aligned"
+    hyper_gather: HyperGather = "aligned"
     use_checkpoint: bool = False
 
     def __post_init__(self) -> None:

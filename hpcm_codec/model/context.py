@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import cast
 
 import torch
@@ -18,10 +17,11 @@ from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SMALLEST_SIGMA
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import pointwise
 from hpcm_codec.model.cells import ContextCell, ContextNet
-from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.config import HyperGather, ModelConfig
+from hpcm_codec.model.planes import hyper_planes
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.schedule import Lattice, Scale
-from hpcm_codec.model.walk import CodeStep, Planes, SymbolPort, hyper_planes, walk
+from hpcm_codec.model.walk import CodeStep, SymbolPort, walk
 
 
 # Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
@@ -33,7 +33,7 @@ class ContextModel(nn.Module):
         channels = 2 * config.latent_channels
         self.latent_channels = config.latent_channels
         self.scale_domain = config.scale_domain
-        self.hyper_gather = config.hyper_gather
+        self.hyper_gather: HyperGather = config.hyper_gather
         s1, s2, s3 = schedule.scales(config.latent_channels)
         # The very first step has its parameters from the hyperprior and needs no adaptor.
         self.adaptors = nn.ModuleList(
@@ -64,10 +64,7 @@ class ContextModel(nn.Module):
         self, hyper_params: Tensor, code: CodeStep, begin: Callable[[Scale, int], None], rate: Tensor
     ) -> Tensor:
         """`code_latents` with another way to code a step: `ops.fused_rate` does all of it in one operation."""
-        planes = hyper_planes(hyper_params)
-        if self.hyper_gather == "published":
-            planes = _published_planes(hyper_params, planes)
-        return walk(_AtRate(self, code, rate), planes, begin)
+        return walk(_AtRate(self, code, rate), hyper_planes(hyper_params, self.hyper_gather), begin)
 
     def code_step(
         self, step: Lattice, params: Tensor, latents: Tensor, port: SymbolPort, log_gain: Tensor | None
@@ -126,46 +123,3 @@ def _context_net(config: ModelConfig) -> nn.Module:
         nn.init.dirac_(net.weight)
         nn.init.zeros_(net.bias)
     return net
-
-
-def _published_planes(hyper_params: Tensor, planes: Planes) -> Planes:
-    """The planes with that of s2 as the published code gathers it."""
-    halves = (2, hyper_params.shape[-3] // 2)
-    on_s2 = published_s2_gather(hyper_params.unflatten(-3, halves), planes[1].unflatten(-3, halves))
-    return planes[0], on_s2.flatten(-4, -3), planes[2]
-
-
-# What the published code leaves out of the 4×4 cell for the groups 0..7 when it gathers the hyperprior for s2.
-_PUBLISHED_LEFT_OUT = ((0, 0), (1, 1), (0, 1), (1, 0), (0, 2), (1, 3), (0, 3), (1, 2))
-
-
-@lru_cache(maxsize=16)
-def _published_indices(height: int, width: int, group: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Flat source positions in the full plane and target positions in the s2 plane, for one channel group."""
-    row, column = schedule.S2_OFFSETS[group % 4]
-    skip_row, skip_column = _PUBLISHED_LEFT_OUT[group]
-    coded = schedule.S1_OFFSETS[group // 2]
-    source = [
-        i * width + j
-        for i in range(row, height, 2)
-        for j in range(column, width, 2)
-        if (i % 4, j % 4) != (skip_row, skip_column)
-    ]
-    target = [i * (width // 2) + j for i in range(height // 2) for j in range(width // 2) if (i % 2, j % 2) != coded]
-    return torch.tensor(source, device=device), torch.tensor(target, device=device)
-
-
-def published_s2_gather(full: Tensor, on_s2: Tensor) -> Tensor:
-    """The published code's misplaced gather of the hyperprior for s2, for weights that were trained with it.
-
-    full: B×2×M×h×w; on_s2: the aligned gather, B×2×M×h/2×w/2. Positions that s1 has coded keep the aligned values
-    (nothing reads them); the others receive, in row-major order over the whole plane, what the published table leaves.
-    """
-    group = full.shape[2] // schedule.GROUPS
-    out = on_s2.clone()
-    for index in range(schedule.GROUPS):
-        source, target = _published_indices(full.shape[-2], full.shape[-1], index, full.device)
-        channels = slice(index * group, (index + 1) * group)
-        values = full[:, :, channels].flatten(-2).index_select(-1, source)
-        out[:, :, channels].flatten(-2).index_copy_(-1, target, values)
-    return out

@@ -1,7 +1,7 @@
 """Names of the published HPCM-Base and HPCM-Large checkpoints, translated to ours: what an importer of their weights needs.
 
 The published code indexes the adaptors of s2 and s3 by step − 1, so each list's last entry serves the first step.
-Their weights also need `hyper_gather="published"` (see `context.published_s2_gather`).
+Their weights also need `hyper_gather="published"` (see `planes.hyper_planes`).
 """
 
 from __future__ import annotations

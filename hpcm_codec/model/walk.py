@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from hpcm_codec.model import schedule
+from hpcm_codec.model.planes import Planes, halves, joined
 from hpcm_codec.model.schedule import Lattice, Scale
 
 Array = Any  # a numpy array or a torch tensor; all those of one walk are of one kind
-Planes = tuple[Array, Array, Array]
 CodeStep = Callable[[Lattice, Array, Array], Array]  # (step, params, latents) → latents, as `Arithmetic.code`
 
 
@@ -62,8 +62,8 @@ class Arithmetic(Protocol):
 def walk(arithmetic: Arithmetic, planes: Planes, begin: Callable[[Scale, int], None]) -> Array:
     """Go through all coding steps; returns the decoded latents (…, M, h, w).
 
-    planes: the hyperprior's parameters on s1, s2 and s3 (see `hyper_planes`); begin: `SymbolPort.begin`. What leads from one scale to the
-    next belongs to the first step of the finer one.
+    planes: the hyperprior's parameters on s1, s2 and s3 (see `planes.hyper_planes`); begin: `SymbolPort.begin`. What leads from one scale
+    to the next belongs to the first step of the finer one.
     """
     context = planes[0]
     latents = arithmetic.no_latents(context)
@@ -93,25 +93,4 @@ def _refine(inside: Lattice, coarse: Array, fine: Array) -> Array:
     """Scatter a coarser context into the finer plane of parameters."""
     if fine.dtype != coarse.dtype:  # of tensors under autocast
         fine = fine.to(coarse.dtype)
-    return _joined(inside.place(_halves(coarse), _halves(fine)))
-
-
-def hyper_planes(hyper_params: Array) -> Planes:
-    """The hyperprior's parameters (…, 2M, h, w) on the planes of s1, s2 and s3."""
-    full = _halves(hyper_params)
-    s1, s2, _ = schedule.scales(full.shape[-3])
-    assert s1.inside is not None and s2.inside is not None
-    on_s2 = s2.inside.take(full)
-    return _joined(s1.inside.take(on_s2)), _joined(on_s2), hyper_params
-
-
-def _halves(params: Array) -> Array:
-    """(…, 2M, h, w) → (…, 2, M, h, w): scales and means."""
-    *batch, channels, height, width = params.shape
-    return params.reshape(*batch, 2, channels // 2, height, width)
-
-
-def _joined(halves: Array) -> Array:
-    """The inverse of `_halves`."""
-    *batch, _, channels, height, width = halves.shape
-    return halves.reshape(*batch, 2 * channels, height, width)
+    return joined(inside.place(halves(coarse), halves(fine)))

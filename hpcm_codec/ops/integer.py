@@ -37,10 +37,13 @@ from hpcm_codec.ops.integer_layers import (
     AttentionScale,
     DepthwiseWeights,
     Linear,
+    LinearScales,
     LinearWeights,
+    LogScales,
     NormWeights,
     PackedLinear,
     PositionFactors,
+    Scales,
     round_shift,
 )
 
@@ -60,14 +63,19 @@ __all__ = [
     "AttentionScale",
     "DepthwiseWeights",
     "Linear",
+    "LinearScales",
     "LinearWeights",
+    "LogScales",
     "NormWeights",
     "PackedLinear",
     "PositionFactors",
+    "Scales",
+    "add",
     "as_int32",
     "as_int64",
     "bi_wkv",
     "bordered",
+    "branch",
     "channels_first",
     "channels_last",
     "counted",
@@ -77,10 +85,12 @@ __all__ = [
     "drawn_pixels",
     "gate",
     "in_capture",
+    "index_of",
     "inverse",
     "layer_norm",
     "linear",
     "narrow",
+    "padded",
     "pixels_in",
     "real",
     "rescale",
@@ -122,6 +132,11 @@ def linear(
     return _of(inputs[0]).linear(inputs, weights, leaky=leaky, factor=factor, added=added, repeated=repeated)
 
 
+def branch(*inputs: Array, expand: Linear, project: Linear, factor: Array | None, added: Array) -> Array:
+    """`linear` twice, the first with LeakyReLU; of large planes, the compiled one keeps what is in between in the processor's cache."""
+    return _of(added).branch(inputs, expand, project, factor=factor, added=added)
+
+
 def together(x: Array, layers: Sequence[Linear]) -> tuple[Array, ...]:
     """`linear` of one input through several layers: one matrix product on a GPU, where each takes a dozen launches.
 
@@ -149,6 +164,11 @@ def depthwise(x: Array, weights: DepthwiseWeights) -> Array:
 def scale(x: Array, factor: Array) -> Array:
     """saturate(round_shift(x · factor, 12)); factor: int16 C."""
     return _of(x).scale(x, factor)
+
+
+def add(x: Array, other: Array) -> Array:
+    """saturate(x + other), same shapes."""
+    return _of(x).add(x, other)
 
 
 def rescale(x: Array, factor: Array | None, shift: int, limit: int = LIMIT) -> Array:
@@ -207,15 +227,17 @@ def bi_wkv(key: Array, value: Array, factors: PositionFactors, table: Array) -> 
 # ---- between planes and the rANS coder, and between planes and pixels
 
 
-def step_parameters(
-    step: Any, params: Array, log_gain: Array, unit: Array, index: tuple[int, int, int, int]
-) -> tuple[Array, Array, Array]:
+def index_of(scale: Array, scales: Scales) -> Array:
+    """The table indexes of scales, int64 C each, as `scales` says."""
+    return _of(scale).index_of(scale, scales)
+
+
+def step_parameters(step: Any, params: Array, scales: Scales, unit: Array) -> tuple[Array, Array, Array]:
     """Table indexes (uint8), means (int16), and means as real numbers (float32: times `unit`), of a coding step's latents, n each.
 
-    step: a `model.schedule.Lattice`; params: int16 h×w×2M, logarithms of scales, then means; log_gain: int64 M; unit: float32 M.
-    index: offset, multiplier, shift, highest: bounded(round_shift((scale + log_gain + offset) · multiplier, shift), 0 … highest).
+    step: a `model.schedule.Lattice`; params: int16 h×w×2M, scales, then means; scales: what their indexes are; unit: float32 M.
     """
-    found: tuple[Array, Array, Array] = _of(params).step_parameters(step, params, log_gain, unit, index)
+    found: tuple[Array, Array, Array] = _of(params).step_parameters(step, params, scales, unit)
     return found
 
 
@@ -249,6 +271,11 @@ def drawn_pixels(blocks: Array, edge: int, area: tuple[int, int, int, int], shif
 def bordered(x: Array, rings: int) -> Array:
     """A plane with its border repeated that many times, contiguous."""
     return _of(x).bordered(x, rings)
+
+
+def padded(x: Array, rings: int, value: int = 0) -> Array:
+    """A plane with rings of one value around it, contiguous."""
+    return _of(x).padded(x, rings, value)
 
 
 def narrow(x: Array) -> Array:

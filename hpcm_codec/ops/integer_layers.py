@@ -99,6 +99,34 @@ class PositionFactors:
     itself: Array
 
 
+@dataclass(frozen=True)
+class LogScales:
+    """Scales given by their logarithms: index = round_shift((scale + gain + offset) · multiplier, shift), bounded to 0 … highest.
+
+    gain: int64 M.
+    """
+
+    gain: Array
+    offset: int
+    multiplier: int
+    shift: int
+    highest: int
+
+
+@dataclass(frozen=True)
+class LinearScales:
+    """Scales given as they are: index = how many of the thresholds (int32, ascending) are not above scale · 2^shift.
+
+    shift: int64 M, 0 … 16.
+    """
+
+    thresholds: Array
+    shift: Array
+
+
+Scales = LogScales | LinearScales
+
+
 def round_shift(x: Array, shift: int | Array) -> Array:
     """x / 2^shift, halves up: (x + 2^(shift-1)) >> shift; x and a shift of several numbers int64, shift ≥ 0."""
     one = 1 if isinstance(shift, int) else shift * 0 + 1

@@ -1,7 +1,8 @@
 """The integer operators in C++ (csrc/integer_cpu.cpp), for numpy arrays; the same numbers as `integer_reference`.
 
 Shapes and dtypes are checked here, since C++ gets raw pointers and cannot check them: ValueError and TypeError name what
-does not fit. Strided arrays are copied. `build` compiles and loads the library; `integer_weights` makes the weights.
+does not fit. Strided arrays are copied, but for some channels of a plane that enter a matrix product. `build` compiles and
+loads the library; `integer_weights` makes the weights.
 """
 
 from __future__ import annotations
@@ -17,17 +18,29 @@ from hpcm_codec.ops.integer_layers import (
     BLOCKS,
     EXP_SHIFT,
     GATE_REACH,
+    LIMIT,
     AttentionScale,
     DepthwiseWeights,
     Linear,
+    LinearScales,
     NormWeights,
     PositionFactors,
+    Scales,
+    round_shift,
 )
 from hpcm_codec.ops.integer_weights import PACKED, packed_linear
 
 KERNELS = (3, 5)  # sizes of a depthwise convolution
 KEYS, HEAD = 64, 32  # of a window, and channels of a head, for which int32 holds every sum
+FUSED_PLACES = 2048  # of a plane: of smaller ones, threads share out the outputs too
 SEGMENTS = 16  # runs of inputs that it takes at most
+
+
+def _with_runs(name: str, plane: Plane, shape: tuple[int, int, int]) -> Plane:
+    """`checked`, but some of a plane's channels need not be copied: the channels of a place lie side by side."""
+    if plane.shape == shape and plane.dtype == np.int16 and plane.strides[2] == plane.itemsize and plane.flags.aligned:
+        return plane
+    return checked(name, plane, shape)
 
 
 def _product(
@@ -63,6 +76,21 @@ def _product(
     return y
 
 
+def _side_by_side(inputs: Sequence[Plane]) -> tuple[list[Plane], list[tuple[int, int, int, int]]]:
+    """Planes whose channels lie side by side as `_product` takes them: segments, and the planes that they point into."""
+    if len(inputs) > 1 and any(x.shape[2] % 2 for x in inputs):
+        inputs = (np.concatenate(inputs, axis=2),)
+    height, width, _ = inputs[0].shape
+    planes: list[Plane] = []
+    for x in inputs:
+        plane = _with_runs("x", x, (height, width, x.shape[2]))
+        planes.append(np.pad(plane, ((0, 0), (0, 0), (0, 1))) if plane.shape[2] % 2 else plane)
+    strides = [[stride // plane.itemsize for stride in plane.strides] for plane in planes]
+    return planes, [
+        (p.ctypes.data, p.shape[2], row, column) for p, (row, column, _) in zip(planes, strides, strict=True)
+    ]
+
+
 def linear(
     inputs: Sequence[Plane],
     weights: Linear,
@@ -76,19 +104,35 @@ def linear(
         tokens = None if added is None else added[None]
         planes = [x[None] for x in inputs]
         return linear(planes, weights, leaky=leaky, factor=factor, added=tokens)[0]
-    height, width, _ = inputs[0].shape
-    planes, segments = [], []
-    for x in inputs:
-        channels = x.shape[2]
-        plane = checked("x", x, (height, width, channels))
-        if channels % 2:
-            if len(inputs) > 1:
-                raise ValueError("planes side by side must have even numbers of channels")
-            plane, channels = np.pad(plane, ((0, 0), (0, 0), (0, 1))), channels + 1
-        planes.append(plane)  # until the call is over
-        segments.append((plane.ctypes.data, channels, width * channels, channels))
+    planes, segments = _side_by_side(inputs)
+    height, width, _ = planes[0].shape
     cell = added.shape[0] if repeated and added is not None else 0
     return _product(segments, weights, (height, width), leaky=leaky, factor=factor, added=added, cell=cell)
+
+
+def branch(inputs: Sequence[Plane], expand: Linear, project: Linear, *, factor: Plane | None, added: Plane) -> Plane:
+    height, width, outputs = added.shape
+    if height * width < FUSED_PLACES or expand.outputs % 2:
+        return linear((linear(inputs, expand, leaky=True),), project, factor=factor, added=added)
+    planes, segments = _side_by_side([_in_a_row(x) for x in inputs])
+    first, second = packed_linear(expand), packed_linear(project)
+    if any(plane.shape[:2] != (height, width) for plane in planes) or second.inputs != first.outputs:
+        raise ValueError(f"the planes and layers of a branch do not fit {added.shape}")
+    if sum(plane.shape[2] for plane in planes) != first.inputs + first.inputs % 2 or second.outputs != outputs:
+        raise ValueError(f"the inputs are not the {first.inputs} of the weights, or the outputs not {outputs}")
+    if factor is not None:
+        factor = checked("factor", factor, (outputs,))
+    added, y = checked("added", added, added.shape), np.empty(added.shape, np.int16)
+    runs = np.array(segments, np.int64)
+    expanding = first.packed, first.offset, first.shift, first.outputs, first.limit
+    projecting = second.packed, second.offset, second.shift, factor, added, y
+    call("integer_branch", runs, len(runs), *expanding, *projecting, height * width, outputs, second.limit)
+    return y
+
+
+def _in_a_row(plane: Plane) -> Plane:
+    """The plane, copied unless its places follow each other at one distance."""
+    return plane if plane.strides[0] == plane.shape[1] * plane.strides[1] else np.ascontiguousarray(plane)
 
 
 def together(x: Plane, layers: Sequence[Linear]) -> tuple[Plane, ...]:
@@ -97,10 +141,14 @@ def together(x: Plane, layers: Sequence[Linear]) -> tuple[Plane, ...]:
 
 def windows(x: Plane, weights: Linear, size: int, step: int) -> Plane:
     height, width, channels = x.shape
-    if size * channels % 2 or size > SEGMENTS:
+    if size > SEGMENTS:
         raise ValueError(f"cannot do windows of {size}×{size}×{channels}")
     plane = checked("x", x, x.shape)
     rows, columns = (height - size) // step + 1, (width - size) // step + 1
+    if size * channels % 2:  # a run of neighbours is not made of pairs
+        starts = [(i, j) for i in range(size) for j in range(size)]
+        around = [x[i : i + step * rows : step, j : j + step * columns : step] for i, j in starts]
+        return linear((np.concatenate([part[:rows, :columns] for part in around], axis=2),), weights)
     segments = [
         (plane.ctypes.data + 2 * row * width * channels, size * channels, step * width * channels, step * channels)
         for row in range(size)
@@ -137,6 +185,11 @@ def scale(x: Plane, factor: Plane) -> Plane:
     y = np.empty_like(x)
     call("integer_scale", x, checked("factor", factor, (channels,)), y, x.size // channels, channels)
     return y
+
+
+def add(x: Plane, other: Plane) -> Plane:
+    total = checked("x", x, x.shape).astype(np.int32) + checked("other", other, x.shape)
+    return total.clip(-LIMIT, LIMIT).astype(np.int16)
 
 
 def rescale(x: NDArray[np.int32], factor: NDArray[np.int64] | None, shift: int, limit: int) -> Plane:
@@ -221,22 +274,31 @@ def _pieces(step: Any) -> NDArray[np.int64]:
     return np.array([(p.first, p.last, p.row, p.column, p.stride) for p in step.pieces], np.int64)
 
 
+def index_of(scale: NDArray[np.int64], scales: Scales) -> NDArray[np.int64]:
+    if isinstance(scales, LinearScales):
+        return np.searchsorted(scales.thresholds, scale << scales.shift, side="right")
+    return round_shift((scale + scales.gain + scales.offset) * scales.multiplier, scales.shift).clip(0, scales.highest)
+
+
 def step_parameters(
-    step: Any,
-    params: Plane,
-    log_gain: NDArray[np.int64],
-    unit: NDArray[np.float32],
-    index: tuple[int, int, int, int],
+    step: Any, params: Plane, scales: Scales, unit: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], Plane, NDArray[np.float32]]:
     height, width, channels = params.shape[0], params.shape[1], params.shape[2] // 2
     count = step.count(height, width)
     levels, means, real = np.empty(count, np.uint8), np.empty(count, np.int16), np.empty(count, np.float32)
     params = checked("params", params, (height, width, 2 * channels))
-    log_gain = checked("log_gain", log_gain, (channels,), np.int64)
     unit = checked("unit", unit, (channels,), np.float32)
     pieces = _pieces(step)
     outputs = levels, means, real
-    call("step_parameters", pieces, len(pieces), params, log_gain, unit, *outputs, height, width, channels, *index)
+    rest = (unit, *outputs, height, width, channels)
+    if isinstance(scales, LinearScales):
+        shift = checked("shift", scales.shift, (channels,), np.int64)
+        thresholds = checked("thresholds", scales.thresholds, scales.thresholds.shape, np.int32)
+        call("step_parameters_linear", pieces, len(pieces), params, shift, *rest, thresholds, len(thresholds))
+        return outputs
+    gain = checked("gain", scales.gain, (channels,), np.int64)
+    index = scales.offset, scales.multiplier, scales.shift, scales.highest
+    call("step_parameters", pieces, len(pieces), params, gain, *rest, *index)
     return outputs
 
 
@@ -294,6 +356,13 @@ def drawn_pixels(
 def bordered(x: Plane, rings: int) -> Plane:
     rows, columns = (np.clip(np.arange(-rings, size + rings), 0, size - 1) for size in x.shape[:2])
     return np.ascontiguousarray(x[rows[:, None], columns[None, :]]) if rings else x
+
+
+def padded(x: Plane, rings: int, value: int) -> Plane:
+    height, width, channels = x.shape
+    y = np.full((height + 2 * rings, width + 2 * rings, channels), value, np.int16)
+    y[rings : rings + height, rings : rings + width] = x
+    return y
 
 
 def converted(x: NDArray[Any], dtype: str) -> NDArray[Any]:

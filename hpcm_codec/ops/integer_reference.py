@@ -5,6 +5,7 @@ are tested against. `hpcm_codec.ops.integer` has the contract and chooses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ from hpcm_codec.ops.integer_layers import (
     AttentionScale,
     DepthwiseWeights,
     Linear,
+    LinearScales,
     LinearWeights,
     NormWeights,
     PositionFactors,
+    Scales,
     round_shift,
 )
 from hpcm_codec.ops.powers import times_power_of_two
@@ -74,6 +77,13 @@ def linear(
     return saturate(value, limit)
 
 
+def branch(
+    inputs: Sequence[Tensor], expand: Linear, project: Linear, *, factor: Tensor | None, added: Tensor
+) -> Tensor:
+    """See `integer.branch`."""
+    return linear((linear(inputs, expand, leaky=True),), project, factor=factor, added=added)
+
+
 def together(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
     """See `integer.together`. The results are views of one tensor."""
     parts = ([getattr(layer, name) for layer in layers] for name in ("weight", "bias", "shift"))
@@ -111,6 +121,11 @@ def depthwise(x: Tensor, weights: DepthwiseWeights) -> Tensor:
 def scale(x: Tensor, factor: Tensor) -> Tensor:
     """See `integer.scale`."""
     return saturate(round_shift(x.long() * factor, FACTOR_SHIFT))
+
+
+def add(x: Tensor, other: Tensor) -> Tensor:
+    """See `integer.add`."""
+    return saturate(x.int() + other)
 
 
 def rescale(x: Tensor, factor: Tensor | None, shift: int, limit: int) -> Tensor:
@@ -217,15 +232,23 @@ def _per_channel(step: Any, values: Tensor, height: int, width: int) -> Tensor:
     return taken
 
 
-def step_parameters(
-    step: Any, params: Tensor, log_gain: Tensor, unit: Tensor, index: tuple[int, int, int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def index_of(scale: Tensor, scales: Scales) -> Tensor:
+    """See `integer.index_of`."""
+    if isinstance(scales, LinearScales):
+        return torch.bucketize(scale << scales.shift, scales.thresholds.long(), right=True)
+    return round_shift((scale + scales.gain + scales.offset) * scales.multiplier, scales.shift).clamp(0, scales.highest)
+
+
+def step_parameters(step: Any, params: Tensor, scales: Scales, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `integer.step_parameters`."""
     height, width, both = params.shape
-    offset, multiplier, shift, highest = index
     scale, mean = (step.take(half) for half in params.permute(2, 0, 1).unflatten(0, (2, both // 2)))
-    logarithm = scale.long() + _per_channel(step, log_gain, height, width)
-    levels = round_shift((logarithm + offset) * multiplier, shift).clamp(0, highest).to(torch.uint8)
+    packed: Scales
+    if isinstance(scales, LinearScales):
+        packed = replace(scales, shift=_per_channel(step, scales.shift, height, width))
+    else:
+        packed = replace(scales, gain=_per_channel(step, scales.gain, height, width))
+    levels = index_of(scale.long(), packed).to(torch.uint8)
     return levels, mean, mean.float() * _per_channel(step, unit, height, width)
 
 
@@ -274,6 +297,11 @@ def bordered(x: Tensor, rings: int) -> Tensor:
         return x
     rows, columns = (torch.arange(-rings, size + rings, device=x.device).clamp(0, size - 1) for size in x.shape[:2])
     return x[rows[:, None], columns[None, :]]
+
+
+def padded(x: Tensor, rings: int, value: int) -> Tensor:
+    """See `integer.padded`."""
+    return functional.pad(x, (0, 0, rings, rings, rings, rings), value=value)
 
 
 def converted(x: Tensor, dtype: str) -> Tensor:

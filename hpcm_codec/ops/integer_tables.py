@@ -6,7 +6,9 @@ No machine computes its own: if an exponential differed in its last bit, files w
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,25 +17,40 @@ from hpcm_codec.ops.integer import EXP_SHIFT, GATE_REACH, GATE_SHIFT, Array, rou
 ARGUMENT_UNITS = 256  # of exponentials and sigmoids: one unit is 1/256
 POWER_BITS = 12  # the table of powers of two has 2^12 steps per octave
 LOG2_SHIFT = 16  # binary logarithms are in units of 2^-16
+THRESHOLD_FRACTION = 12  # thresholds of linear scales are in units of 2^-12
 LOG2_E = 1.4426950408889634  # a float64 constant, used in single multiplications only
 
 
 @dataclass(frozen=True)
 class StoredFunctions:
-    """All int16.
+    """All int16, but for the thresholds.
 
     exponential: e^(−n/256), n = 0 … 2661, in units of 2^-14 (after its end: 0).
     sigmoid:     σ(n/256), n = −2048 … 2047, in units of 2^-14.
     power:       2^(n/4096), n = 0 … 4095, in units of 2^-14.
+    thresholds:  int32, in models of linear scales only: from the n-th of these on, in units of 2^-12, a scale has the table index n + 1.
     """
 
     exponential: Array
     sigmoid: Array
     power: Array
+    thresholds: Array | None = None
+
+    @classmethod
+    def of(cls, tables: Mapping[str, Any]) -> StoredFunctions:
+        """From tables by name; raises KeyError where one is missing."""
+        return cls(tables["exponential"], tables["sigmoid"], tables["power"], tables.get("thresholds"))
+
+    def tables(self) -> dict[str, Any]:
+        """Those that there are, by name."""
+        return {name: table for name, table in vars(self).items() if table is not None}
 
 
-def build_functions() -> StoredFunctions:
-    """The functions as numpy arrays, made in float64 on the CPU. Only ever called when a checkpoint is exported."""
+def build_functions(borders: Sequence[float] | None = None) -> StoredFunctions:
+    """The functions as numpy arrays, made in float64 on the CPU. Only ever called when a checkpoint is exported.
+
+    borders: of models of linear scales, the scales at which the table index rises by one.
+    """
     one = 1 << EXP_SHIFT
     length = math.ceil(ARGUMENT_UNITS * math.log(2 * one))
     falling = np.rint(one * np.exp(-np.arange(length, dtype=np.float64) / ARGUMENT_UNITS))
@@ -41,7 +58,9 @@ def build_functions() -> StoredFunctions:
     sigmoid = np.rint((1 << GATE_SHIFT) / (1 + np.exp(-argument)))
     steps = 1 << POWER_BITS
     power = np.rint(one * np.exp2(np.arange(steps, dtype=np.float64) / steps))
-    return StoredFunctions(*(table.astype(np.int16) for table in (falling, sigmoid, power)))
+    thresholds = None if borders is None else np.ceil(np.ldexp(borders, THRESHOLD_FRACTION)).astype(np.int32)
+    exponential, gates, powers = (table.astype(np.int16) for table in (falling, sigmoid, power))
+    return StoredFunctions(exponential, gates, powers, thresholds)
 
 
 def power_of_two(exponent: Array, power: Array) -> Array:

@@ -27,6 +27,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
     "cuda": ("biwkv4.h",),
     "integer": (
         "integer.h",
+        "integer_branch.h",
         "integer_depthwise.h",
         "integer_linear.h",
         "integer_mixing.h",

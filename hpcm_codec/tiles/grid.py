@@ -23,7 +23,8 @@ PIXELS_PER_LATENT = 16
 PIXELS_PER_UNIT = 64  # the picture is extended to multiples of it: 4 latents, 1 hyper-latent
 LATENTS_PER_UNIT = PIXELS_PER_UNIT // PIXELS_PER_LATENT
 LARGEST_TILE_UNITS = 16  # 1024 pixels, 64 latents
-# Latents around a tile that the transforms can depend on: eight 3×3 convolutions at 1/8, one at 1/16, and overlapping patches, rounded up.
+# Latents around a tile that the transforms can depend on: eight 3×3 convolutions at 1/8, one at 1/16, and overlapping patches, rounded up;
+# the staircase of the largest preset has eight at 1/8, two each at 1/4 and 1/2, and a 4×4 convolution.
 HALO_LATENTS = 6
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class ExactData:
     def tensors(self) -> dict[str, Tensor]:
         """As a checkpoint holds them."""
         stored = {FRACTION_PREFIX + name: value for name, value in self.fractions.items()}
-        return {**stored, **{EXACT_TABLE_PREFIX + name: value for name, value in vars(self.tables).items()}}
+        return {**stored, **{EXACT_TABLE_PREFIX + name: value for name, value in self.tables.tables().items()}}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> ExactData | None:
@@ -60,7 +60,7 @@ class ExactData:
         stored = _with_prefix(tensors, EXACT_TABLE_PREFIX)
         if not fractions and not stored:
             return None
-        return cls(fractions, StoredFunctions(*(stored[field.name] for field in fields(StoredFunctions))))
+        return cls(fractions, StoredFunctions.of(stored))
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

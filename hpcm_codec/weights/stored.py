@@ -94,8 +94,13 @@ class StoredCheckpoint:
     @property
     def stored_functions(self) -> StoredFunctions:
         """The stored functions of the exact profile; raises FileError where one is missing."""
+        stored = {
+            name.removeprefix(EXACT_TABLE_PREFIX): value
+            for name, value in self.arrays.items()
+            if name.startswith(EXACT_TABLE_PREFIX)
+        }
         try:
-            return StoredFunctions(*(self.arrays[EXACT_TABLE_PREFIX + field.name] for field in fields(StoredFunctions)))
+            return StoredFunctions.of(stored)
         except KeyError as error:
             raise FileError(f"{self.path}: the checkpoint lacks {error}; fetch it again") from error
 

@@ -22,7 +22,17 @@ from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import integer
 from hpcm_codec.tiles.grid import LATENTS_PER_UNIT, PIXELS_PER_LATENT
 
-INTEGER_OPERATORS = ("bi_wkv", "depthwise", "gate", "layer_norm", "linear", "scale", "squared_relu", "window_attention")
+INTEGER_OPERATORS = (
+    "bi_wkv",
+    "branch",
+    "depthwise",
+    "gate",
+    "layer_norm",
+    "linear",
+    "scale",
+    "squared_relu",
+    "window_attention",
+)
 _ALLOCATING = ("empty", "new_empty", "empty_like", "detach", "lift_fresh", "resize_")
 
 

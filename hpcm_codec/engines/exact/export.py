@@ -7,19 +7,20 @@ units are found with pictures of extremes too, where a photograph's margin would
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.engines.exact.network import FINE_BITS, refuse_unsupported
-from hpcm_codec.model.blocks import ResidualBlock
+from hpcm_codec.engines.exact.network import FINE_BITS
+from hpcm_codec.engines.exact.streams import TRANSFORMS, layer_streams
+from hpcm_codec.model.blocks import PartialConv, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.rate import spread_positions
-from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut
+from hpcm_codec.model.rwkv import RWKVBlock
 from hpcm_codec.ops.integer import LIMIT, WIDE
 
 MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
@@ -27,16 +28,18 @@ MARGIN = 4.0  # of the range over what the calibration pictures need: saturation
 STREAM_MARGIN, BRANCH_MARGIN = 1.25, 2.0
 SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
 LARGEST_WIDE_FRACTION = 14
-_TRANSFORMS = ("g_a", "h_a", "g_s")
-_WIDE = {"g_a.inner", "g_a", "h_a.inner", "h_a", "g_s.inner", "g_s"}  # the transforms' residual streams
 LARGEST_LATENT_FRACTION = 9
+# Of linear scales: σ is covered up to 16 even in a channel where the calibration pictures have a small one only.
+LARGEST_SCALE_FRACTION = 9
 
 
 class _Ranges:
     """The largest magnitude of every channel of every activation, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Collection[str]) -> None:
+        """streams: the transforms' residual streams, which have a wider range."""
         self._largest: dict[str, Tensor] = {}
+        self._streams = {*streams, "g_s"}
 
     def see(self, name: str, x: Tensor) -> None:
         """x: B×C×h×w or B×T×C."""
@@ -47,9 +50,9 @@ class _Ranges:
     def fractions(self, name: str, highest: int = LARGEST_FRACTION) -> Tensor:
         """One fraction for each channel."""
         limit, margin = LIMIT, MARGIN
-        if name.partition(".")[0] in _TRANSFORMS:
+        if name.partition(".")[0] in TRANSFORMS:
             margin = BRANCH_MARGIN
-        if name in _WIDE:
+        if name in self._streams:
             limit, margin, highest = WIDE, STREAM_MARGIN, LARGEST_WIDE_FRACTION
         needed = (limit / (margin * self._largest[name].clamp_min(1e-6))).log2().floor()
         return needed.clamp(SMALLEST_FRACTION, highest).to(torch.int8)
@@ -62,18 +65,21 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     """The units of every activation: name → fraction of each channel, int8.
 
     model: in evaluation mode; pictures: 1×3×H×W each, in [0, 1], H and W multiples of 64. Every picture is coded in simulation at the
-    lowest, the middle and the highest rate. Raises UnsupportedError for models without an exact profile.
+    lowest, the middle and the highest rate.
     """
-    refuse_unsupported(model.config)
-    ranges = _Ranges()
-    _watch(model, pictures, ranges, ("h_s", "context", *_TRANSFORMS))
-    _watch(model, extremes(), ranges, _TRANSFORMS)
+    ranges = _Ranges(layer_streams(model.config).values())
+    _watch(model, pictures, ranges, ("h_s", "context", *TRANSFORMS))
+    _watch(model, extremes(), ranges, TRANSFORMS)
     found = {name: ranges.fractions(name) for name in ranges.names()}
+    del found["scales"]
     found["latents"] = ranges.fractions("latents", LARGEST_LATENT_FRACTION)
     found["g_s"] = torch.minimum(found["g_s"], found["latents"] + FINE_BITS)  # decoded latents hold no more
+    if model.config.scale_domain == "linear":
+        found["scales"] = ranges.fractions("scales", LARGEST_SCALE_FRACTION)
+    normalised = {_context_stream(name) for name, module in model.named_modules() if isinstance(module, RWKVBlock)}
     for name in found:
         # Products of queries and keys, and the means of a layer norm, are sums over channels that share one unit.
-        if name.endswith((".inner", ".inner.query", ".inner.key")):
+        if name.endswith((".inner", ".inner.query", ".inner.key")) or name in normalised:
             found[name] = torch.full_like(found[name], int(found[name].min()))
     return found
 
@@ -107,7 +113,8 @@ def extremes() -> list[Tensor]:
 
 def _watch(model: HPCM, pictures: Sequence[Tensor], ranges: _Ranges, parts: tuple[str, ...]) -> None:
     """Code pictures in simulation at the lowest, the middle and the highest rate, and note what modules of these parts see."""
-    hooks = [hook for name, module in _watched(model, parts) for hook in _hooks(name, module, ranges)]
+    streams = layer_streams(model.config)
+    hooks = [hook for name, module in _watched(model, parts) for hook in _hooks(name, module, ranges, streams)]
     try:
         with torch.inference_mode():
             for picture in pictures:
@@ -127,18 +134,8 @@ def _watched(model: HPCM, parts: tuple[str, ...]) -> Iterable[tuple[str, nn.Modu
             yield name, module
 
 
-def _stream_of(name: str, module: nn.Module) -> str:
-    """The residual stream that a layer of a transform, such as "g_a.3", puts its results in."""
-    part, _, _ = name.partition(".")
-    channels = module.channels if isinstance(module, ResidualBlock) else module.out_channels
-    narrow = {"g_a": PATCH_WIDTH, "g_s": PATCH_WIDTH}.get(part)
-    if part == "h_a":
-        return "h_a" if name == "h_a.3" else "h_a.inner"
-    return f"{part}.inner" if channels == narrow else part
-
-
-def _hooks(name: str, module: nn.Module, ranges: _Ranges) -> list[Any]:
-    """What to note of a module's inputs and outputs."""
+def _hooks(name: str, module: nn.Module, ranges: _Ranges, streams: Mapping[str, str]) -> list[Any]:
+    """What to note of a module's inputs and outputs; streams: of the transforms' layers."""
 
     def output(as_name: str) -> Any:
         return module.register_forward_hook(lambda _, __, y: ranges.see(as_name, y))
@@ -146,39 +143,55 @@ def _hooks(name: str, module: nn.Module, ranges: _Ranges) -> list[Any]:
     def argument(index: int, as_name: str) -> Any:
         return module.register_forward_pre_hook(lambda _, inputs: ranges.see(as_name, inputs[index]))
 
-    def means(_: nn.Module, __: Any, y: Tensor) -> None:
-        ranges.see("latents", y[:, y.shape[1] // 2 :])
+    def on_context(_: nn.Module, __: Any, y: Tensor) -> None:
+        scales, means = y.chunk(2, dim=1)
+        ranges.see("scales", scales)
+        ranges.see("latents", means)
+
+    def context(layer: nn.Module) -> Any:
+        return layer.register_forward_hook(on_context)
 
     last = name.rpartition(".")[2]
     if name == "g_s":
         return [argument(0, name)]
-    if name.partition(".")[0] in _TRANSFORMS and name.count(".") == 1 and not isinstance(module, PatchesOut):
-        return [output(_stream_of(name, module))]
+    if name in streams:
+        return [output(streams[name])]
     if name == "h_s":
-        return [argument(0, "h_s"), module.register_forward_hook(means)]
+        return [argument(0, "h_s"), context(module)]
     if isinstance(module, ResidualBlock):
-        stream = "h_s.inner" if name.startswith("h_s") else name.split(".before.")[0].split(".after.")[0]
+        stream = "h_s.inner" if name.startswith("h_s") else _context_stream(name)
         return [argument(0, stream), output(stream)]
+    if isinstance(module, PartialConv):
+        return [module.conv.register_forward_hook(lambda _, __, y: ranges.see(name, y))]
     if last in ("spatial", "expand"):
         return [output(name)]
     if isinstance(module, StepAdaptor):
         stream = "context.prior_s3" if name.startswith("context.adaptors.2") else "context.prior_s12"
         return [output(stream), argument(1, "latents")]
-    if isinstance(module, Prior) or name.startswith("context.context_nets."):
-        return [module.register_forward_hook(means)]
+    if isinstance(module, Prior) or (name.startswith("context.context_nets.") and name.count(".") == 2):
+        return [context(module)]
     if last == "after" and name.startswith("context.prior"):
         return [argument(0, name.rpartition(".")[0])]
-    if isinstance(module, (CrossAttentionCell, RWKVContextCell)):
-        return [module.register_forward_hook(means)]
-    if name.startswith("context.cells."):
+    if isinstance(module, CrossAttentionCell):
+        # Without `widen`, values and outputs are in the units of the context they are added up to.
+        added = () if module.widen is not None else (module.value, module.output)
+        return [context(module), *map(context, added)]
+    if isinstance(module, RWKVContextCell):
+        return [context(module)]
+    if isinstance(module, RWKVBlock):
+        return [argument(0, _context_stream(name)), output(_context_stream(name))]
+    if name.startswith("context."):
         if last == "norm2":
-            return [argument(0, name.rpartition(".block.")[0]), output(name)]
+            return [argument(0, _context_stream(name)), output(name)]
         if last in ("query", "value", "shift", "norm1"):
             return [output(name)]
         if last == "key" and not name.endswith("spatial_mix.key"):
             return [output(name)]
         if last == "enter":
             return [output(name.rpartition(".")[0])]
-        if last == "block":
-            return [argument(0, name.rpartition(".")[0]), output(name.rpartition(".")[0])]
     return []
+
+
+def _context_stream(name: str) -> str:
+    """The residual stream of the context model that a module inside of it belongs to: a prior's, a cell's, or that of a fusion block."""
+    return name.split(".before.")[0].split(".after.")[0].partition(".block")[0]

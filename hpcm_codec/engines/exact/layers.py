@@ -169,6 +169,11 @@ def interpolated(levels: Array, position: Array) -> Array:
     return ((levels[position[0]] * position[1][:, None]).sum(0) + 100) // 200
 
 
+def window_rows(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A convolution's weight N×C×k×k as rows N×(k·k·C), as `ops.integer.windows` takes them."""
+    return np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).reshape(weight.shape[0], -1)
+
+
 class LayerMaker:
     """Makes a network's layers by their names, of its weights and of its activations' units.
 

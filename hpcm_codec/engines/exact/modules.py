@@ -6,75 +6,56 @@ Planes are int16 h×w×C: numpy arrays or tensors, as the layers' weights are. N
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
-from hpcm_codec.engines.exact.layers import LayerMaker, Longs, Reals, integer_norm, interpolated
+from hpcm_codec.engines.exact.blocks import Blocks
+from hpcm_codec.engines.exact.layers import LayerMaker, Longs
+from hpcm_codec.engines.exact.rwkv import ARGUMENT_FRACTION, IntegerRWKVBlocks
 from hpcm_codec.errors import UnsupportedError
-from hpcm_codec.model.config import CellConfig
+from hpcm_codec.model.config import CellConfig, ModelConfig
 from hpcm_codec.ops import integer
-from hpcm_codec.ops.integer import BLOCKS, EXP_SHIFT, LIMIT, POSITION_SHIFT, WIDE, Array, PositionFactors
-from hpcm_codec.ops.integer_tables import StoredFunctions, log2_fixed, power_of_two
-
-ARGUMENT_FRACTION = 8  # keys and receptances of the RWKV cell, in units of 1/256
-LARGEST_DECAY = 6.0  # of the RWKV cell, in magnitude: what the sums of `bi_wkv` are dimensioned for
-NORM_EPSILON = 1e-5  # of layer norms, as they are trained
-SQUARE_SHIFT = 13  # brings the square of LIMIT back under LIMIT
-
-
-class Block:
-    """ResidualBlock, kind depthwise: x + factor · project(LeakyReLU(expand(depthwise(x)))) on a stream of one set of units.
-
-    wide: the stream stays within WIDE instead of LIMIT, what is inside the block within LIMIT. The branch is then in units of its own, in
-    which its factors lie between ½ and 1 at the highest: no branch saturates before the stream does, and small factors keep their digits.
-    """
-
-    def __init__(self, make: LayerMaker, stream: Longs, name: str, *, wide: bool = False) -> None:
-        bound = WIDE if wide else LIMIT
-        fraction, hidden = make.fraction(f"{name}.spatial"), make.fraction(f"{name}.expand")
-        spatial = f"{name}.spatial"
-        self.spatial = make.depthwise(
-            make.real(f"{spatial}.weight"), make.bias(spatial), stream, fraction, spatial, bound=bound
-        )
-        self.expand = make.linear(f"{name}.expand", fraction, hidden)
-        change = make.headroom(f"{name}.factor") if wide else np.zeros_like(stream)
-        self.project = make.linear(f"{name}.project", hidden, stream - change, limit=bound)
-        self.factor: Array = make.factor(f"{name}.factor", change)
-
-    def __call__(self, x: Array, position: Array) -> Array:
-        hidden = integer.linear(integer.depthwise(x, self.spatial), weights=self.expand, leaky=True)
-        factor = integer.narrow(interpolated(self.factor, position))
-        return integer.linear(hidden, weights=self.project, factor=factor, added=x)
-
-
-class Blocks:
-    """Blocks one after the other, on one stream."""
-
-    def __init__(self, make: LayerMaker, stream: Longs, names: Iterable[str], *, wide: bool = False) -> None:
-        self._blocks = [Block(make, stream, name, wide=wide) for name in names]
-
-    def __getitem__(self, number: int) -> Block:
-        return self._blocks[number]
-
-    def __call__(self, x: Array, position: Array) -> Array:
-        for block in self._blocks:
-            x = block(x, position)
-        return x
+from hpcm_codec.ops.integer import LIMIT, Array, Linear
+from hpcm_codec.ops.integer_tables import StoredFunctions
 
 
 class IntegerPrior:
-    """Blocks, a gain, blocks, and the head that refines the context."""
+    """Blocks, a gain, blocks, and the head, whose output is added to the context where the configuration says so."""
 
-    def __init__(self, make: LayerMaker, blocks: tuple[int, int], context: Longs, name: str) -> None:
+    def __init__(
+        self,
+        make: LayerMaker,
+        config: ModelConfig,
+        blocks: tuple[int, int],
+        context: Longs,
+        name: str,
+        functions: StoredFunctions,
+    ) -> None:
         stream = make.fraction(name)
-        self.before = Blocks(make, stream, (f"{name}.before.{i}" for i in range(blocks[0])))
-        self.after = Blocks(make, stream, (f"{name}.after.{i}" for i in range(blocks[1])))
+
+        def sequence(part: str, count: int) -> Blocks | IntegerRWKVBlocks:
+            names = (f"{name}.{part}.{i}" for i in range(count))
+            if config.prior_rwkv_rate is not None:
+                return IntegerRWKVBlocks(make, name, names, functions)
+            return Blocks(make, stream, names)
+
+        self.residual = config.prior_residual
+        self.before, self.after = sequence("before", blocks[0]), sequence("after", blocks[1])
         self.head = make.linear(f"{name}.head", stream, context)
 
     def __call__(self, adapted: Array, gain: Array, context: Array, position: Array) -> Array:
         x = self.after(integer.scale(self.before(adapted, position), gain), position)
-        return integer.linear(x, weights=self.head, added=context)
+        return integer.linear(x, weights=self.head, added=context if self.residual else None)
+
+
+class IntegerContextConv:
+    """The network between two scales as a 1×1 convolution."""
+
+    def __init__(self, make: LayerMaker, context: Longs, name: str) -> None:
+        self.weights: Linear = make.linear(name, context, context)
+
+    def __call__(self, context: Array) -> Array:
+        return integer.linear(context, weights=self.weights)
 
 
 class IntegerAdaptor:
@@ -94,18 +75,23 @@ class IntegerAdaptor:
 
 
 class IntegerAttentionCell:
-    """params + widen(attention(query(params), key(context), value(context))) + output(params)."""
+    """attention(query(params), key(context), value(context)) + output(params), and the params themselves in a residual cell.
+
+    Where the cell is narrower than its context, the attention passes through `widen`; else the values are in units of the context.
+    """
 
     def __init__(
         self, make: LayerMaker, config: CellConfig, context: Longs, name: str, functions: StoredFunctions
     ) -> None:
         self.heads, self.window, self.functions = config.heads, config.window, functions
-        query, key, value = (make.fraction(f"{name}.{part}") for part in ("query", "key", "value"))
+        self.residual, narrow = config.residual, f"{name}.widen.weight" in make.weights
+        query, key = (make.fraction(f"{name}.{part}") for part in ("query", "key"))
+        value = make.fraction(f"{name}.value") if narrow else context
         self.query = make.linear(f"{name}.query", context, query)
         self.key = make.linear(f"{name}.key", context, key)
         self.value = make.linear(f"{name}.value", context, value)
         self.output = make.linear(f"{name}.output", context, context)
-        self.widen = make.linear(f"{name}.widen", value, context)
+        self.widen = make.linear(f"{name}.widen", value, context) if narrow else None
         unit = make.one_fraction(f"{name}.query") + make.one_fraction(f"{name}.key")
         if unit + 15 < ARGUMENT_FRACTION:
             raise UnsupportedError(
@@ -121,120 +107,8 @@ class IntegerAttentionCell:
         attended = integer.window_attention(
             query, key, value, self.heads, self.window, self.scores, self.functions.exponential
         )
-        output = integer.linear(params, weights=self.output, added=params)
+        if self.widen is None:
+            output = integer.linear(params, weights=self.output, added=attended)
+            return integer.add(output, params) if self.residual else output
+        output = integer.linear(params, weights=self.output, added=params if self.residual else None)
         return integer.linear(attended, weights=self.widen, added=output)
-
-
-def folded_kernel(alpha: Reals, one: Reals, three: Reals, five: Reals) -> Reals:
-    """OmniShift's one kernel C×1×5×5 of its four branches: sums of products of float16 numbers, which float64 holds without rounding."""
-    kernel = alpha[3] * five
-    kernel[:, :, 1:4, 1:4] += alpha[2] * three
-    kernel[:, :, 2:3, 2:3] += alpha[0] + alpha[1] * one
-    return kernel
-
-
-class _Mix:
-    """What both mixes begin with: the shifted input, and the receptance that gates the output."""
-
-    def __init__(self, make: LayerMaker, fraction_in: Longs, name: str, functions: StoredFunctions) -> None:
-        self.functions = functions
-        self.shifted = make.fraction(f"{name}.shift")
-        self.argument = np.full_like(self.shifted, ARGUMENT_FRACTION)
-        branches = (make.real(f"{name}.shift.{part}.weight") for part in ("conv1x1", "conv3x3", "conv5x5"))
-        kernel = folded_kernel(make.real(f"{name}.shift.alpha"), *branches)
-        self.shift = make.depthwise(kernel, None, fraction_in, self.shifted, f"{name}.shift")
-        self.receptance = make.linear(f"{name}.receptance", self.shifted, self.argument)
-
-
-class IntegerSpatialMix(_Mix):
-    """z + gamma · linear(σ(r) · BiWKV(k, v)) of the normalised z."""
-
-    def __init__(
-        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, functions: StoredFunctions
-    ) -> None:
-        super().__init__(make, fraction_in, name, functions)
-        value = make.fraction(f"{name}.value")
-        self.key = make.linear(f"{name}.key", self.shifted, self.argument)
-        self.value = make.linear(f"{name}.value", self.shifted, value)
-        self.output = make.linear(f"{name}.output", value, stream, row_factor=make.weights.real(gamma))
-        self._power: Array = functions.power.astype(np.int64)
-        decay, boost = (
-            log2_fixed(np.clip(make.real(f"{name}.{part}"), -LARGEST_DECAY, LARGEST_DECAY))
-            for part in ("decay", "boost")
-        )
-        self._decay: Array = decay
-        self._boost: Array = boost
-        self._factors: dict[int, PositionFactors] = {}
-
-    def factors(self, tokens: int) -> PositionFactors:
-        """The position factors of that many tokens, made at the first call and kept for the sizes seen last."""
-        found = self._factors.get(tokens)
-        if found is None:
-            if len(self._factors) >= 4:
-                self._factors.clear()
-            length = -(-tokens // BLOCKS)
-            distance = integer.counted(length + 1, like=self._decay)[:, None]
-            exponent = self._decay * distance // tokens
-            itself = self._boost // tokens
-            parts = (power_of_two(e, self._power) for e in (exponent[:-1], -exponent, itself))
-            found = PositionFactors(*(integer.as_int32(part) for part in parts))
-            if not integer.in_capture(self._decay):  # what a capture makes is not there before its graph runs
-                self._factors[tokens] = found
-        return found
-
-    def __call__(self, z: Array, normalised: Array) -> Array:
-        height, width, _ = normalised.shape
-        shifted = integer.depthwise(normalised, self.shift)
-        key, value, receptance = integer.together(shifted, (self.key, self.value, self.receptance))
-        mixed = integer.bi_wkv(key, value, self.factors(height * width), self.functions.exponential)
-        gated = integer.gate(receptance, mixed, self.functions.sigmoid)
-        return integer.linear(gated, weights=self.output, added=z)
-
-
-class IntegerChannelMix(_Mix):
-    """z + gamma · σ(r) · value(relu(key)²) of the normalised z."""
-
-    def __init__(
-        self, make: LayerMaker, gamma: str, fraction_in: Longs, stream: Longs, name: str, functions: StoredFunctions
-    ) -> None:
-        super().__init__(make, fraction_in, name, functions)
-        key = make.fraction(f"{name}.key")
-        self.key = make.linear(f"{name}.key", self.shifted, key)
-        row_factor = make.weights.real(gamma)
-        self.value = make.linear(f"{name}.value", 2 * key - SQUARE_SHIFT, stream, row_factor=row_factor)
-
-    def __call__(self, z: Array, normalised: Array) -> Array:
-        shifted = integer.depthwise(normalised, self.shift)
-        key, receptance = integer.together(shifted, (self.key, self.receptance))
-        value = integer.linear(integer.squared_relu(key, SQUARE_SHIFT), weights=self.value)
-        return integer.gate(receptance, value, self.functions.sigmoid, added=z)
-
-
-class IntegerRWKVCell:
-    """params + leave(RWKV block(enter(params ‖ context)))."""
-
-    def __init__(self, make: LayerMaker, context: Longs, name: str, functions: StoredFunctions) -> None:
-        block = f"{name}.block"
-        stream, unit = make.fraction(name), make.one_fraction(name)
-        normal1, normal2 = make.fraction(f"{block}.norm1"), make.fraction(f"{block}.norm2")
-        self.enter = make.linear(f"{name}.enter", np.tile(context, 2), stream)
-        self.norm1, self.norm2 = (
-            integer_norm(
-                make.real(f"{block}.{part}.weight"), make.real(f"{block}.{part}.bias"), NORM_EPSILON, unit, normal
-            )
-            for part, normal in (("norm1", normal1), ("norm2", normal2))
-        )
-        spatial, channel = f"{block}.spatial_mix", f"{block}.channel_mix"
-        self.spatial = IntegerSpatialMix(make, f"{block}.gamma1", normal1, stream, spatial, functions)
-        self.channel = IntegerChannelMix(make, f"{block}.gamma2", normal2, stream, channel, functions)
-        self.leave = make.linear(f"{name}.leave", stream, context)
-
-    def __call__(self, params: Array, context: Array) -> Array:
-        z = integer.linear(params, context, weights=self.enter)
-        z = self.spatial(z, integer.layer_norm(z, self.norm1))
-        z = self.channel(z, integer.layer_norm(z, self.norm2))
-        return integer.linear(z, weights=self.leave, added=params)
-
-
-assert LIMIT * LIMIT >> SQUARE_SHIFT < LIMIT
-assert POSITION_SHIFT == EXP_SHIFT

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcm_codec.engines.exact.layers import Fractions, LayerMaker, fixed, interpolated, level_position
-from hpcm_codec.engines.exact.modules import IntegerAdaptor, IntegerAttentionCell, IntegerPrior, IntegerRWKVCell
+from hpcm_codec.engines.exact.layers import Fractions, LayerMaker, Longs, Reals, fixed, interpolated, level_position
+from hpcm_codec.engines.exact.modules import IntegerAdaptor, IntegerAttentionCell, IntegerContextConv, IntegerPrior
+from hpcm_codec.engines.exact.rwkv import IntegerFusion
 from hpcm_codec.engines.exact.transforms import (
     GAIN_SHIFT,
     Analysis,
@@ -29,12 +30,13 @@ from hpcm_codec.engines.exact.weights import Weights
 from hpcm_codec.entropy.sigmas import LOG_SIGMA_STEP, SIGMA_COUNT, SMALLEST_SIGMA
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
-from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.config import CellConfig, ModelConfig
+from hpcm_codec.model.planes import hyper_planes
 from hpcm_codec.model.schedule import Lattice
-from hpcm_codec.model.walk import SymbolPort, hyper_planes, walk
+from hpcm_codec.model.walk import SymbolPort, walk
 from hpcm_codec.ops import integer, integer_native
-from hpcm_codec.ops.integer import EXP_SHIFT, WIDE, Array, round_shift
-from hpcm_codec.ops.integer_tables import LOG2_SHIFT, StoredFunctions, log2_fixed, power_of_two
+from hpcm_codec.ops.integer import EXP_SHIFT, WIDE, Array, LinearScales, LogScales, Scales, round_shift
+from hpcm_codec.ops.integer_tables import LOG2_SHIFT, THRESHOLD_FRACTION, StoredFunctions, log2_fixed, power_of_two
 
 SCALE_FRACTION = 10  # logarithmic scales in context planes are in units of 2^-10
 FINE_BITS = 6  # decoded latents carry this many bits more than the context sees
@@ -45,37 +47,18 @@ assert abs(_INDEX_OFFSET + math.log(SMALLEST_SIGMA) * (1 << SCALE_FRACTION)) < 1
 assert abs(_INDEX_MULTIPLIER - (1 << _INDEX_SHIFT) / (LOG_SIGMA_STEP * (1 << SCALE_FRACTION))) < 1
 
 
-def refuse_unsupported(config: ModelConfig) -> None:
-    """Raise UnsupportedError unless the exact profile can evaluate such a model."""
-    for added, what in (
-        (config.context_fusion, "RWKV blocks between the scales"),
-        (config.prior_rwkv_rate, "RWKV blocks in the priors"),
-    ):
-        if added is not None:
-            raise UnsupportedError(
-                f"the exact profile does not cover models like {config.name}, which have {what}",
-                advice="use the float profile",
-            )
-    narrow = all(cell.residual and cell.width not in (None, 2 * config.latent_channels) for cell in config.cells)
-    if not (config.scale_domain == "log" and config.rate_levels > 1 and config.prior_residual and config.residual_factors and narrow
-            and config.transform == "patch" and config.hyper_gather == "aligned"):  # fmt: skip
-        raise UnsupportedError(
-            f"the exact profile does not cover models like {config.name}",
-            advice="it needs logarithmic scales, several rates, and residual priors and cells; use the float profile",
-        )
-
-
 def can_compile(config: ModelConfig) -> bool:
     """Whether the compiled operators do all that such a model needs."""
     attention = (cell for cell in config.cells if cell.kind == "cross-attention")
-    return all(integer_native.can_attend(cell.width or 0, cell.heads, cell.window) for cell in attention)
+    context = 2 * config.latent_channels
+    return all(integer_native.can_attend(cell.width or context, cell.heads, cell.window) for cell in attention)
 
 
 @dataclass(frozen=True)
 class QualityIntegers:
     """What one quality adds, int64 per channel: see `ExactNetwork.at`."""
 
-    log_gain: Array
+    scales: Scales
     inverse_gain: Array
     hyper_indexes: Array
     hyper_mean: Array
@@ -83,7 +66,7 @@ class QualityIntegers:
 
 
 class ExactNetwork:
-    """The integer layers of a model. Raises UnsupportedError for models or weights that the exact profile does not cover.
+    """The integer layers of a model. Raises UnsupportedError for weights that integers do not hold, or without their units.
 
     weights:   the checkpoint's, float16 or packed.
     fractions: the units of every activation, from the checkpoint (`engines.exact.export` finds them).
@@ -93,21 +76,24 @@ class ExactNetwork:
     def __init__(
         self, config: ModelConfig, weights: Weights, fractions: Fractions, functions: StoredFunctions, *, compiled: bool
     ) -> None:
-        refuse_unsupported(config)
         make = LayerMaker(weights, fractions, compiled=compiled)
         functions = StoredFunctions(**vars(functions))  # our own, which `to` may change
         self.config, self.functions, self._make = config, functions, make
         self.compiled = compiled
         self.has_transforms = "g_s" in fractions
         latents = make.fraction("latents")
-        context = np.concatenate((np.full_like(latents, SCALE_FRACTION), latents))
+        self.linear = config.scale_domain == "linear"
+        scales = make.fraction("scales") if self.linear else np.full_like(latents, SCALE_FRACTION)
+        context = np.concatenate((scales, latents))
         self.latent_fraction: Array = latents
         self.hyper_fraction: Array = make.fraction("h_s")
         self._power: Array = functions.power.astype(np.int64)
-        self.hyper_synthesis = HyperSynthesis(make, context)
-        self.context_nets = [make.linear(f"context.context_nets.{i}", context, context) for i in range(2)]
-        self.prior_s12 = IntegerPrior(make, config.prior_blocks_s12, context, "context.prior_s12")
-        self.prior_s3 = IntegerPrior(make, config.prior_blocks_s3, context, "context.prior_s3")
+        self.hyper_synthesis = HyperSynthesis(make, config, context)
+        self.context_nets = [self._context_net(context, f"context.context_nets.{i}") for i in range(2)]
+        self.prior_s12, self.prior_s3 = (
+            IntegerPrior(make, config, blocks, context, f"context.{name}", functions)
+            for name, blocks in (("prior_s12", config.prior_blocks_s12), ("prior_s3", config.prior_blocks_s3))
+        )
         both = np.concatenate((context, latents))
         self.adaptors = [
             [
@@ -116,22 +102,38 @@ class ExactNetwork:
             ]
             for number, (scale, stream) in enumerate(zip(schedule.scales(len(latents)), _STREAMS, strict=True))
         ]
-        self.cells: list[IntegerAttentionCell | IntegerRWKVCell] = []
-        for i, cell in enumerate(config.cells):
-            name = f"context.cells.{i}.inner"
-            if cell.kind == "cross-attention":
-                self.cells.append(IntegerAttentionCell(make, cell, context, name, functions))
-            else:
-                self.cells.append(IntegerRWKVCell(make, context, name, functions))
+        self.cells = [self._cell(cell, context, f"context.cells.{i}.inner") for i, cell in enumerate(config.cells)]
         # Rate-dependent values: logarithms in three units, for table indexes, for powers of two, and means.
-        log_gain = make.real("rate_control.log_gain")
+        log_gain = self._of_rates("log_gain", config.latent_channels)
         self._log_gain: Array = fixed(log_gain, SCALE_FRACTION)
         self._log2_gain: Array = log2_fixed(log_gain)
-        self._log2_correction: Array = log2_fixed(make.real("rate_control.log_inverse_correction"))
-        self._hyper_log2_gain: Array = log2_fixed(make.real("rate_control.log_hyper_gain"))
-        self._hyper_log_scale: Array = fixed(make.real("hyper_scale.level_values"), SCALE_FRACTION)
+        self._log2_correction: Array = log2_fixed(self._of_rates("log_inverse_correction", config.latent_channels))
+        self._hyper_log2_gain: Array = log2_fixed(self._of_rates("log_hyper_gain", config.hyper_channels))
+        hyper_scale = make.real("hyper_scale.level_values")
+        self._hyper_scale: Array = fixed(hyper_scale, THRESHOLD_FRACTION if self.linear else SCALE_FRACTION)
         self._hyper_mean: Array = fixed(make.real("hyper_mean.level_values"), HYPER_MEAN_FRACTION)
+        self._scale_shift: Array = THRESHOLD_FRACTION - scales
         self.device: Any = None  # of torch, after `to`
+        if self.linear and functions.thresholds is None:
+            raise UnsupportedError(
+                "the checkpoint has no thresholds of linear scales", advice="export it again with --exact"
+            )
+
+    def _context_net(self, context: Longs, name: str) -> IntegerContextConv | IntegerFusion:
+        if self.config.context_fusion is None:
+            return IntegerContextConv(self._make, context, name)
+        return IntegerFusion(self._make, 1, context, name, self.functions, residual=True)
+
+    def _cell(self, cell: CellConfig, context: Longs, name: str) -> IntegerAttentionCell | IntegerFusion:
+        if cell.kind == "cross-attention":
+            return IntegerAttentionCell(self._make, cell, context, name, self.functions)
+        return IntegerFusion(self._make, 2, context, name, self.functions, residual=cell.residual)
+
+    def _of_rates(self, name: str, channels: int) -> Reals:
+        """Logarithms L×C of the rate control; zeros in a model of one rate, which has none."""
+        if self.config.rate_levels == 1:
+            return np.zeros((1, channels))
+        return self._make.real(f"rate_control.{name}")
 
     # ---- transforms, which are made when they are first needed: an encoder needs two of them, a decoder one
 
@@ -141,13 +143,17 @@ class ExactNetwork:
 
     @cached_property
     def hyper_analysis(self) -> HyperAnalysis:
-        return self._moved(HyperAnalysis(self._make, self._make.fraction("g_a")))
+        return self._moved(HyperAnalysis(self._make, self.config))
 
     @cached_property
     def synthesis(self) -> Synthesis:
         made = Synthesis(self._make, self.config)
         refuse_coarse(self._make.fraction("latents"), made.fraction, FINE_BITS)
         return self._moved(made)
+
+    def make_transforms(self) -> None:
+        """Make all of them now; raises UnsupportedError for weights that integers do not hold."""
+        _ = self.analysis, self.hyper_analysis, self.synthesis
 
     def analyse(self, pixels: NDArray[np.uint8], position: Array) -> Array:
         """Pixels 16h×16w×3 (or ×1) → latents int16 h×w×M, in the units of `g_a`; the same at every position."""
@@ -171,17 +177,25 @@ class ExactNetwork:
         return self._moved(level_position(quality_code, self.config.rate_levels))
 
     def at(self, position: Array) -> QualityIntegers:
-        """The integers of a quality: log gain (2^-10), inverse gain (2^-14, from a quantisation step to units of decoded
+        """The integers of a quality: what scales' indexes are, inverse gain (2^-14, from a quantisation step to units of decoded
         latents), table indexes, means (2^-8) and inverse gains (2^-14) of the hyper-latents."""
         latent_unit = (self.latent_fraction + FINE_BITS) << LOG2_SHIFT
         hyper_unit = (self.hyper_fraction - HYPER_MEAN_FRACTION) << LOG2_SHIFT
+        scales = self._scales(interpolated(self._log_gain, position), self._scale_shift)
+        hyper_scale = interpolated(self._hyper_scale, position)
         return QualityIntegers(
-            interpolated(self._log_gain, position),
+            scales,
             power_of_two(latent_unit - interpolated(self._log2_gain, position), self._power),
-            index_of(interpolated(self._hyper_log_scale, position)),
+            integer.index_of(hyper_scale, self._scales(hyper_scale * 0, hyper_scale * 0)),
             interpolated(self._hyper_mean, position),
             power_of_two(hyper_unit - interpolated(self._hyper_log2_gain, position), self._power),
         )
+
+    def _scales(self, log_gain: Array, shift: Array) -> Scales:
+        """How scales give table indexes. log_gain: of logarithms, in units of 2^-10; shift: of linear scales, to the thresholds' units."""
+        if self.linear:
+            return LinearScales(self.functions.thresholds, shift)
+        return log_scales(log_gain)
 
     def steps_per_unit(self, quality: QualityIntegers, fraction: Array) -> Array:
         """Quantisation steps in units of 2^-fraction, float32 M: the inverse of `inverse_gain`, for an encoder's rounding only."""
@@ -214,7 +228,7 @@ class ExactNetwork:
         in_units = ((symbols << HYPER_MEAN_FRACTION) + quality.hyper_mean) * quality.hyper_inverse_gain
         limited = round_shift(in_units, EXP_SHIFT).clip(-integer.LIMIT, integer.LIMIT)
         params = self.hyper_synthesis(integer.narrow(limited), position)
-        planes = hyper_planes(integer.channels_first(params))
+        planes = hyper_planes(integer.channels_first(params), self.config.hyper_gather)
         return integer.channels_last(walk(_AtQuality(self, port, position, quality), planes, port.begin))
 
     def real_latents(self, latents: Array) -> Array:
@@ -249,7 +263,7 @@ class _AtQuality:
         return integer.channels_first(integer.zeros((height, width, channels // 2), "int32", like=context))
 
     def enter(self, scale: int, context: Array) -> Array:
-        return _plane(integer.linear(_tokens(context), weights=self._network.context_nets[scale - 1]))
+        return _plane(self._network.context_nets[scale - 1](_tokens(context)))
 
     def parameters(self, scale: int, step: int, context: Array, latents: Array) -> Array:
         network, tokens = self._network, _tokens(context)
@@ -261,8 +275,7 @@ class _AtQuality:
 
     def code(self, step: Lattice, params: Array, latents: Array) -> Array:
         quality = self._quality
-        index = (_INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT, SIGMA_COUNT - 1)
-        levels, means, real = integer.step_parameters(step, _tokens(params), quality.log_gain, self._mean_unit, index)
+        levels, means, real = integer.step_parameters(step, _tokens(params), quality.scales, self._mean_unit)
         symbols = self._port.exchange(step, levels, real)
         return _plane(integer.decoded(step, symbols, means, quality.inverse_gain, _tokens(latents), FINE_BITS))
 
@@ -270,9 +283,9 @@ class _AtQuality:
         return _plane(self._network.cells[scale](_tokens(params), _tokens(context)))
 
 
-def index_of(log_scale: Array) -> Array:
-    """The table index of a logarithmic scale in units of 2^-10 (int64): the nearest of the 64 log-spaced levels."""
-    return round_shift((log_scale + _INDEX_OFFSET) * _INDEX_MULTIPLIER, _INDEX_SHIFT).clip(0, SIGMA_COUNT - 1)
+def log_scales(gain: Array) -> LogScales:
+    """The table index of a logarithmic scale in units of 2^-10, to which `gain` is added: the nearest of the 64 log-spaced levels."""
+    return LogScales(gain, _INDEX_OFFSET, _INDEX_MULTIPLIER, _INDEX_SHIFT, SIGMA_COUNT - 1)
 
 
 def _tokens(plane: Array) -> Array:
