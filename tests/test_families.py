@@ -165,8 +165,6 @@ def test_files_that_make_no_family_are_refused_by_name_and_nothing_is_written(
         assert str(other) in result.stderr or str(first) in result.stderr
     assert target.read_bytes() == b"a good file"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".hpcm")]
-    with pytest.raises(UnsupportedError, match=r"--calibrate"):
-        families.import_family(list(made.sources.values()), tmp_path / "exact", lambda: [torch.rand(1, 3, 64, 64)])
 
 
 def test_the_built_in_picture_tells_the_rates_of_a_trained_model_apart() -> None:
