@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpcm_codec.engines.exact.network import FINE_BITS
 from hpcm_codec.engines.exact.streams import TRANSFORMS, layer_streams
-from hpcm_codec.model.blocks import PartialConv, ResidualBlock
+from hpcm_codec.model.blocks import PartialConv, RateSequential, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
@@ -156,8 +156,12 @@ def _hooks(name: str, module: nn.Module, ranges: _Ranges, streams: Mapping[str, 
         return [argument(0, name)]
     if name in streams:
         return [output(streams[name])]
-    if name == "h_s":
-        return [argument(0, "h_s"), context(module)]
+    if isinstance(module, RateSequential) and name == "h_s":
+        last_block = module[-1]
+        assert isinstance(last_block, ResidualBlock)
+        # A block without factors may take away much of what it gets.
+        gets = [context(module[-2])] if last_block.factor is None else []
+        return [argument(0, "h_s"), context(module), *gets]
     if isinstance(module, ResidualBlock):
         stream = "h_s.inner" if name.startswith("h_s") else _context_stream(name)
         return [argument(0, stream), output(stream)]
