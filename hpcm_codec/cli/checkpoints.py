@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcm_codec.cli import options
+from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -192,6 +193,12 @@ def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None
     if calibrate is not None:
         options.refuse_missing(calibrate)
         calibration = partial(_calibration, calibrate, pictures)
+        each = (
+            "the integers' units"
+            if len(files) == 1
+            else f"the integers' units of {len(files)} models, one after the other"
+        )
+        say(f"finding {each}: a minute or two for a network of full size")
     if len(files) == 1:
         kind, identity = import_published(files[0], output, calibration)
         click.echo(f"{output}: {kind}, {output.stat().st_size} bytes, identity {identity.hex()}")
