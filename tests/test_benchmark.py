@@ -131,6 +131,15 @@ def test_integer_operations_are_those_that_decoding_does(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(integer, "linear", counted(linear, in_linear))
     monkeypatch.setattr(integer, "doubled", counted(integer.doubled, in_linear))
+    branch = integer.branch
+
+    def both_layers(*inputs: Any, expand: Any, project: Any, **options: Any) -> Any:
+        nonlocal done
+        places = inputs[0].numel() // inputs[0].shape[-1]
+        done += 2 * places * (expand.weight.numel() + project.weight.numel())
+        return branch(*inputs, expand=expand, project=project, **options)
+
+    monkeypatch.setattr(integer, "branch", both_layers)
     several = counted(integer.together, lambda x, layers: sum(in_linear(x, layer) for layer in layers))
     monkeypatch.setattr(integer, "together", several)
     monkeypatch.setattr(

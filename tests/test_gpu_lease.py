@@ -162,7 +162,9 @@ def test_a_lease_from_staging_to_a_curve(here: Path, tmp_path: Path) -> None:
     process.communicate(timeout=300)
     assert process.returncode == 0
     cut = machine.figures()
-    assert cut["ended"] == "asked to end" and cut["steps"] >= 1 and cut["last_row"]["progress"] < 0.5
+    assert (
+        cut["ended"] == "asked to end" and cut["steps"] >= 1 and cut["last_row"]["progress"] < 0.9
+    )  # a busy machine is slow to see the signal
     # and once more, to the end of its time
     machine.call(call["train 1"])
     first = machine.figures()

@@ -42,6 +42,7 @@ OTHER_NAMES = {
     "step",
     "factor",
     "g_s",
+    "h_s",
     "image",
 }
 

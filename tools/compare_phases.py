@@ -56,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     stretch.add_argument("--steps", type=int, required=True)
     report = commands.add_parser("report", help="tables and plot")
     report.add_argument("--curve", type=Path, required=True, help="results of `hpcm eval`: what a bit is worth in dB")
-    report.add_argument("-o", "--output", type=Path, required=True, help="OUTPUT.md and OUTPUT.png are written")
+    report.add_argument(
+        "-o", "--output", type=Path, required=True, help="path without a suffix: .md, .png and .json are written"
+    )
     for command in (latents, train, stretch, report):
         command.add_argument("folder", type=Path, help="where latents and runs are")
     for command in (latents, train, stretch):

@@ -179,7 +179,10 @@ def _apart(values: Sequence[float]) -> list[float]:
 
 
 def write_report(folder: Path, curve: Path, output: Path) -> None:
-    """Write OUTPUT.md (tables) and OUTPUT.png (plot) of the runs in a folder; OUTPUT.json has what they are made of."""
+    """Write tables (.md), plot (.png) and what both are made of (.json) from the runs in a folder.
+
+    output: the path of all three, without a suffix.
+    """
     runs = runs_of(folder)
     slopes = decibels_per_log_rate(json.loads(curve.read_text()))
     steps, seconds = steps_in_common(runs), seconds_in_common(runs)
