@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from conftest import few_extremes
 from hpcm_codec.benchmark import cells, growth, measure, pictures, process, tables, timing
 from hpcm_codec.benchmark.meter import Meter
 from hpcm_codec.benchmark.stages import STAGES, STEPS
@@ -279,6 +280,15 @@ def test_a_preset_without_a_checkpoint_gets_the_same_weights_every_time(tmp_path
     first, second = (load_checkpoint(str(random_checkpoint("phase1-lite", tmp_path))) for _ in range(2))
     assert first.identity == second.identity
     assert first.exact is None
+
+
+def test_a_preset_without_a_checkpoint_can_have_an_exact_profile(tmp_path: Path) -> None:
+    from hpcm_codec.benchmark.weights import random_checkpoint
+    from hpcm_codec.codec import load_codec
+
+    with few_extremes():
+        path = random_checkpoint("phase1-lite", tmp_path, exact=True)
+    assert load_codec(str(path), "cpu").profile == "exact"
 
 
 # -- growth, cells, tables --------------------------------------------------------------------------------------------

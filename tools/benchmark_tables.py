@@ -23,11 +23,13 @@ from hpcm_codec.evaluation.sections import with_sections
 from hpcm_codec.system.files import file_error, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ("--model", "phase1", "--model", "hpcm-base")
 # section → the options of `hpcm bench` that measure it; the results are docs/results/bench-SECTION.json
 COMMANDS = {
     "stages": ["--size", "768x512", "--size", "1920x1080", "--size", "3840x2160"],
     "float": ["--profile", "float"],
-    "presets": ["--model", "phase1", "--model", "hpcm-base", "--size", "768x512", "--size", "1920x1080"],
+    "presets": [*PRESETS, "--size", "768x512", "--size", "1920x1080"],
+    "presets-exact": [*PRESETS, "--size", "768x512", "--profile", "exact"],
     "cells": ["--cell"],
     "growth": ["--growth"],
     "training": ["--training", "--against", "../d1d4bf1"],

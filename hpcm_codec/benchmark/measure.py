@@ -59,7 +59,8 @@ def measure_models(
     with tempfile.TemporaryDirectory(prefix="hpcm-bench-") as name:
         folder = Path(name)
         for model in models:
-            path = str(random_checkpoint(model, folder)) if is_untrained(model) else model
+            exact = settings.profile == "exact"
+            path = str(random_checkpoint(model, folder, exact=exact)) if is_untrained(model) else model
             codec = load_codec(path, settings.device, settings.profile).at(settings.quality)
             per_pixel = 0.0
             for width, height in sorted(sizes, key=lambda size: size[0] * size[1]):
