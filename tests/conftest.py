@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,3 +204,24 @@ def exported_exactly(model: HPCM, folder: Path) -> Path:
     with few_extremes():
         export_checkpoint(str(folder / "float.safetensors"), folder / "exact.safetensors", calibration=pictures)
     return folder / "exact.safetensors"
+
+
+def digests_by_threads_and_operators(model: str, picture: str, folder: Path) -> set[str]:
+    """SHA-256 of a picture's bytes and of its decoded pixels at quality 70, with one thread, two, and the plain operators of torch.
+
+    model, picture: paths, seen from the folder.
+    """
+    code = (
+        "import sys, hashlib; from hpcm_codec.system.threads import set_threads; set_threads(int(sys.argv[1]));"
+        "from hpcm_codec.codec import load_codec; from hpcm_codec.images import read_picture;"
+        "codec = load_codec(sys.argv[2], 'cpu'); data = codec.encode(read_picture(sys.argv[3]), 70);"
+        "print(hashlib.sha256(data).hexdigest(), hashlib.sha256(codec.decode(data).pixels.tobytes()).hexdigest())"
+    )
+    found = set()
+    for threads, operators in (("1", "cpp"), ("2", "cpp"), ("1", "torch")):
+        command = [sys.executable, "-c", code, threads, model, picture]
+        environment = {**os.environ, "HPCM_OPS": operators}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    return found

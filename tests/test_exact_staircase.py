@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +10,11 @@ import pytest
 import torch
 
 import numpy_synthesis
-from conftest import exported_exactly, small_photograph
+from conftest import digests_by_threads_and_operators, exported_exactly, small_photograph
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.engines.exact.streams import layer_streams
 from hpcm_codec.engines.integer import IntegerEngine
-from hpcm_codec.images import Picture
+from hpcm_codec.images import Picture, write_picture
 from hpcm_codec.model.config import PRESETS, ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.tiles.grid import HALO_LATENTS
@@ -67,21 +64,8 @@ def test_the_numpy_synthesis_shows_the_same_pixels(saved: Path, codec: Codec, gr
 
 
 def test_bytes_and_pixels_are_those_of_other_threads_and_of_torch(saved: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", small_photograph(200, 70, seed=2))
-    code = (
-        "import sys, hashlib, numpy; from hpcm_codec.system.threads import set_threads; set_threads(int(sys.argv[1]));"
-        "from hpcm_codec.codec import load_codec; from hpcm_codec.images import Picture;"
-        "codec = load_codec(sys.argv[2], 'cpu'); data = codec.encode(Picture(numpy.load(sys.argv[3])), 70);"
-        "print(hashlib.sha256(data).hexdigest(), hashlib.sha256(codec.decode(data).pixels.tobytes()).hexdigest())"
-    )
-    found = set()
-    for threads, operators in (("1", "cpp"), ("2", "cpp"), ("1", "torch")):
-        arguments = [sys.executable, "-c", code, threads, str(saved), str(tmp_path / "a.npy")]
-        environment = {**os.environ, "HPCM_OPS": operators}
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found.add(done.stdout)
-    assert len(found) == 1
+    write_picture(Picture(small_photograph(200, 70, seed=2)), tmp_path / "a.png")
+    assert len(digests_by_threads_and_operators(str(saved), "a.png", tmp_path)) == 1
 
 
 def test_transforms_are_close_to_those_in_floating_point(saved: Path, codec: Codec) -> None:

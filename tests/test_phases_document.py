@@ -10,16 +10,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from phases import report  # noqa: E402
-from phases.training import Row  # noqa: E402
+from phases.training import rows_of  # noqa: E402
 
 
 def test_the_tables_are_those_of_the_results() -> None:
     record = json.loads((ROOT / "docs" / "results" / "phases.json").read_text())
     slopes = record["decibels_per_log_rate"]
-    runs = {
-        name: [[Row(row["step"], row["seconds"], tuple(row["bpp"])) for row in rows] for rows in seeds]
-        for name, seeds in record["runs"].items()
-    }
+    runs = {name: [rows_of(rows) for rows in seeds] for name, seeds in record["runs"].items()}
     document = (ROOT / "docs" / "phases.md").read_text()
     last, seconds = report.steps_in_common(runs)[-1], report.seconds_in_common(runs)
     shown = [

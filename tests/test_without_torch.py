@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import small_photograph
+from conftest import digests_by_threads_and_operators, small_photograph
 from hpcm_codec.codec import load_codec
 from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.images import Picture
@@ -95,21 +95,7 @@ def test_python_interface_and_pillow(folder: Path) -> None:
 
 def test_pixels_and_files_are_those_of_other_threads_and_of_torch(folder: Path) -> None:
     """One thread, two, and the plain operators of torch: the same bytes and the same pixels."""
-    code = (
-        "import sys, hashlib; from hpcm_codec.system.threads import set_threads; set_threads(int(sys.argv[1]));"
-        "from hpcm_codec.codec import load_codec; from hpcm_codec.images import read_picture;"
-        "codec = load_codec('models/model.safetensors', 'cpu'); data = codec.encode(read_picture('a.png'), 70);"
-        "print(hashlib.sha256(data).hexdigest(), hashlib.sha256(codec.decode(data).pixels.tobytes()).hexdigest())"
-    )
-    found = set()
-    for threads, operators in (("1", "cpp"), ("2", "cpp"), ("1", "torch")):
-        environment = {**os.environ, "HPCM_OPS": operators}
-        done = subprocess.run(
-            [sys.executable, "-c", code, threads], cwd=folder, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        found.add(done.stdout)
-    assert len(found) == 1
+    assert len(digests_by_threads_and_operators("models/model.safetensors", "a.png", folder)) == 1
 
 
 def test_other_pixels_are_noticed_by_the_selftest(folder: Path) -> None:

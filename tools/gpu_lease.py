@@ -20,9 +20,9 @@ from typing import Any
 ROOT = Path(__file__).absolute().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]
 
-from hpcm_codec.errors import UsageError, debugging  # noqa: E402
-from hpcm_codec.system.files import as_hpcm_error  # noqa: E402
+from hpcm_codec.errors import UsageError  # noqa: E402
 from lease.plan import LEASE, REHEARSAL, Plan  # noqa: E402
+from one_line_errors import status_of  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,15 +105,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> int:
     options = parser().parse_args()
-    try:
-        run(options)
-    except Exception as error:
-        known = as_hpcm_error(error)
-        if known is None or debugging():
-            raise
-        print(f"gpu_lease: {known}", file=sys.stderr, flush=True)
-        return known.exit_status
-    return 0
+    return status_of("gpu_lease", lambda: run(options))
 
 
 if __name__ == "__main__":

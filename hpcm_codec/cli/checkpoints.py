@@ -71,8 +71,8 @@ def list_command(json: bool) -> None:
 def show_command(name: str) -> None:
     """The configuration and the training record of a checkpoint, as JSON, those of a family one by one (see also hpcm info --model)."""
     from hpcm_codec.weights.checkpoints import each_checkpoint
-    from hpcm_codec.weights.families import Family
-    from hpcm_codec.weights.stored import read_models
+    from hpcm_codec.weights.families import read_family
+    from hpcm_codec.weights.registry import find_checkpoint
 
     shown = [
         {
@@ -82,12 +82,12 @@ def show_command(name: str) -> None:
         }
         for checkpoint in each_checkpoint(name)
     ]
-    found = read_models(name)
-    if not isinstance(found, Family):
+    family = read_family(find_checkpoint(name))
+    if family is None:
         click.echo(json_module.dumps(shown[0], indent=1))
         return
-    members = [{**member, **more} for member, more in zip(_members_of(found), shown, strict=True)]
-    click.echo(json_module.dumps({"identity": found.identity.hex(), "members": members}, indent=1))
+    members = [{**member, **more} for member, more in zip(_members_of(family), shown, strict=True)]
+    click.echo(json_module.dumps({"identity": family.identity.hex(), "members": members}, indent=1))
 
 
 @command.command("verify")
@@ -193,12 +193,8 @@ def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None
     if calibrate is not None:
         options.refuse_missing(calibrate)
         calibration = partial(_calibration, calibrate, pictures)
-        each = (
-            "the integers' units"
-            if len(files) == 1
-            else f"the integers' units of {len(files)} models, one after the other"
-        )
-        say(f"finding {each}: a minute or two for a network of full size")
+        models = "" if len(files) == 1 else f" of {len(files)} models, one after the other"
+        say(f"finding the integers' units{models}: a minute or two for a network of full size")
     if len(files) == 1:
         kind, identity = import_published(files[0], output, calibration)
         click.echo(f"{output}: {kind}, {output.stat().st_size} bytes, identity {identity.hex()}")

@@ -55,5 +55,9 @@ def rate_distortion_loss(
 def _rate_and_distortion(x_hat: Tensor, x: Tensor, likelihoods: Likelihoods) -> tuple[Tensor, Tensor]:
     """Bits per pixel and mean squared error of each picture, B each, float32."""
     pixels = x.shape[-2] * x.shape[-1]
-    bits = sum(-part.flatten(1).log2().sum(dim=1) for part in (likelihoods["y"], likelihoods["z"]))
-    return torch.as_tensor(bits) / pixels, (x_hat.float() - x).square().flatten(1).mean(dim=1)
+    return bits_of(likelihoods) / pixels, (x_hat.float() - x).square().flatten(1).mean(dim=1)
+
+
+def bits_of(likelihoods: Likelihoods) -> Tensor:
+    """Bits of the latents and hyper-latents of each picture, B, float32."""
+    return torch.as_tensor(sum(-part.flatten(1).log2().sum(dim=1) for part in (likelihoods["y"], likelihoods["z"])))

@@ -13,6 +13,7 @@ from torch import Tensor
 from hpcm_codec.errors import FileError
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops import fused
+from hpcm_codec.tiles.grid import PIXELS_PER_LATENT
 from hpcm_codec.training.data import PackedPictures
 from hpcm_codec.training.scoring import EDGE, middles
 
@@ -31,7 +32,7 @@ def store(model: HPCM, pictures: PackedPictures, valid: Path, folder: Path, crop
 
 
 def _write(model: HPCM, pictures: Iterator[Tensor], count: int, path: Path) -> None:
-    side = EDGE // 16
+    side = EDGE // PIXELS_PER_LATENT
     unfinished = path.with_suffix(".part.npy")
     shape = (count, model.config.latent_channels, side, side)
     stored = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)

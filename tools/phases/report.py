@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcm_codec.errors import FileError
-from hpcm_codec.evaluation.plot import STYLES
+from hpcm_codec.evaluation.plot import LINE_HEIGHT, STYLES, spread_apart
 from hpcm_codec.model.complexity import complexity_by_part, total
 from hpcm_codec.system.files import write_atomically
 from phases.training import BATCH, Row, read_rows
@@ -151,13 +151,16 @@ def plot(runs: dict[str, list[list[Row]]], slopes: Sequence[float]) -> bytes:
     with rc_context({"font.size": 10.5, "font.family": "DejaVu Sans"}):
         figure = Figure(figsize=_SIZE, dpi=_DPI)
         axes = figure.add_axes((0.09, 0.12, 0.68, 0.82))
-        others = [name for name in runs if name != REFERENCE]
-        ends = _apart([over_time[-1][name].percent for name in others])
-        for (name, end), (colour, dashes, mark) in zip(zip(others, ends, strict=True), STYLES, strict=False):
+        last = over_time[-1]
+        others = sorted((name for name in runs if name != REFERENCE), key=lambda name: last[name].percent)
+        for name, (colour, dashes, mark) in zip(others, STYLES, strict=False):
             line = np.array([found[name].percent for found in over_time])
             spread = np.array([found[name].spread for found in over_time])
             axes.plot(steps, line, color=colour, dashes=dashes or (None, None), marker=mark, markersize=5)
             axes.fill_between(steps, line - spread, line + spread, color=colour, alpha=0.12, linewidth=0)
+        low, high = axes.get_ylim()
+        ends = spread_apart([last[name].percent for name in others], LINE_HEIGHT * (high - low))
+        for name, end, (colour, _, _) in zip(others, ends, STYLES, strict=False):
             axes.annotate(name, (steps[-1], end), (8, 0), textcoords="offset points", va="center", color=colour)
         axes.axhline(0, color="black", linewidth=2)
         axes.set_xlabel(f"training steps of {BATCH} crops")
@@ -166,16 +169,6 @@ def plot(runs: dict[str, list[list[Row]]], slopes: Sequence[float]) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _apart(values: Sequence[float]) -> list[float]:
-    """Heights of labels, moved up where two would lie on each other."""
-    least = 0.045 * (max([*values, 0.0]) - min([*values, 0.0]) or 1.0)
-    order = np.argsort(values)
-    placed = list(values)
-    for before, after in pairwise(order):
-        placed[after] = max(placed[after], placed[before] + least)
-    return placed
 
 
 def write_report(folder: Path, curve: Path, output: Path) -> None:

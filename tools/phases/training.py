@@ -8,7 +8,6 @@ gains and the correction after them. So the bits are all that differs.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hpcm_codec.errors import HpcmError
-from hpcm_codec.model.hpcm import HPCM, Noise
+from hpcm_codec.model.hpcm import HPCM, Likelihoods, Noise
 from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.ops import fused
+from hpcm_codec.system.files import write_atomically
+from hpcm_codec.tiles.grid import PIXELS_PER_LATENT
 from hpcm_codec.training.averaging import Averaged
 from hpcm_codec.training.guard import Guard, Verdict
-from hpcm_codec.training.losses import REFERENCE_LAMBDA, lambda_at
+from hpcm_codec.training.losses import REFERENCE_LAMBDA, bits_of, lambda_at
 from hpcm_codec.training.optimisers import Optimiser
 from hpcm_codec.training.processes import Processes
 from hpcm_codec.training.settings import TrainSettings
@@ -34,7 +35,6 @@ from hpcm_codec.weights.checkpoints import Checkpoint
 from phases.latents import TRAIN, VALID, opened
 from phases.variants import REFERENCE, VARIANTS
 
-PIXELS = 256  # of a latent
 SETTINGS = TrainSettings(learning_rate=1e-3, warmup_steps=100, ema=0.998, steps=1)
 BATCH = 4
 _TRAINED = ("h_a.", "h_s.", "hyper_mean.", "hyper_scale.", "rate_control.")
@@ -127,7 +127,7 @@ class Run:
         chosen = generator.integers(len(self._train), size=BATCH)
         # Every rate in its own part of the range, as in the training of whole models.
         position = (np.arange(BATCH) + generator.random(BATCH)) / BATCH * (self._config.rate_levels - 1)
-        latents = _turned(np.stack([self._train[n] for n in chosen]))
+        latents = _as_tensor(np.stack([self._train[n] for n in chosen]))
         uniform = torch.Generator().manual_seed(int(generator.integers(2**63)))
         batch, channels, height, width = latents.shape
         hyper = (batch, self._config.hyper_channels, height // 4, width // 4)
@@ -149,7 +149,7 @@ class Run:
             for part in np.array_split(self._valid, max(1, len(self._valid) // BATCH)):
                 with torch.autocast("cpu", torch.bfloat16):
                     rate = self.model.rate_at(position, len(part))
-                    bits.append(bits_per_pixel(self.model.code_in_simulation(_turned(part), rate).likelihoods))
+                    bits.append(bits_per_pixel(self.model.code_in_simulation(_as_tensor(part), rate).likelihoods))
             found.append(float(torch.cat(bits).mean()))
         _copy(raw, self.model)
         return Row(self.step, round(self.seconds, 2), tuple(found))
@@ -163,10 +163,9 @@ class Run:
             "average_updates": self._average.updates,
             "optimiser": self._optimiser.state_dict(),
         }
-        unfinished = self._state_file.with_suffix(".part")
-        torch.save(state, unfinished)
-        _write(self._rows_file, json.dumps([vars(row) for row in self.rows], indent=1))
-        os.replace(unfinished, self._state_file)
+        rows = json.dumps([vars(row) for row in self.rows], indent=1)
+        write_atomically(self._rows_file, rows.encode(), overwrite=True)
+        write_atomically(self._state_file, lambda file: torch.save(state, file), overwrite=True)
 
     def _resume(self) -> None:
         state: dict[str, Any] = torch.load(self._state_file, weights_only=True)
@@ -177,10 +176,9 @@ class Run:
         self.rows = [row for row in read_rows(self._rows_file) if row.step <= self.step]
 
 
-def bits_per_pixel(likelihoods: Any) -> Tensor:
+def bits_per_pixel(likelihoods: Likelihoods) -> Tensor:
     """Of each sample, B: the bits of latents and hyper-latents, per pixel of the picture."""
-    bits = sum(-part.float().flatten(1).log2().sum(dim=1) for part in (likelihoods["y"], likelihoods["z"]))
-    return torch.as_tensor(bits) / (PIXELS * likelihoods["y"][0, 0].numel())
+    return bits_of(likelihoods) / (PIXELS_PER_LATENT**2 * likelihoods["y"][0, 0].numel())
 
 
 def rows_file(folder: Path, variant: str, seed: int) -> Path:
@@ -191,13 +189,12 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a run; none where it has not begun."""
     if not path.exists():
         return []
-    return [Row(row["step"], row["seconds"], tuple(row["bpp"])) for row in json.loads(path.read_text())]
+    return rows_of(json.loads(path.read_text()))
 
 
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".json.part")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+def rows_of(record: list[dict[str, Any]]) -> list[Row]:
+    """Rows as they are written in JSON."""
+    return [Row(row["step"], row["seconds"], tuple(row["bpp"])) for row in record]
 
 
 def _copy(values: dict[str, Tensor], model: nn.Module) -> None:
@@ -206,6 +203,6 @@ def _copy(values: dict[str, Tensor], model: nn.Module) -> None:
         parameter.data.copy_(values[name])
 
 
-def _turned(stored: NDArray[np.float16]) -> Tensor:
+def _as_tensor(stored: NDArray[np.float16]) -> Tensor:
     """Stored latents as the network takes them."""
     return torch.from_numpy(stored.astype(np.float32)).contiguous(memory_format=torch.channels_last)

@@ -28,9 +28,8 @@ MARGIN = 4.0  # of the range over what the calibration pictures need: saturation
 STREAM_MARGIN, BRANCH_MARGIN = 1.25, 2.0
 SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
 LARGEST_WIDE_FRACTION = 14
-LARGEST_LATENT_FRACTION = 9
-# Of linear scales: σ is covered up to 16 even in a channel where the calibration pictures have a small one only.
-LARGEST_SCALE_FRACTION = 9
+# Of context planes. Linear scales: σ is covered up to 16 even in a channel where the calibration pictures have a small one only.
+_LARGEST_ON_CONTEXT = {"latents": 9, "scales": 9}
 
 
 class _Ranges:
@@ -47,9 +46,9 @@ class _Ranges:
         largest = x.detach().abs().amax(dim=axes).double()
         self._largest[name] = torch.maximum(self._largest[name], largest) if name in self._largest else largest
 
-    def fractions(self, name: str, highest: int = LARGEST_FRACTION) -> Tensor:
+    def fractions(self, name: str) -> Tensor:
         """One fraction for each channel."""
-        limit, margin = LIMIT, MARGIN
+        limit, margin, highest = LIMIT, MARGIN, _LARGEST_ON_CONTEXT.get(name, LARGEST_FRACTION)
         if name.partition(".")[0] in TRANSFORMS:
             margin = BRANCH_MARGIN
         if name in self._streams:
@@ -70,12 +69,9 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     ranges = _Ranges(layer_streams(model.config).values())
     _watch(model, pictures, ranges, ("h_s", "context", *TRANSFORMS))
     _watch(model, extremes(), ranges, TRANSFORMS)
-    found = {name: ranges.fractions(name) for name in ranges.names()}
-    del found["scales"]
-    found["latents"] = ranges.fractions("latents", LARGEST_LATENT_FRACTION)
+    linear = model.config.scale_domain == "linear"  # logarithmic scales have one unit, which the network knows
+    found = {name: ranges.fractions(name) for name in ranges.names() if name != "scales" or linear}
     found["g_s"] = torch.minimum(found["g_s"], found["latents"] + FINE_BITS)  # decoded latents hold no more
-    if model.config.scale_domain == "linear":
-        found["scales"] = ranges.fractions("scales", LARGEST_SCALE_FRACTION)
     normalised = {_context_stream(name) for name, module in model.named_modules() if isinstance(module, RWKVBlock)}
     for name in found:
         # Products of queries and keys, and the means of a layer norm, are sums over channels that share one unit.
