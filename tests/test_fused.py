@@ -36,6 +36,7 @@ HALF = 0.006  # relative error of sums of products of bfloat16 numbers, generous
 @pytest.fixture(autouse=True)
 def filled_memory() -> Iterator[None]:
     """New memory holds NaN, so that whatever an operator leaves out is seen."""
+    assert training.ready()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     yield
