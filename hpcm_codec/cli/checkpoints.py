@@ -93,12 +93,17 @@ def show_command(name: str) -> None:
 @command.command("verify")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|PATH...")
 def verify_command(names: tuple[str, ...]) -> None:
-    """Check that checkpoints load, fit their configuration, hold finite weights and whole tables; of a family, every member."""
-    from hpcm_codec.weights.checkpoints import each_checkpoint, verify_checkpoint
+    """Check weights, tables and exact profile of checkpoints.
+
+    They have to load, to fit their configuration, to be finite, and to make integers where there is an exact profile. Of a family, every
+    member is checked.
+    """
+    from hpcm_codec.engines.verifying import verify
+    from hpcm_codec.weights.checkpoints import each_checkpoint
 
     for name in names:
         for checkpoint in each_checkpoint(name):
-            verify_checkpoint(checkpoint, name)
+            verify(checkpoint, name)
             click.echo(f"{name}: sound, {checkpoint.config.name}, identity {checkpoint.identity.hex()}")
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcm_codec.batch import streams
-from hpcm_codec.errors import HpcmError, UsageError
+from hpcm_codec.errors import HpcmError, UsageError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from hpcm_codec.model.config import ModelConfig
@@ -212,7 +213,12 @@ def _describe_stored(name: str) -> tuple[ModelConfig, dict[str, Any]]:
     if not isinstance(found, Family):
         checkpoint = with_tensors(found)
         identity = checkpoint.identity
-        about = {"identity": identity.hex(), "known_as": known_name(identity), "training": checkpoint.training}
+        about = {
+            "identity": identity.hex(),
+            "known_as": known_name(identity),
+            **_arithmetic(found.arrays),
+            "training": checkpoint.training,
+        }
         return checkpoint.config, about
     configs, records = zip(*(member_about(found, number) for number in range(len(found.members))), strict=True)
     members = [
@@ -220,7 +226,17 @@ def _describe_stored(name: str) -> tuple[ModelConfig, dict[str, Any]]:
         for code, member, record in zip(found.codes, found.members, records, strict=True)
     ]
     known = known_name(found.members[0].identity)
-    return configs[0], {"identity": found.identity.hex(), "known_as": known, "members": members}
+    kinds = [_arithmetic(found.header(number)) for number in range(len(found.members))]
+    all_of_them = {key: all(kind[key] for kind in kinds) for key in kinds[0]}
+    return configs[0], {"identity": found.identity.hex(), "known_as": known, **all_of_them, "members": members}
+
+
+def _arithmetic(tensors: Collection[str]) -> dict[str, bool]:
+    """Whether a checkpoint of these tensors has the exact profile, and whether pixels are exact too."""
+    from hpcm_codec.weights.identity import FRACTION_PREFIX
+
+    exact = any(name.startswith(FRACTION_PREFIX) for name in tensors)
+    return {"exact_profile": exact, "exact_pixels": f"{FRACTION_PREFIX}g_s" in tensors}
 
 
 def _print_model(described: dict[str, Any]) -> None:
@@ -228,7 +244,7 @@ def _print_model(described: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    table = Table("part", title=described["model"])
+    table = Table("part", title=printable(described["model"]))
     for heading in ("parameters", "kMAC/pixel", "+ last cell"):
         table.add_column(heading, justify="right")
     rows = {**described["parts"], "total": described["total"]}
@@ -245,6 +261,11 @@ def _print_model(described: dict[str, Any]) -> None:
         click.echo("A preset without a checkpoint: train one with `hpcm train run`.")
         return
     click.echo(f"checkpoint  {_checkpoint_in_words(checkpoint)}")
+    if checkpoint["exact_profile"]:
+        click.echo("arithmetic  integers: its files decode on every machine")
+        click.echo(f"pixels      {EXACT_PIXELS[checkpoint['exact_pixels']]}")
+    else:
+        click.echo("arithmetic  floating point: its files decode for certain on the machine that made them")
     for member in checkpoint.get("members", ()):
         click.echo(
             f"quality {member['quality']:g}: model {member['identity']}, {member['bpp']:.4f} bpp of a built-in picture"
@@ -258,7 +279,7 @@ def _print_model(described: dict[str, Any]) -> None:
 
 def _print_training(record: dict[str, Any]) -> None:
     for key, value in record.items():
-        click.echo(f"  {key}: {json_module.dumps(value)}")
+        click.echo(f"  {printable(key)}: {json_module.dumps(value)}")
 
 
 def _checkpoint_in_words(checkpoint: dict[str, Any]) -> str:

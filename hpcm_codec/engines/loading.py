@@ -12,10 +12,11 @@ from hpcm_codec.engines.exact.weights import Weights
 from hpcm_codec.engines.integer import IntegerEngine
 from hpcm_codec.engines.interface import Engine
 from hpcm_codec.entropy.rans_encoder import CoderTables
-from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.errors import FileError, HpcmError, UnsupportedError
 from hpcm_codec.ops import build
 from hpcm_codec.system.devices import device_of
 from hpcm_codec.system.threads import heed_forks, import_torch
+from hpcm_codec.weights.identity import AGAIN
 from hpcm_codec.weights.stored import StoredCheckpoint
 
 if TYPE_CHECKING:
@@ -115,4 +116,10 @@ def exact_network(checkpoint: StoredCheckpoint, *, compiled: bool) -> ExactNetwo
             "the exact profile's integers are made of float16 weights", advice="export it again with --exact"
         )
     functions, fractions = checkpoint.stored_functions, checkpoint.fractions
-    return ExactNetwork(checkpoint.config, Weights(weights, shapes, bits), fractions, functions, compiled=compiled)
+    try:
+        return ExactNetwork(checkpoint.config, Weights(weights, shapes, bits), fractions, functions, compiled=compiled)
+    except HpcmError as error:
+        raise error.in_file(checkpoint.path) from error
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        reason = f"the weights or the exact profile's units do not fit the configuration ({str(error)[:200]})"
+        raise FileError(reason, file=checkpoint.path, advice=AGAIN) from error

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
+import typing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.errors import UnsupportedError, printable
 
 # The published HPCM rate points; our levels span the same range, log-spaced.
 PATCH = 8  # edge of the patch projection, in pixels
 LOWEST_LAMBDA = 0.0018
 HIGHEST_LAMBDA = 0.0483
 HyperGather = Literal["aligned", "published"]
+_LARGEST_NUMBER = 4096  # of channels or blocks in a configuration that is read: more than any machine can train
+_MAY_BE_ZERO = ("staircase_blocks", "patch_blocks", "prior_blocks_s12", "prior_blocks_s3")
 
 
 @dataclass(frozen=True)
@@ -125,15 +129,56 @@ class ModelConfig:
     def from_json(cls, text: str) -> ModelConfig:
         """Rebuild a configuration; raises UnsupportedError for fields or values that this version does not know."""
         try:
-            values: dict[str, Any] = json.loads(text)
-            values["cells"] = tuple(CellConfig(**cell) for cell in values["cells"])
-            for key in ("prior_blocks_s12", "prior_blocks_s3"):
-                values[key] = tuple(values[key])
-            if values.get("context_fusion") is not None:
-                values["context_fusion"] = FusionConfig(**values["context_fusion"])
-            return cls(**values)
-        except (TypeError, ValueError, KeyError) as error:
-            raise UnsupportedError(f"the model configuration is not one this version knows: {error}") from error
+            values = json.loads(text)
+            if not isinstance(values, dict) or not {"name", "cells"} <= values.keys():
+                raise ValueError("it has no name or no cells")
+            config: ModelConfig = _read_fields("the configuration", values, cls)
+            return config
+        except (ValueError, RecursionError) as error:
+            raise UnsupportedError(
+                f"the model configuration is not one this version knows: {error}",
+                advice="a newer version of hpcm-codec may know it; if there is none, fetch the checkpoint again",
+            ) from error
+
+
+def _read(name: str, value: Any, kind: Any) -> Any:
+    """A value of JSON as a field's type has it; raises ValueError, naming the field, for another type or a number out of range."""
+    if dataclasses.is_dataclass(kind):
+        return _read_fields(name, value, kind)
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return None if value is None else _read(name, value, choices[0])
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list) or len(value) != len(choices):
+            raise ValueError(f"{name} has to be a list of {len(choices)}")
+        return tuple(_read(name, part, choice) for part, choice in zip(value, choices, strict=True))
+    if typing.get_origin(kind) is Literal:
+        valid = isinstance(value, str) and value in choices
+        expected = f"one of {', '.join(choices)}"
+    elif kind is str:
+        valid = isinstance(value, str) and 0 < len(value) <= 100 and printable(value) == value
+        expected = "a name in one line"
+    elif kind is bool:
+        valid, expected = isinstance(value, bool), "true or false"
+    elif kind is int:
+        smallest = 0 if name in _MAY_BE_ZERO else 1
+        valid = type(value) is int and smallest <= value <= _LARGEST_NUMBER
+        expected = f"a whole number from {smallest} to {_LARGEST_NUMBER}"
+    else:
+        valid = type(value) in (int, float) and 0 < value <= _LARGEST_NUMBER
+        expected = f"a number above 0 and up to {_LARGEST_NUMBER}"
+    if not valid:
+        raise ValueError(f"{name} has to be {expected}")
+    return value
+
+
+def _read_fields(name: str, value: Any, kind: Any) -> Any:
+    hints = typing.get_type_hints(kind)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} has to be a list of named values")
+    if unknown := sorted(value.keys() - hints.keys()):
+        raise ValueError(f"there is a field {printable(unknown[0])[:100]!r}")
+    return kind(**{key: _read(key, part, hints[key]) for key, part in value.items()})
 
 
 def _rwkv_at_s3(**cell: Any) -> tuple[CellConfig, CellConfig, CellConfig]:

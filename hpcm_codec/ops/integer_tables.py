@@ -12,12 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from hpcm_codec.entropy.sigmas import SIGMA_COUNT
 from hpcm_codec.ops.integer import EXP_SHIFT, GATE_REACH, GATE_SHIFT, Array, round_shift
 
 ARGUMENT_UNITS = 256  # of exponentials and sigmoids: one unit is 1/256
 POWER_BITS = 12  # the table of powers of two has 2^12 steps per octave
 LOG2_SHIFT = 16  # binary logarithms are in units of 2^-16
 THRESHOLD_FRACTION = 12  # thresholds of linear scales are in units of 2^-12
+_LENGTHS = {
+    "exponential": math.ceil(ARGUMENT_UNITS * math.log(2 << EXP_SHIFT)),  # up to where it rounds to 0
+    "sigmoid": 2 * GATE_REACH,
+    "power": 1 << POWER_BITS,
+    "thresholds": SIGMA_COUNT - 1,
+}
 LOG2_E = 1.4426950408889634  # a float64 constant, used in single multiplications only
 
 
@@ -38,8 +45,12 @@ class StoredFunctions:
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> StoredFunctions:
-        """From tables by name; raises KeyError where one is missing."""
-        return cls(tables["exponential"], tables["sigmoid"], tables["power"], tables.get("thresholds"))
+        """From tables by name; raises KeyError where one is missing, ValueError for one of another length."""
+        found = cls(tables["exponential"], tables["sigmoid"], tables["power"], tables.get("thresholds"))
+        for name, table in found.tables().items():
+            if tuple(table.shape) != (_LENGTHS[name],):
+                raise ValueError(f"the function {name} has the shape {tuple(table.shape)}, not ({_LENGTHS[name]},)")
+        return found
 
     def tables(self) -> dict[str, Any]:
         """Those that there are, by name."""
@@ -52,8 +63,7 @@ def build_functions(borders: Sequence[float] | None = None) -> StoredFunctions:
     borders: of models of linear scales, the scales at which the table index rises by one.
     """
     one = 1 << EXP_SHIFT
-    length = math.ceil(ARGUMENT_UNITS * math.log(2 * one))
-    falling = np.rint(one * np.exp(-np.arange(length, dtype=np.float64) / ARGUMENT_UNITS))
+    falling = np.rint(one * np.exp(-np.arange(_LENGTHS["exponential"], dtype=np.float64) / ARGUMENT_UNITS))
     argument = np.arange(-GATE_REACH, GATE_REACH, dtype=np.float64) / ARGUMENT_UNITS
     sigmoid = np.rint((1 << GATE_SHIFT) / (1 + np.exp(-argument)))
     steps = 1 << POWER_BITS

@@ -26,7 +26,7 @@ from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops.integer_tables import StoredFunctions
 from hpcm_codec.system.files import write_atomically
 from hpcm_codec.weights.families import Family
-from hpcm_codec.weights.identity import FRACTION_PREFIX, identity_of_parts
+from hpcm_codec.weights.identity import AGAIN, FRACTION_PREFIX, identity_of_parts
 from hpcm_codec.weights.packing import pack_all, unpack_all
 from hpcm_codec.weights.stored import (
     EXACT_TABLE_PREFIX,
@@ -146,14 +146,25 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     try:
         checkpoint.build_model()
     except RuntimeError as error:
-        raise FileError(f"the weights do not fit the configuration: {error}", file=name) from error
-    broken = [key for key, value in checkpoint.weights.items() if not value.isfinite().all()]
-    if broken:
-        raise FileError(f"weights that are not finite: {', '.join(broken)}", file=name)
+        reason = f"the weights do not fit the configuration: {str(error)[:300]}"
+        raise FileError(reason, file=name, advice=AGAIN) from error
+    for problem, test in (("no floating-point numbers", _is_real), ("not finite", _is_finite)):
+        broken = [key for key, value in checkpoint.weights.items() if not test(value)]
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise FileError(f"weights that are {problem}: {', '.join(broken[:3])}{more}", file=name, advice=AGAIN)
     tables = checkpoint.tables
     for row, size in zip(tables.cumulative.long(), tables.sizes.tolist(), strict=True):
         if row[0] != 0 or row[size - 1] != 1 << PRECISION_BITS or row[:size].diff().min() < 1:
-            raise FileError("the rANS coder's tables are damaged", file=name, advice="fetch the checkpoint again")
+            raise FileError("the rANS coder's tables are damaged", file=name, advice=AGAIN)
+
+
+def _is_real(value: Tensor) -> bool:
+    return value.is_floating_point()
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
 
 
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:
@@ -180,13 +191,12 @@ def with_tensors(stored: StoredCheckpoint) -> Checkpoint:
         for name, (data, shape) in stored.bfloat16.items()
     }
     try:
-        kept = (tensors[TABLE_PREFIX + field] for field in ("cumulative", "sizes", "offsets"))
-        tables = SymbolTables.from_packed(*kept)
+        tables = SymbolTables.from_packed(*(torch.from_numpy(table) for table in vars(stored.tables).values()))
         exact = ExactData.from_tensors(tensors)
     except KeyError as error:
-        raise FileError(f"{path}: the checkpoint lacks {error}; fetch it again") from error
+        raise FileError(f"the checkpoint lacks the table {error}", file=path, advice=AGAIN) from error
     except (ValueError, RuntimeError) as error:
-        raise FileError(f"{path}: the rANS coder's tables are damaged ({error}); fetch it again") from error
+        raise FileError(f"its tables are damaged ({str(error)[:100]})", file=path, advice=AGAIN) from error
     stored_weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(NOT_WEIGHTS)}
     try:
         weights = stored_weights
@@ -194,6 +204,5 @@ def with_tensors(stored: StoredCheckpoint) -> Checkpoint:
             bits, shapes = stored.packing
             weights = unpack_all(stored_weights, {name: list(shape) for name, shape in shapes.items()}, bits)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise FileError(f"{path}: the packed weights are damaged ({error}); fetch it again") from error
-    training = json.loads(stored.metadata.get("training", "{}"))
-    return Checkpoint(stored.config, weights, tables, stored.identity, training, exact)
+        raise FileError(f"the packed weights are damaged ({str(error)[:100]})", file=path, advice=AGAIN) from error
+    return Checkpoint(stored.config, weights, tables, stored.identity, stored.training, exact)

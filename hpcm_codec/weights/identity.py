@@ -15,6 +15,7 @@ from safetensors import SafetensorError, deserialize
 from hpcm_codec.errors import FileError
 
 IDENTITY_BYTES = 8
+AGAIN = "fetch it again"  # advice about a damaged checkpoint
 FRACTION_PREFIX = "exact.fractions."  # of the names of tensors: the units of the exact profile's activations
 # safetensors' names of types → torch's, which are part of identities
 TYPES = {
@@ -53,4 +54,4 @@ def identity_of_file(path: str | Path) -> bytes:
 
 def damaged(path: str | Path, error: Exception) -> FileError:
     """The error for a file that cannot be read as a checkpoint."""
-    return FileError(f"{path}: damaged or not a checkpoint ({error}); fetch it again")
+    return FileError(f"damaged or not a checkpoint ({str(error)[:200]})", file=path, advice=AGAIN)

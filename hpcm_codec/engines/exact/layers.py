@@ -61,6 +61,12 @@ def _rows_to_integers(
         shift = shift - too_large
 
 
+def _refuse_other_counts(name: str, channels: tuple[int, ...], units: tuple[int, int]) -> None:
+    """One unit for each channel, outputs and inputs; arrays of one would be taken for all."""
+    if channels != units:
+        raise ValueError(f"{name} has {channels} channels, with units for {units}")
+
+
 def too_large_for_integers(name: str) -> UnsupportedError:
     return UnsupportedError(
         f"the weights of {name} are too large for integer arithmetic", advice="use the float profile"
@@ -92,6 +98,7 @@ def integer_linear(
             raise too_large_for_integers(name)
         return made
     real = (unpacked_rows(rows) if isinstance(rows, tuple) else rows).astype(np.float64)
+    _refuse_other_counts(name, real.shape, (len(fraction_out), len(fraction_in)))
     if row_factor is not None:
         real = real * row_factor[:, None]
     offset = np.zeros(len(fraction_out)) if bias is None else bias.astype(np.float64)
@@ -111,6 +118,7 @@ def integer_depthwise(
 ) -> DepthwiseWeights:
     """kernel: C×1×k×k; fractions: int C."""
     channels, _, size, _ = kernel.shape
+    _refuse_other_counts(name, (channels, channels), (len(fraction_out), len(fraction_in)))
     rows = kernel.astype(np.float64).reshape(channels, -1) * np.ldexp(1.0, -fraction_in)[:, None]
     offset = np.zeros(channels) if bias is None else bias.astype(np.float64)
     if compiled:
