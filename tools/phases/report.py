@@ -14,7 +14,7 @@ import numpy as np
 
 from hpcm_codec.errors import FileError
 from hpcm_codec.evaluation.plot import LINE_HEIGHT, STYLES, spread_apart
-from hpcm_codec.model.complexity import complexity_by_part, total
+from hpcm_codec.model.complexity import complexity_by_part
 from hpcm_codec.system.files import write_atomically
 from phases.training import BATCH, Row, read_rows
 from phases.variants import REFERENCE, VARIANTS
@@ -117,7 +117,7 @@ def table(found: dict[str, Saving], runs: dict[str, list[list[Row]]], step: int)
         seconds = [next(row.seconds for row in rows if row.step == step) for rows in runs[name]]
         saving = found[name]
         rates = " ".join(f"{bpp:.4f}" for bpp in saving.bpp)
-        kmac, size = parts["context"].kmac_per_pixel, total(parts).parameters / 1e6
+        kmac, size = parts["context"].kmac_per_pixel, parts["context"].parameters / 1e6
         lines.append(
             f"| {name} | {kmac:.1f} | {size:.1f} M | {1000 * np.mean(seconds) / step:.0f} | {rates} "
             f"| {_signed(saving.percent, 2)}% | {saving.spread:.2f} | {_signed(saving.decibels, 3)} dB |"
