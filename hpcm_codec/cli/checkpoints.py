@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcm_codec.batch.jobs import refuse_inputs
 from hpcm_codec.cli import options
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
@@ -146,10 +147,12 @@ def export_command(
     from hpcm_codec.engines.families import export_family
     from hpcm_codec.weights.checkpoints import with_tensors
     from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.registry import find_checkpoint
     from hpcm_codec.weights.stored import read_models
 
     if exact != (calibrate is not None):
         raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")
+    refuse_inputs([str(output)], [str(find_checkpoint(source)), *_calibration_files(calibrate)])
     options.refuse_existing(output, force)
     found: StoredCheckpoint | Family = read_models(source)
     if quality is not None:
@@ -186,12 +189,12 @@ def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None
     from hpcm_codec.engines.exporting import import_published
     from hpcm_codec.engines.families import import_family, out_of_order
 
-    options.refuse_existing(output, force)
     for file in files:
         options.refuse_missing(file)
+    refuse_inputs([str(output)], [*map(str, files), *_calibration_files(calibrate)])
+    options.refuse_existing(output, force)
     calibration = None
     if calibrate is not None:
-        options.refuse_missing(calibrate)
         calibration = partial(_calibration, calibrate, pictures)
         models = "" if len(files) == 1 else f" of {len(files)} models, one after the other"
         say(f"finding the integers' units{models}: a minute or two for a network of full size")
@@ -231,13 +234,22 @@ def _member_at(found: StoredCheckpoint | Family, quality: float) -> StoredCheckp
     return read_member(found, found.number_at(quality_code(quality)))
 
 
+def _calibration_files(source: Path | None) -> list[str]:
+    """The files that --calibrate reads; raises FileError for a folder without pictures, or where there is nothing."""
+    from hpcm_codec.training.data import image_files
+
+    if source is None:
+        return []
+    options.refuse_missing(source)
+    return [str(path) for path in image_files(source)] if source.is_dir() else [str(source), f"{source}.json"]
+
+
 def _calibration(source: Path, count: int) -> list[Tensor]:
     """Crops of pictures of a folder, or of a file that `hpcm train pack` made, the same at every call: 1×3×256×256 each, in [0, 1]."""
     import tempfile
 
     from hpcm_codec.training.data import PackedPictures, pack_pictures
 
-    options.refuse_missing(source)
     with tempfile.TemporaryDirectory() as folder:
         pack = source
         if source.is_dir():
