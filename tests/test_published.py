@@ -313,7 +313,7 @@ def test_a_single_bit_is_missed_in_no_place(tiny: Tensors, tmp_path: Path) -> No
 
 def test_our_own_checkpoints_and_other_forms_are_named(tiny: Tensors, tmp_path: Path) -> None:
     ours, other, script = (tmp_path / name for name in ("ours.safetensors", "other.safetensors", "script.pt"))
-    save_checkpoint(ours, published.preset("hpcm-base"), {"a": torch.ones(1)}, {})
+    save_checkpoint(ours, preset("hpcm-base"), {"a": torch.ones(1)}, {})
     other.write_bytes(safetensors.torch.save({"a": torch.ones(1)}))
     torch.jit.save(torch.jit.script(torch.nn.Identity()), script)
     for source, reason in (
