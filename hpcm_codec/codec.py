@@ -31,7 +31,7 @@ from hpcm_codec.engines.interface import Engine, Latents, Record
 from hpcm_codec.engines.loading import Engines
 from hpcm_codec.engines.models import Models
 from hpcm_codec.engines.pictures import analysed_tiles, synthesised_strips
-from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError
+from hpcm_codec.errors import CorruptStreamError, UnsupportedError, UsageError, printable
 from hpcm_codec.extensions import extensions_of, extras_in
 from hpcm_codec.images import Picture, PixelSource, StripPicture, decode_alpha
 from hpcm_codec.model.config import ModelConfig
@@ -86,6 +86,7 @@ class Codec:
         tile_workers: int = 1,
     ) -> None:
         stored = checkpoint if isinstance(checkpoint, (StoredCheckpoint, Family)) else checkpoint.as_stored()
+        self._path = stored.path
         self._models = Models(stored, device)
         self.profile = self._profile(profile)
         self.tile_workers = tile_workers
@@ -148,8 +149,10 @@ class Codec:
         if profile not in PROFILES:
             raise UsageError(f"there is no profile {profile!r}", advice=f"use one of {', '.join(PROFILES)}")
         if profile == "exact" and not self._models.exact:
+            name = printable(str(self._path)) if self._path.is_file() else "MODEL"
+            command = f"hpcm checkpoints export {name} -o NEW.safetensors --exact --calibrate FOLDER"
             raise UnsupportedError(
-                "this model has no exact profile", advice="add one with `hpcm checkpoints export --exact`"
+                "this model has no exact profile", advice=f"add one with `{command}` (FOLDER: of photographs)"
             )
         return ("exact" if self._models.exact else "float") if profile == "auto" else profile
 

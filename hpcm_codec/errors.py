@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 DEBUG_VARIABLE = "HPCM_DEBUG"
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, half surrogates, line and paragraph separators
+# of lists of names in a message
+_NAMES = 4
+_NAME_CHARACTERS = 60
 
 
 class HpcmError(Exception):
@@ -108,6 +112,19 @@ def printable(path: str) -> str:
     a\\nb.png
     """
     return "".join(ascii(c)[1:-1] if unicodedata.category(c) in _UNPRINTABLE else c for c in path)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, as they go into one line of text; what is long is shortened.
+
+    >>> listed(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d and 2 more'
+    >>> listed(["encoder." * 10])
+    'encoder.encoder.encoder.encoder.encoder.encoder.encoder.enco…'
+    """
+    shown = [name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}…" for name in names[:_NAMES]]
+    more = len(names) - len(shown)
+    return printable(", ".join(shown)) + (f" and {more} more" if more > 0 else "")
 
 
 def bug(error: BaseException) -> HpcmError:

@@ -123,10 +123,11 @@ def test_exported_weights_are_smaller_and_sound(saved: Path, tmp_path: Path) -> 
 
 
 def test_an_export_never_overwrites_unasked(saved: Path) -> None:
-    before = saved.read_bytes()
-    result = CliRunner().invoke(command, ["export", str(saved), "-o", str(saved)])
-    assert isinstance(result.exception, FileError)
-    assert saved.read_bytes() == before
+    target = saved.with_name("taken.safetensors")
+    target.write_bytes(b"a good file")
+    result = CliRunner().invoke(command, ["export", str(saved), "-o", str(target)])
+    assert isinstance(result.exception, FileError) and "overwrite it with -f" in str(result.exception)
+    assert target.read_bytes() == b"a good file"
 
 
 def test_damaged_weights_and_tables_do_not_verify(saved: Path) -> None:

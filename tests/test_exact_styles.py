@@ -115,7 +115,7 @@ def test_the_published_network_at_full_size(reference: Path, tmp_path: Path) -> 
     pixels = [small_photograph(128, 128, seed) for seed in range(2)]
     pictures = [torch.from_numpy(p).permute(2, 0, 1)[None] / 255 for p in pixels]
     with few_extremes():
-        import_published(tmp_path / "0.0483.pth.tar", tmp_path / "exact.safetensors", lambda: pictures)
+        import_published(tmp_path / "0.0483.pth.tar", tmp_path / "exact.safetensors", pictures)
     exact, floating = (
         load_codec(str(tmp_path / "exact.safetensors"), "cpu", profile) for profile in ("exact", "float")
     )

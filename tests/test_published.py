@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import re
+import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -26,7 +32,8 @@ from hpcm_codec.model.config import preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.published import our_name
 from hpcm_codec.weights import published
-from hpcm_codec.weights.checkpoints import load_checkpoint, verify_checkpoint
+from hpcm_codec.weights.checkpoints import load_checkpoint, save_checkpoint, verify_checkpoint
+from hpcm_codec.weights.families import write_family
 
 Tensors = dict[str, torch.Tensor]
 
@@ -186,6 +193,30 @@ def not_finite(tensors: Tensors) -> Tensors:
     return {**tensors, "context_net.1.bias": torch.full((32,), float("nan"))}
 
 
+def infinite_in_float32(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.1.bias": torch.full((32,), 1e300, dtype=torch.float64)}
+
+
+def in_a_tiny_type(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.1.bias": torch.ones(32).to(torch.float8_e4m3fn)}
+
+
+def without_gains(tensors: Tensors) -> Tensors:
+    return {name: value for name, value in tensors.items() if not name.startswith("adaptive_params_list")}
+
+
+def with_a_layer_twice(tensors: Tensors) -> Tensors:
+    return {**tensors, "y_spatial_prior_s3.branch_2.7.bias": torch.ones(1)}
+
+
+def without_values(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.1.bias": torch.ones(32, device="meta")}
+
+
+def sparse(tensors: Tensors) -> Tensors:
+    return {**tensors, "context_net.1.bias": torch.ones(32).to_sparse()}
+
+
 @pytest.mark.parametrize(
     ("made", "kind", "reason"),
     [
@@ -193,18 +224,28 @@ def not_finite(tensors: Tensors) -> Tensors:
         (another_rwkv, UnsupportedError, "another RWKV network"),
         (hpcm_with_rwkv, UnsupportedError, "RWKV blocks of another program"),
         (without_attention, UnsupportedError, "HPCM_Phi_Context"),
-        (without_a_layer, UnsupportedError, "missing: context.context_nets.1.bias"),
-        (without_a_gain, UnsupportedError, "missing: context.adaptors.2.0.gain.level_values"),
+        (without_a_layer, UnsupportedError, "missing .by our names.: context.context_nets.1.bias"),
+        (without_a_gain, UnsupportedError, "missing .by our names.: context.adaptors.2.0.gain.level_values"),
         (with_a_layer_more, UnsupportedError, "does not have: context_net.2.weight"),
         (with_an_unknown_name, UnsupportedError, "discriminator.weight"),
-        (wider, UnsupportedError, "context.context_nets.1.bias is .33"),
-        (in_integers, UnsupportedError, "torch.int32"),
+        (wider, UnsupportedError, "context_net.1.bias is .33"),
+        (in_integers, UnsupportedError, "context_net.1.bias is of torch.int32; weights are of torch.float64, "),
         (of_another_shape, UnsupportedError, "another distribution"),
         (with_a_number, UnsupportedError, "epoch"),
         (of_another_codec, UnsupportedError, "not a checkpoint of HPCM"),
-        (not_finite, FileError, "not finite"),
+        (not_finite, FileError, "context_net.1.bias is not finite"),
+        (infinite_in_float32, FileError, "context_net.1.bias is not finite in float32"),
+        (in_a_tiny_type, UnsupportedError, "context_net.1.bias is of torch.float8_e4m3fn"),
+        (without_gains, UnsupportedError, "almost HPCM-Base, but missing .* and 6 more"),
+        (with_a_layer_twice, UnsupportedError, "does not have: y_spatial_prior_s3.branch_2.7.bias"),
+        (without_values, UnsupportedError, "context_net.1.bias is of layout torch.strided, on device meta"),
+        (sparse, UnsupportedError, "context_net.1.bias is of layout torch.sparse_coo, on device cpu"),
         (lambda _: [1, 2], UnsupportedError, "not a dictionary"),
-        (lambda _: {"weights": Path("x")}, FileError, "with more than tensors"),  # of a class
+        (lambda tensors: {"model": tensors}, UnsupportedError, "no tensors: model; a state dictionary is expected"),
+        (lambda _: {"state_dict": None}, UnsupportedError, "no tensors: state_dict; a state dictionary is expected"),
+        (lambda _: {"weights": Path("x")}, UnsupportedError, "it holds pathlib.* is not read.*state dictionary"),
+        (lambda _: {"lr": np.float64(1)}, UnsupportedError, "it holds numpy.* is not read.*state dictionary"),
+        (lambda _: {"a" * 100_000: torch.ones(1)}, UnsupportedError, "it has a{60}…; "),
     ],
 )
 def test_everything_else_is_refused_by_name(
@@ -216,7 +257,7 @@ def test_everything_else_is_refused_by_name(
     result = run(source, "-o", target, "-f")
     assert isinstance(result.exception, kind)
     assert re.search(reason, str(result.exception)) and str(source) in str(result.exception)
-    assert result.exception.advice
+    assert result.exception.advice and len(str(result.exception)) < 1000
     assert target.read_bytes() == b"a good file" and len(list(tmp_path.iterdir())) == 2
 
 
@@ -227,6 +268,86 @@ def test_a_damaged_file_is_refused_without_a_traceback(tmp_path: Path, content: 
     result = run(source, "-o", tmp_path / "out.safetensors")
     assert isinstance(result.exception, FileError) and "damaged" in str(result.exception)
     assert "weights_only" not in str(result.exception)
+
+
+def tar_archive() -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("weights"), io.BytesIO())
+    return made.getvalue()
+
+
+def test_the_name_does_not_make_a_tar_archive_a_checkpoint(tmp_path: Path) -> None:
+    source = tmp_path / "file.pth.tar"
+    source.write_bytes(tar_archive())
+    result = run(source, "-o", tmp_path / "out.safetensors")
+    assert isinstance(result.exception, FileError) and "no file of torch.save" in str(result.exception)
+
+
+@pytest.mark.parametrize("raised", [IndexError, RecursionError, OSError, AssertionError, UnicodeError, MemoryError])
+def test_whatever_unpickling_raises_the_file_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise raised("in torch")
+
+    source = tmp_path / "file.pth.tar"
+    source.write_bytes(b"\x80\x02.")
+    monkeypatch.setattr(torch, "load", load)
+    result = run(source, "-o", tmp_path / "out.safetensors")
+    assert isinstance(result.exception, FileError) and "damaged" in str(result.exception)
+
+
+def test_a_single_bit_is_missed_in_no_place(tiny: Tensors, tmp_path: Path) -> None:
+    source = tmp_path / "file.pth.tar"
+    torch.save(tiny, source)
+    content = bytearray(source.read_bytes())
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[largest.header_offset + largest.file_size // 2 + 200] ^= 1
+    source.write_bytes(content)
+    result = run(source, "-o", tmp_path / "out.safetensors")
+    assert isinstance(result.exception, FileError) and "CRC-32" in str(result.exception)
+    assert "fetch it again" in str(result.exception) and not (tmp_path / "out.safetensors").exists()
+
+
+def test_our_own_checkpoints_and_other_forms_are_named(tiny: Tensors, tmp_path: Path) -> None:
+    ours, other, script = (tmp_path / name for name in ("ours.safetensors", "other.safetensors", "script.pt"))
+    save_checkpoint(ours, preset("hpcm-base"), {"a": torch.ones(1)}, {})
+    other.write_bytes(safetensors.torch.save({"a": torch.ones(1)}))
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), script)
+    for source, reason in (
+        (ours, "a checkpoint of this program already; use it as it is"),
+        (other, "a safetensors file"),
+        (script, "a TorchScript archive"),
+    ):
+        refused = run(source, "-o", tmp_path / "out.safetensors").exception
+        assert isinstance(refused, UnsupportedError) and reason in str(refused)
+
+
+def test_a_familys_file_is_a_checkpoint_of_ours(tmp_path: Path) -> None:
+    members = []
+    for number in (1, 2):
+        file = tmp_path / str(number)
+        file.write_bytes(b"a member's file")
+        members.append((file, bytes([number] * 8), float(number)))
+    write_family(tmp_path / "family.safetensors", members)
+    refused = run(tmp_path / "family.safetensors", "-o", tmp_path / "out.safetensors").exception
+    assert isinstance(refused, UnsupportedError) and "of this program already" in str(refused)
+
+
+def test_torchs_warnings_do_not_reach_the_user(tiny: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = torch.load
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        warnings.warn("please file an issue", stacklevel=1)
+        return loading(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    torch.save(tiny, tmp_path / "file.pth.tar")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert published.read_published(tmp_path / "file.pth.tar").record["imported"] == "HPCM-Base"
 
 
 def test_what_cannot_be_done_is_said_before_work_begins(tiny: Tensors, tmp_path: Path) -> None:

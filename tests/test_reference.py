@@ -64,3 +64,10 @@ def test_the_list_of_anchors_names_each_with_its_source() -> None:
     lines = result.output.splitlines()
     assert [line for line in lines if line.startswith("kodak/jpeg ") and "measured for this project" in line]
     assert len([line for line in lines if "/" in line.split(" ")[0]]) == len(list(shipped_references()))
+
+
+def test_a_curve_without_the_metric_says_how_to_get_a_comparison() -> None:
+    with pytest.raises(UsageError, match=r"JPEG has no ssimulacra2; measure it in the same run .*--codec hpcm,jpeg$"):
+        load_anchor("jpeg", "kodak", "ssimulacra2")
+    with pytest.raises(UsageError, match=r"has no ssimulacra2; compare by another --metric"):
+        load_anchor("vtm91-lalic", "kodak", "ssimulacra2")

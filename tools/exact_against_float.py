@@ -64,7 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
     pictures = [read_picture(path) for path in image_files(options.data)[: options.limit]]
     calibration = [crop(read_picture(path)) for path in image_files(options.calibrate)[: options.pictures]]
     columns = (
-        *("network", "bytes, float", "exact", "symbols that differ", "at most", "distance of means", "other tables"),
+        *(
+            "network",
+            "bytes, float",
+            "bytes, exact against float",
+            "symbols that differ",
+            "at most",
+            "distance of means",
+            "other tables",
+        ),
         *("pixels off", "at most", "encoding, s: float", "exact", "decoding, s: float", "exact"),
     )
     print(f"| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hpcm_codec.batch.streams import STDIO
@@ -160,26 +160,32 @@ def _files_of(
         raise FileError(f"no {what} in this directory", file=given, advice="check the path")
 
 
-def _identity(folder: str) -> tuple[int, int] | str:
-    """A key that is equal for all paths of one folder."""
+def _identity(path: str) -> tuple[int, int] | str:
+    """A key that is equal for all paths of one file or folder, whatever links lead to it."""
     try:
-        found = os.stat(folder)
+        found = os.stat(path)
     except OSError:
-        return folder
+        return os.path.realpath(path)
     return found.st_dev, found.st_ino
 
 
+def refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raise UsageError for an output that is one of the inputs, under whatever name: it would be overwritten."""
+    sources = {_identity(source) for source in inputs}
+    for output in outputs:
+        if output != STDIO and _identity(output) in sources:
+            raise UsageError(
+                f"{printable(output)} is an input, and would be overwritten", advice="name another output with -o"
+            )
+
+
 def _refuse_collisions(jobs: Sequence[Job]) -> None:
-    sources = {os.path.realpath(job.source): job.source for job in jobs}
+    refuse_inputs((job.target for job in jobs), (job.source for job in jobs))
     targets: dict[str, str] = {}
     for job in jobs:
         if job.target == STDIO:
             continue
         key = os.path.realpath(job.target)
-        if key in sources:
-            raise UsageError(
-                f"{printable(job.target)} is an input, and would be overwritten", advice="name another output with -o"
-            )
         if key in targets:
             raise UsageError(
                 " ".join(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json as json_module
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hpcm_codec.batch.jobs import refuse_inputs
 from hpcm_codec.cli import options
 from hpcm_codec.cli.main import say
 from hpcm_codec.errors import HpcmError, UsageError, printable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hpcm_codec.weights.stored import StoredCheckpoint
 
 CALIBRATION_EDGE = 256
+CALIBRATION_PICTURES = 64
 
 PACKED = {f"int{bits}": bits for bits in (12, 11, 10, 9)}
 DTYPES = ("float16", "bfloat16", "float32", *PACKED)
@@ -27,7 +28,10 @@ DTYPES = ("float16", "bfloat16", "float32", *PACKED)
 # options of the commands that write a checkpoint
 _output = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 _pictures = click.option(
-    "--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="How many of them, cut to 256×256."
+    "--pictures",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"How many of them, cut to {CALIBRATION_EDGE}×{CALIBRATION_EDGE}.  [default: {CALIBRATION_PICTURES}]",
 )
 _force = click.option("-f", "--force", is_flag=True, help="Overwrite an existing file.")
 
@@ -40,7 +44,10 @@ def command() -> None:
 @command.command("list")
 @click.option("--json", is_flag=True, help="JSON on stdout.")
 def list_command(json: bool) -> None:
-    """The checkpoints that came with the program, then those in your own folder (HPCM_MODELS), with the identities that files name."""
+    """List the checkpoints that the program finds.
+
+    Those that came with it, then those in your own folder (HPCM_MODELS), with the identities that files name.
+    """
     from hpcm_codec.weights.families import kept_identities, read_family
     from hpcm_codec.weights.registry import known_checkpoints
 
@@ -69,7 +76,10 @@ def list_command(json: bool) -> None:
 @command.command("show")
 @click.argument("name", metavar="NAME|PATH")
 def show_command(name: str) -> None:
-    """The configuration and the training record of a checkpoint, as JSON, those of a family one by one (see also hpcm info --model)."""
+    """Print configuration and training record.
+
+    As JSON; those of a family one by one (see also hpcm info --model).
+    """
     from hpcm_codec.weights.checkpoints import each_checkpoint
     from hpcm_codec.weights.families import read_family
     from hpcm_codec.weights.registry import find_checkpoint
@@ -93,10 +103,10 @@ def show_command(name: str) -> None:
 @command.command("verify")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|PATH...")
 def verify_command(names: tuple[str, ...]) -> None:
-    """Check weights, tables and exact profile of checkpoints.
+    """Check that checkpoints are sound.
 
-    They have to load, to fit their configuration, to be finite, and to make integers where there is an exact profile. Of a family, every
-    member is checked.
+    They load, fit their configuration, hold finite weights and whole tables, and make integers where there is an exact profile; of a
+    family, every member.
     """
     from hpcm_codec.engines.verifying import verify
     from hpcm_codec.weights.checkpoints import each_checkpoint
@@ -138,12 +148,13 @@ def export_command(
     quality: float | None,
     exact: bool,
     calibrate: Path | None,
-    pictures: int,
+    pictures: int | None,
     force: bool,
 ) -> None:
-    """Write a checkpoint for shipping: inference weights only, in a smaller type. It is another model, with another identity.
+    """Write a copy in a smaller type, for shipping.
 
-    A family becomes a family; with -q, a checkpoint of one of its models.
+    It holds the inference weights only. It is another model, with another identity. A family becomes a family; with -q,
+    a checkpoint of one of its models.
     """
     import torch
 
@@ -151,15 +162,16 @@ def export_command(
     from hpcm_codec.engines.families import export_family
     from hpcm_codec.weights.checkpoints import with_tensors
     from hpcm_codec.weights.families import Family
+    from hpcm_codec.weights.registry import find_checkpoint
     from hpcm_codec.weights.stored import read_models
 
     if exact != (calibrate is not None):
         raise UsageError("--exact and --calibrate go together", advice="name a folder of photographs with --calibrate")
-    options.refuse_existing(output, force)
+    _check_output(output, force, find_checkpoint(source), *_calibration_files(calibrate, pictures))
+    calibration = _calibration(calibrate, pictures)
     found: StoredCheckpoint | Family = read_models(source)
     if quality is not None:
         found = _member_at(found, quality)
-    calibration = None if calibrate is None else _calibration(calibrate, pictures)
     bits = PACKED.get(dtype)
     plain = torch.float16 if bits is not None else getattr(torch, dtype)
     if isinstance(found, Family):
@@ -177,13 +189,16 @@ def export_command(
     "--calibrate",
     type=click.Path(path_type=Path),
     metavar="FOLDER|PACK",
-    help="With an exact profile, as of export --exact, its units found with these pictures.",
+    help="With an exact profile, as of export --exact: its units are found with these pictures, its weights become float16.",
 )
 @_pictures
 @_force
-def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None, pictures: int, force: bool) -> None:
-    """Write published HPCM checkpoints (.pth.tar of HPCM-Base or HPCM-Large, github.com/lyq133/LIC-HPCM) as one of ours.
+def import_command(
+    files: tuple[Path, ...], output: Path, calibrate: Path | None, pictures: int | None, force: bool
+) -> None:
+    """Make a checkpoint of published HPCM weights.
 
+    FILE is a .pth.tar of HPCM-Base or HPCM-Large, github.com/lyq133/LIC-HPCM.
     A published file holds one rate. One FILE gives a checkpoint of that rate, of which -q changes nothing. Several, of one network, give a
     family: -q 0 is the lowest rate, -q 100 the highest, others the nearest. Their order is found by what a built-in picture takes.
     FILE is read without running anything in it.
@@ -191,13 +206,11 @@ def import_command(files: tuple[Path, ...], output: Path, calibrate: Path | None
     from hpcm_codec.engines.exporting import import_published
     from hpcm_codec.engines.families import import_family, out_of_order
 
-    options.refuse_existing(output, force)
     for file in files:
         options.refuse_missing(file)
-    calibration = None
-    if calibrate is not None:
-        options.refuse_missing(calibrate)
-        calibration = partial(_calibration, calibrate, pictures)
+    _check_output(output, force, *files, *_calibration_files(calibrate, pictures))
+    calibration = _calibration(calibrate, pictures)
+    if calibration is not None:
         models = "" if len(files) == 1 else f" of {len(files)} models, one after the other"
         say(f"finding the integers' units{models}: a minute or two for a network of full size")
     if len(files) == 1:
@@ -236,16 +249,42 @@ def _member_at(found: StoredCheckpoint | Family, quality: float) -> StoredCheckp
     return read_member(found, found.number_at(quality_code(quality)))
 
 
-def _calibration(source: Path, count: int) -> list[Tensor]:
-    """Crops of pictures of a folder, or of a file that `hpcm train pack` made, the same at every call: 1×3×256×256 each, in [0, 1]."""
+def _check_output(output: Path, force: bool, *inputs: Path) -> None:
+    """Raise UsageError or FileError, before anything is read, where the output would overwrite an input, or a file without -f."""
+    refuse_inputs([str(output)], map(str, inputs))
+    options.refuse_existing(output, force)
+
+
+def _calibration_files(source: Path | None, count: int | None) -> list[Path]:
+    """The files that --calibrate and --pictures read.
+
+    Raises FileError for a folder without pictures, or where there is nothing, UsageError for --pictures alone.
+    """
+    from hpcm_codec.training.data import image_files
+
+    if source is None:
+        if count is not None:
+            advice = "name a folder of photographs with --calibrate, or leave it out"
+            raise UsageError("--pictures is for --calibrate", advice=advice)
+        return []
+    options.refuse_missing(source)
+    return image_files(source) if source.is_dir() else [source, source.with_name(f"{source.name}.json")]
+
+
+def _calibration(source: Path | None, count: int | None) -> list[Tensor] | None:
+    """Crops of pictures of a folder, or of a file that `hpcm train pack` made, the same at every call: 1×3×256×256 each, in [0, 1].
+
+    What is left out is named on stderr. None without a source.
+    """
     import tempfile
 
     from hpcm_codec.training.data import PackedPictures, pack_pictures
 
-    options.refuse_missing(source)
+    if source is None:
+        return None
     with tempfile.TemporaryDirectory() as folder:
         pack = source
         if source.is_dir():
             pack = Path(folder) / "pictures.pack"
-            pack_pictures(source, pack, CALIBRATION_EDGE)
-        return list(PackedPictures(pack).sample(CALIBRATION_EDGE, count).split(1))
+            pack_pictures(source, pack, CALIBRATION_EDGE, options.LeftOut())
+        return list(PackedPictures(pack).sample(CALIBRATION_EDGE, count or CALIBRATION_PICTURES).split(1))

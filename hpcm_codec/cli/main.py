@@ -34,7 +34,7 @@ COMMANDS = {
     "compare": "Write a page that shows pictures before and after, beside other codecs.",
     "bench": "Measure encode and decode times and memory on this machine, or training's speed.",
     "train": "Train a model on your own pictures.",
-    "checkpoints": "List, check and export weights.",
+    "checkpoints": "List, check, export and import weights.",
     "doctor": "Check the installation, and say what to do about what is missing.",
 }
 EXIT_STATUSES = """\b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hpcm_codec.bitstream.quality import quality_code
 from hpcm_codec.constants import DEFAULT_MAX_PIXELS, own_name
 from hpcm_codec.errors import FileError, UsageError, printable
 from hpcm_codec.system.devices import is_device_name
+from hpcm_codec.system.files import file_error
 from hpcm_codec.targets import Target
 from hpcm_codec.tiles.memory import parse_size
 
@@ -76,8 +78,12 @@ def reporting(command: Command) -> Command:
 
 
 def refuse_existing(output: str | os.PathLike[str] | None, force: bool) -> None:
-    """Raise FileError, before any work is done, for an output file that exists and may not be overwritten."""
-    if output not in (None, STDIO) and not force and os.path.exists(output):
+    """Raise FileError, before any work is done, for an output file that exists and may not be overwritten, and for a directory."""
+    if output is None or output == STDIO:
+        return
+    if os.path.isdir(output):
+        raise file_error(output, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    if not force and os.path.exists(output):
         raise FileError("exists already", file=output, advice="choose another name, or overwrite it with -f")
 
 

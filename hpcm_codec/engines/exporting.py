@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hpcm_codec.engines.exact.export import calibrate
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.entropy.distributions import build_tables as build_coder_tables
 from hpcm_codec.entropy.sigmas import sigma_borders
-from hpcm_codec.errors import UnsupportedError
+from hpcm_codec.errors import FileError, UnsupportedError, listed
 from hpcm_codec.ops.integer_tables import StoredFunctions, build_functions
 from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
 from hpcm_codec.weights.packing import pack_all, unpack_all
@@ -35,17 +35,15 @@ def export_checkpoint(
     packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `weights.packing`), everything else as float16.
     calibration: pictures (1×3×H×W in [0, 1], sides multiples of 64) that find the units of the exact profile; the checkpoint then has one,
                  and its weights are float16. None leaves the exact profile out.
-    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile's integers.
+    Raises UnsupportedError when weights do not fit `dtype`, or the exact profile's integers, FileError when they are not finite.
     """
     return export_loaded(load_checkpoint(source), source, target, dtype, calibration, packed_bits)
 
 
-def import_published(
-    source: Path, target: Path, calibration: Callable[[], Sequence[Tensor]] | None = None
-) -> tuple[str, bytes]:
+def import_published(source: Path, target: Path, calibration: Sequence[Tensor] | None = None) -> tuple[str, bytes]:
     """Write a published HPCM checkpoint as one of ours, its weights in the types they have; returns the network's name and the identity.
 
-    calibration: gives the pictures of `export_checkpoint`, for an exact profile (and float16 weights); None leaves it out.
+    calibration: the pictures of `export_checkpoint`, for an exact profile (and float16 weights); None leaves it out.
     Raises FileError for what cannot be read, UnsupportedError for other networks, and for weights that do not fit the integers.
     """
     published = read_published(source)
@@ -53,7 +51,7 @@ def import_published(
     if calibration is None:
         return kind, save_checkpoint(target, published.config, published.weights, published.record)
     checkpoint = Checkpoint(published.config, published.weights, build_coder_tables(), b"", published.record)
-    return kind, export_loaded(checkpoint, str(source), target, torch.float16, calibration(), None)
+    return kind, export_loaded(checkpoint, str(source), target, torch.float16, calibration, None)
 
 
 def export_loaded(
@@ -67,9 +65,13 @@ def export_loaded(
     """`export_checkpoint` of a checkpoint that is loaded already."""
     if calibration is not None and dtype != torch.float16:
         raise UnsupportedError("the exact profile's integers are made of float16 weights")
+    if broken := _not_finite(checkpoint.weights):
+        reason = f"weights that are not finite: {listed(broken)}"
+        raise FileError(reason, file=source, advice="fetch the checkpoint again")
     weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
-    if not all(value.isfinite().all() for value in weights.values()):
-        raise UnsupportedError(f"{source}: some weights do not fit {dtype}", advice="export with a wider type")
+    if too_large := _not_finite(weights):
+        advice = "export with a wider type" if calibration is None else "leave the exact profile out"
+        raise UnsupportedError(f"weights that do not fit {dtype}: {listed(too_large)}", file=source, advice=advice)
     if packed_bits is not None:
         weights = unpack_all(*pack_all(checkpoint.weights, packed_bits), packed_bits)
     exact = None
@@ -80,6 +82,11 @@ def export_loaded(
         exact_network(replace(rounded, exact=exact).as_stored(), compiled=False).make_transforms()
     record = (checkpoint.training, checkpoint.tables, exact)
     return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)
+
+
+def _not_finite(weights: dict[str, Tensor]) -> list[str]:
+    """The names of tensors with infinities or NaN."""
+    return [name for name, value in weights.items() if not value.isfinite().all()]
 
 
 def exact_data(checkpoint: Checkpoint, calibration: Sequence[Tensor]) -> ExactData:

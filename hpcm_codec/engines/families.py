@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -45,7 +45,7 @@ class Examined:
 
 
 def import_family(
-    sources: Sequence[Path], target: Path, calibration: Callable[[], Sequence[Tensor]] | None = None
+    sources: Sequence[Path], target: Path, calibration: Sequence[Tensor] | None = None
 ) -> tuple[Family, list[Examined]]:
     """Write published checkpoints of one network as a family, ordered by their rates; returns it, and the files in this order.
 
@@ -60,12 +60,11 @@ def import_family(
         _refuse_another_kind(found)
     found.sort(key=lambda one: one.rate)
     _refuse_equal_rates(found)
-    pictures = None if calibration is None else cache(calibration)
     with _temporary(target) as folder:
         members = []
         for number, one in enumerate(found):
             file = folder / str(number)
-            _, identity = import_published(one.source, file, pictures)
+            _, identity = import_published(one.source, file, calibration)
             members.append((file, identity, one.rate))
         return write_family(target, members), found
 

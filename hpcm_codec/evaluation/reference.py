@@ -21,6 +21,7 @@ from typing import Any
 
 from hpcm_codec.errors import UsageError
 from hpcm_codec.evaluation.bjontegaard import PSNR, Curve, read_curve, read_results
+from hpcm_codec.evaluation.codecs import HPCM, PILLOW_FORMATS
 
 # The data sets that there are curves for; a plain name is looked for in the first one last.
 DATA_SETS = ("kodak", "clic2020", "tecnick")
@@ -41,8 +42,13 @@ class Reference:
         return f"{self.dataset}/{self.key}"
 
     def curve(self, metric: str = PSNR) -> Curve:
-        """The rate-distortion curve; UsageError when this metric was not measured."""
-        return Curve.from_results(self.data, metric)
+        """The rate-distortion curve; UsageError, with what to do, when this metric was not measured."""
+        try:
+            return Curve.from_results(self.data, metric)
+        except UsageError as error:
+            measured = f"measure it in the same run instead: --codec {HPCM},{self.key}"
+            advice = measured if self.key in PILLOW_FORMATS else "compare by another --metric"
+            raise UsageError(error.reason, advice=advice) from None
 
     def bpp_range(self) -> tuple[float, float]:
         """Lowest and highest rate, in bits per pixel."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hpcm_codec.errors import FileError, HpcmError
+from hpcm_codec.errors import FileError, HpcmError, printable
 from hpcm_codec.images import read_picture
 from hpcm_codec.system.files import write_atomically
 
@@ -42,6 +42,11 @@ def pack_pictures(
     leaving_out: called with each of these and the reason. Raises FileError where the files cannot be written, or nothing is left.
     """
     entries: list[dict[str, int]] = []
+    left_out: list[str] = []
+
+    def leave_out(path: Path, reason: str) -> None:
+        left_out.append(f"{printable(path.name)}: {reason}")
+        leaving_out(path, reason)
 
     def write(target: BinaryIO) -> None:
         start = 0
@@ -49,18 +54,20 @@ def pack_pictures(
             try:
                 pixels = read_picture(path).pixels
             except HpcmError as error:
-                leaving_out(path, error.reason)
+                leave_out(path, error.reason)
                 continue
             height, width = pixels.shape[:2]
             if min(height, width) < smallest_side:
-                leaving_out(path, f"has {width}×{height} pixels, fewer than {smallest_side} on a side")
+                leave_out(path, f"has {width}×{height} pixels, fewer than {smallest_side} on a side")
                 continue
             rgb = np.broadcast_to(pixels, (height, width, 3))
             target.write(np.ascontiguousarray(rgb).data)
             entries.append({"start": start, "height": height, "width": width})
             start += rgb.size
         if not entries:
-            raise FileError(f"{folder}: no picture here is at least {smallest_side} pixels on both sides")
+            more = f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+            advice = f"give sound pictures of at least {smallest_side}×{smallest_side} pixels"
+            raise FileError(f"no picture here can be used ({left_out[0]}{more})", file=folder, advice=advice)
         index = json.dumps({"version": _INDEX_VERSION, "pictures": entries})
         write_atomically(output.with_name(output.name + ".json"), index.encode(), overwrite=True)
 
@@ -74,6 +81,10 @@ class PackedPictures:
     def __init__(self, path: Path) -> None:
         self.path = path
         index_path = path.with_name(path.name + ".json")
+        if path.is_file() and not index_path.exists():
+            reason = f"no file of packed pictures: there is no {printable(index_path.name)} beside it"
+            advice = "give a folder of pictures, or a file that `hpcm train pack` made"
+            raise FileError(reason, file=path, advice=advice)
         try:
             index = json.loads(index_path.read_text())
             self._pixels: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
