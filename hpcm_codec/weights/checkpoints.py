@@ -20,7 +20,7 @@ from torch import Tensor
 from hpcm_codec.constants import DEFAULT_MODEL
 from hpcm_codec.entropy.distributions import SymbolTables, build_tables
 from hpcm_codec.entropy.sigmas import PRECISION_BITS
-from hpcm_codec.errors import FileError
+from hpcm_codec.errors import FileError, listed
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.ops.integer_tables import StoredFunctions
@@ -151,8 +151,7 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     for problem, test in (("no floating-point numbers", _is_real), ("not finite", _is_finite)):
         broken = [key for key, value in checkpoint.weights.items() if not test(value)]
         if broken:
-            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-            raise FileError(f"weights that are {problem}: {', '.join(broken[:3])}{more}", file=name, advice=AGAIN)
+            raise FileError(f"weights that are {problem}: {listed(broken)}", file=name, advice=AGAIN)
     tables = checkpoint.tables
     for row, size in zip(tables.cumulative.long(), tables.sizes.tolist(), strict=True):
         if row[0] != 0 or row[size - 1] != 1 << PRECISION_BITS or row[:size].diff().min() < 1:
