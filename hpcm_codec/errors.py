@@ -4,6 +4,7 @@ An error is one line: the file (if known), the reason, and what to do. The comma
 `error.exit_status`; code that calls the library catches `HpcmError`. Code that meets an error without knowing the file's name leaves
 the name out; callers that know it add it with `in_file`:
 
+>>> from hpcm_codec.errors import CorruptStreamError, HpcmError
 >>> try:
 ...     raise CorruptStreamError("not a .hpcm file", advice="check that it was made by `hpcm encode`")
 ... except HpcmError as error:

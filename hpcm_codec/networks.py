@@ -1,8 +1,9 @@
 """Networks to train with a loop of your own.
 
-`build` makes a network of a preset: `hpcm-base`, `hpcm-large`, `phase1` to `phase4`, and those of the phases that end in `-lite`. It is a
-`torch.nn.Module`; called with images B×3×H×W in [0, 1], H and W multiples of 64, it returns a dictionary: `x_hat` (B×3×H×W, not
-clamped) and `likelihoods` of the latents (`y`, B×M×H/16×W/16) and of the hyper-latents (`z`, B×N×H/64×W/64).
+`build` makes a network of a preset: `hpcm-base`, `hpcm-large`, `phase1` to `phase4`, `phase1-slim`, and those of the phases that
+end in `-lite`. It is a `torch.nn.Module`; called with images B×3×H×W in [0, 1], H and W multiples of 64, it returns a dictionary:
+`x_hat` (B×3×H×W, not clamped) and `likelihoods` of the latents (`y`, B×M×H/16×W/16) and of the hyper-latents (`z`,
+B×N×H/64×W/64).
 
 >>> import torch
 >>> from hpcm_codec.networks import build, parameter_groups, rate_distortion_loss
