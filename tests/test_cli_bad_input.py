@@ -146,6 +146,7 @@ def test_a_header_that_claims_a_billion_by_a_billion_pixels(tmp_path: Path, stre
 
 def test_500_flipped_and_cut_streams_end_in_an_error_or_the_same_picture(codec: Codec, stream: bytes) -> None:
     expected = codec.decode(stream).pixels
+    peak_before = peak_memory_of_this_process()  # of tests that ran before
     random = np.random.default_rng(2026)
     refusals = 0
     started = time.monotonic()
@@ -165,12 +166,13 @@ def test_500_flipped_and_cut_streams_end_in_an_error_or_the_same_picture(codec: 
             assert error.exit_status in (3, 4) and "\n" not in str(error)
     assert refusals > 450
     assert time.monotonic() - started < 300
-    assert peak_memory_of_this_process() < 2 * GIGABYTE
+    assert peak_memory_of_this_process() < max(2 * GIGABYTE, peak_before + GIGABYTE // 4)
 
 
 def test_damage_under_sound_checksums_ends_in_an_error_or_a_picture(codec: Codec, stream: bytes) -> None:
     """An attacker can compute the CRCs anew, so the entropy coder itself must be safe with any payload."""
     parsed = parse_stream(stream)
+    peak_before = peak_memory_of_this_process()  # of tests that ran before
     random = np.random.default_rng(7)
     for trial in range(100):
         payloads = {name: bytearray(getattr(parsed.tiles[0], name)) for name in ("hyper", "s1", "s2", "s3")}
@@ -184,7 +186,7 @@ def test_damage_under_sound_checksums_ends_in_an_error_or_a_picture(codec: Codec
             codec.decode(write_stream(HpcmStream(parsed.header, (tile,), {})))
         except HpcmError as error:
             assert error.exit_status == 3
-    assert peak_memory_of_this_process() < 2 * GIGABYTE
+    assert peak_memory_of_this_process() < max(2 * GIGABYTE, peak_before + GIGABYTE // 4)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad outputs

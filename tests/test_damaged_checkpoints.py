@@ -104,7 +104,7 @@ DAMAGES: dict[str, Damage] = {
 def test_a_damaged_checkpoint_is_refused_by_name(
     damage: str, sound: tuple[Tensors, Metadata], tmp_path: Path, photograph: Path
 ) -> None:
-    tensors, metadata = (dict(part) for part in sound)
+    tensors, metadata = dict(sound[0]), dict(sound[1])
     DAMAGES[damage](tensors, metadata)
     path = tmp_path / "damaged.safetensors"
     save_file(tensors, path, metadata)
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 
 
 def test_weights_that_are_no_real_numbers_do_not_verify(sound: tuple[Tensors, Metadata], tmp_path: Path) -> None:
-    tensors, metadata = (dict(part) for part in sound)
+    tensors, metadata = dict(sound[0]), dict(sound[1])
     name = next(name for name, value in tensors.items() if value.dtype == np.float16)
     tensors[name] = tensors[name].astype(np.int32)
     save_file(tensors, tmp_path / "whole.safetensors", metadata)

@@ -258,7 +258,7 @@ def test_the_encoder_knows_what_the_decoder_will_show(codec: Codec, photo: Pictu
 def test_models_without_an_exact_profile_say_so(shipped: Checkpoint, codec: Codec, photo: Picture) -> None:
     bare = dataclasses.replace(shipped, exact=None)
     assert Codec(bare, "cpu").profile == "float"
-    with pytest.raises(UnsupportedError, match="export --exact"):
+    with pytest.raises(UnsupportedError, match="export .* --exact"):
         Codec(bare, "cpu", "exact")
     with pytest.raises(UnsupportedError, match="exact profile"):
         Codec(bare, "cpu").decode(codec.encode(photo, 20))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from hpcm_codec.entropy.sigmas import SIGMA_COUNT
 from hpcm_codec.ops.integer import EXP_SHIFT, GATE_REACH, GATE_SHIFT, Array, round_shift
 
 ARGUMENT_UNITS = 256  # of exponentials and sigmoids: one unit is 1/256
@@ -23,7 +22,7 @@ _LENGTHS = {
     "exponential": math.ceil(ARGUMENT_UNITS * math.log(2 << EXP_SHIFT)),  # up to where it rounds to 0
     "sigmoid": 2 * GATE_REACH,
     "power": 1 << POWER_BITS,
-    "thresholds": SIGMA_COUNT - 1,
+    "thresholds": 63,  # between the coder's 64 widths
 }
 LOG2_E = 1.4426950408889634  # a float64 constant, used in single multiplications only
 
