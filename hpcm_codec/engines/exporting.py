@@ -15,7 +15,7 @@ from hpcm_codec.entropy.distributions import build_tables as build_coder_tables
 from hpcm_codec.entropy.sigmas import sigma_borders
 from hpcm_codec.errors import FileError, UnsupportedError, listed
 from hpcm_codec.ops.integer_tables import StoredFunctions, build_functions
-from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, save_checkpoint
+from hpcm_codec.weights.checkpoints import Checkpoint, ExactData, load_checkpoint, not_finite, save_checkpoint
 from hpcm_codec.weights.packing import pack_all, unpack_all
 from hpcm_codec.weights.published import read_published
 
@@ -65,11 +65,11 @@ def export_loaded(
     """`export_checkpoint` of a checkpoint that is loaded already."""
     if calibration is not None and dtype != torch.float16:
         raise UnsupportedError("the exact profile's integers are made of float16 weights")
-    if broken := _not_finite(checkpoint.weights):
+    if broken := not_finite(checkpoint.weights):
         reason = f"weights that are not finite: {listed(broken)}"
         raise FileError(reason, file=source, advice="fetch the checkpoint again")
     weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
-    if too_large := _not_finite(weights):
+    if too_large := not_finite(weights):
         advice = "export with a wider type" if calibration is None else "leave the exact profile out"
         raise UnsupportedError(f"weights that do not fit {dtype}: {listed(too_large)}", file=source, advice=advice)
     if packed_bits is not None:
@@ -82,11 +82,6 @@ def export_loaded(
         exact_network(replace(rounded, exact=exact).as_stored(), compiled=False).make_transforms()
     record = (checkpoint.training, checkpoint.tables, exact)
     return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)
-
-
-def _not_finite(weights: dict[str, Tensor]) -> list[str]:
-    """The names of tensors with infinities or NaN."""
-    return [name for name, value in weights.items() if not value.isfinite().all()]
 
 
 def exact_data(checkpoint: Checkpoint, calibration: Sequence[Tensor]) -> ExactData:

@@ -148,8 +148,8 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     except RuntimeError as error:
         reason = f"the weights do not fit the configuration: {str(error)[:300]}"
         raise FileError(reason, file=name, advice=AGAIN) from error
-    for problem, test in (("no floating-point numbers", _is_real), ("not finite", _is_finite)):
-        broken = [key for key, value in checkpoint.weights.items() if not test(value)]
+    no_reals = [key for key, value in checkpoint.weights.items() if not value.is_floating_point()]
+    for problem, broken in (("no floating-point numbers", no_reals), ("not finite", not_finite(checkpoint.weights))):
         if broken:
             raise FileError(f"weights that are {problem}: {listed(broken)}", file=name, advice=AGAIN)
     tables = checkpoint.tables
@@ -158,12 +158,9 @@ def verify_checkpoint(checkpoint: Checkpoint, name: str) -> None:
             raise FileError("the rANS coder's tables are damaged", file=name, advice=AGAIN)
 
 
-def _is_real(value: Tensor) -> bool:
-    return value.is_floating_point()
-
-
-def _is_finite(value: Tensor) -> bool:
-    return bool(value.isfinite().all())
+def not_finite(weights: dict[str, Tensor]) -> list[str]:
+    """The names of tensors with infinities or NaN."""
+    return [name for name, value in weights.items() if not value.isfinite().all()]
 
 
 def load_checkpoint(name_or_path: str = DEFAULT_MODEL) -> Checkpoint:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from hpcm_codec.errors import FileError, HpcmError, UnsupportedError, listed
+from hpcm_codec.weights.identity import AGAIN
 
 _ZIP = b"PK\x03\x04"
 _SCRIPT = "/constants.pkl"  # which torch.jit.save writes and torch.save does not
 _WRAPPER = "module."  # what torch.nn.DataParallel puts before every name
 _OBJECT = re.compile(r"GLOBAL ([\w.]+)")  # in torch's message about an object that it does not unpickle
-_AGAIN = "fetch it again"
 _EXPECTED = (
     "a state dictionary is expected, tensors by name, alone or under 'state_dict': torch.save(model.state_dict(), FILE)"
 )
@@ -64,13 +64,13 @@ def _unpickled(content: bytes) -> Any:
                 f"it holds {listed([found[1]])}, which is no tensor, and which is not read, since it could run anything"
             )
             raise UnsupportedError(reason, advice=_EXPECTED) from error
-        raise FileError("damaged, or no file of torch.save", advice=_AGAIN) from error
+        raise FileError("damaged, or no file of torch.save", advice=AGAIN) from error
 
 
 def _check_archive(content: bytes) -> None:
     """Raise FileError for a zip archive with a wrong CRC-32, which `torch.load` does not check, UnsupportedError for TorchScript's."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if (broken := archive.testzip()) is not None:
-            raise FileError(f"damaged: the CRC-32 of {listed([broken])} in it is wrong", advice=_AGAIN)
+            raise FileError(f"damaged: the CRC-32 of {listed([broken])} in it is wrong", advice=AGAIN)
         if any(name.endswith(_SCRIPT) for name in archive.namelist()):
             raise UnsupportedError("a TorchScript archive, a program with its weights", advice=_EXPECTED)

@@ -22,6 +22,7 @@ from hpcm_codec.model.config import ModelConfig, preset
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.published import our_name
 from hpcm_codec.system.files import file_error
+from hpcm_codec.weights.identity import AGAIN
 from hpcm_codec.weights.pickled import read_state
 
 SHAPE = 1.5  # β of the generalised Gaussian that the weights were trained with
@@ -185,6 +186,6 @@ def _fitting(
             reason = f"{source} is {tuple(value.shape)}, not {tuple(shape)} as in {kind}"
             raise UnsupportedError(reason, advice=_ADVICE)
         if not value.float().isfinite().all():  # as the model takes it
-            raise FileError(f"{source} is not finite in float32", advice="fetch it again")
+            raise FileError(f"{source} is not finite in float32", advice=AGAIN)
         fitting[name] = value.detach().reshape(shape)
     return fitting
