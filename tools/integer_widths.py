@@ -16,7 +16,7 @@ import torch
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec
 from hpcm_codec.engines.exact import export, layers
-from hpcm_codec.engines.exporting import exact_data
+from hpcm_codec.engines.exporting import balanced, exact_data
 from hpcm_codec.images import read_picture
 from hpcm_codec.images.fidelity import psnr
 from hpcm_codec.training.data import PackedPictures, image_files
@@ -35,9 +35,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8, help="how many pictures")
     options = parser.parse_args()
 
-    source = load_checkpoint(options.weights)
-    checkpoint = replace(source, weights={name: value.half() for name, value in source.weights.items()}, exact=None)
     calibration = PackedPictures(options.calibrate).sample(256, 24).split(1)
+    source = balanced(load_checkpoint(options.weights), calibration)
+    checkpoint = replace(source, weights={name: value.half() for name, value in source.weights.items()}, exact=None)
     files = image_files(options.data)
     pictures = [read_picture(path) for path in files[:: max(1, len(files) // options.limit)][: options.limit]]
     floating = Codec(checkpoint, "cpu")

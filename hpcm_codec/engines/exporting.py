@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hpcm_codec.engines.exact.balance import balance
 from hpcm_codec.engines.exact.export import calibrate
 from hpcm_codec.engines.loading import exact_network
 from hpcm_codec.entropy.distributions import build_tables as build_coder_tables
@@ -68,6 +69,8 @@ def export_loaded(
     if broken := not_finite(checkpoint.weights):
         reason = f"weights that are not finite: {listed(broken)}"
         raise FileError(reason, file=source, advice="fetch the checkpoint again")
+    if calibration is not None:
+        checkpoint = balanced(checkpoint, calibration)
     weights = {name: value.to(dtype) for name, value in checkpoint.weights.items()}
     if too_large := not_finite(weights):
         advice = "export with a wider type" if calibration is None else "leave the exact profile out"
@@ -82,6 +85,13 @@ def export_loaded(
         exact_network(replace(rounded, exact=exact).as_stored(), compiled=False).make_transforms()
     record = (checkpoint.training, checkpoint.tables, exact)
     return save_checkpoint(target, checkpoint.config, weights, *record, packed_bits=packed_bits)
+
+
+def balanced(checkpoint: Checkpoint, calibration: Sequence[Tensor]) -> Checkpoint:
+    """The same model with weights that integers follow more closely; calibration: as `export_checkpoint` takes it."""
+    model = checkpoint.build_model()
+    balance(model, calibration)
+    return replace(checkpoint, weights=dict(model.state_dict()))
 
 
 def exact_data(checkpoint: Checkpoint, calibration: Sequence[Tensor]) -> ExactData:

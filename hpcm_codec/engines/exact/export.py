@@ -75,7 +75,7 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     normalised = {_context_stream(name) for name, module in model.named_modules() if isinstance(module, RWKVBlock)}
     for name in found:
         # Products of queries and keys, and the means of a layer norm, are sums over channels that share one unit.
-        if name.endswith((".inner", ".inner.query", ".inner.key")) or name in normalised:
+        if name in normalised or name.endswith((".inner.query", ".inner.key")):
             found[name] = torch.full_like(found[name], int(found[name].min()))
     return found
 

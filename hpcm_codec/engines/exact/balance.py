@@ -1,0 +1,97 @@
+"""Priors whose channels are of one size before and after the gain, so that one unit does for both; the function stays the same.
+
+A channel of a prior has one unit throughout (`engines.exact.modules.IntegerPrior`), while a trained gain may make it thirty times
+smaller: what lies behind the gain then has five bits less. Here the gain is multiplied by a power of two for each channel, and the
+weights behind it take that back. Powers of two change no digit of a weight, in float16 as in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hpcm_codec.model.blocks import PartialConv, RateSequential, ResidualBlock
+from hpcm_codec.model.hpcm import HPCM
+from hpcm_codec.model.priors import Prior, StepAdaptor
+from hpcm_codec.model.rate import spread_positions
+
+LARGEST_GAIN = 4.0  # the integers hold gains below 8
+LARGEST_POWER = 10  # either way: float16 holds weights a thousand times smaller, with all their digits
+
+
+@torch.no_grad()
+def balance(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Rescale the priors in place; returns the powers of two of each prior's channels, by its name.
+
+    model: in evaluation mode; pictures: as `engines.exact.export.calibrate` takes them. Priors of RWKV blocks are left as they are:
+    their layer norms have one unit for all channels.
+    """
+    if model.config.prior_rwkv_rate is not None:
+        return {}
+    found = {}
+    sizes = _sizes(model, pictures)
+    for name, prior, adaptors in _priors(model):
+        before, after = sizes[f"{name}.before"], sizes[f"{name}.after"]
+        gains = torch.stack([adaptor.gain.level_values.abs().amax(0) for adaptor in adaptors]).amax(0)
+        most = (LARGEST_GAIN / gains.clamp_min(1e-6)).log2().floor()
+        power = (before / after.clamp_min(1e-6)).log2().floor()
+        power = torch.minimum(power, most).clamp(-LARGEST_POWER, LARGEST_POWER)
+        _multiply(prior, adaptors, power.exp2())
+        found[name] = power
+    return found
+
+
+def _priors(model: HPCM) -> Iterator[tuple[str, Prior, list[StepAdaptor]]]:
+    """Both priors with their names and their steps' adaptors."""
+    first, second, third = (list(cast(nn.ModuleList, steps)) for steps in model.context.adaptors)
+    yield "prior_s12", model.context.prior_s12, cast(list[StepAdaptor], first + second)
+    yield "prior_s3", model.context.prior_s3, cast(list[StepAdaptor], third)
+
+
+def _sizes(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The largest magnitude of each channel before and behind the gain, by prior and part."""
+    sizes: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        largest = x.abs().amax(dim=(0, 2, 3))
+        sizes[name] = torch.maximum(sizes[name], largest) if name in sizes else largest
+
+    hooks = []
+    for prior_name, prior, _ in _priors(model):
+        for part in ("before", "after"):
+            name, blocks = f"{prior_name}.{part}", cast(RateSequential, getattr(prior, part))
+            hooks.append(blocks.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0])))
+            hooks += [block.register_forward_hook(lambda _, __, y, name=name: see(name, y)) for block in blocks]
+    try:
+        for picture in pictures:
+            for position in spread_positions(model.config.rate_levels):
+                model(picture, position)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
+def _multiply(prior: Prior, adaptors: Sequence[StepAdaptor], factor: Tensor) -> None:
+    """Make the channels between the gain and the head `factor` times as large; C."""
+    for adaptor in adaptors:
+        adaptor.gain.level_values.mul_(factor)
+    for block in prior.after:
+        assert isinstance(block, ResidualBlock) and block.project.bias is not None
+        _divide_inputs(block, factor)
+        block.project.weight.mul_(factor[:, None, None, None])
+        block.project.bias.mul_(factor)
+    prior.head.weight.div_(factor[:, None, None])
+
+
+def _divide_inputs(block: ResidualBlock, factor: Tensor) -> None:
+    """Make up for inputs that are `factor` times as large, in the first layers of a block's branch."""
+    if isinstance(block.spatial, PartialConv):
+        active = block.spatial.active
+        block.spatial.conv.weight.div_(factor[:active, None, None])
+        block.expand.weight[:, active:].div_(factor[active:, None, None])
+    else:
+        cast(nn.Conv2d, block.spatial).weight.div_(factor[:, None, None, None])
