@@ -26,6 +26,7 @@ from hpcm_codec.ops.integer import LIMIT, WIDE
 MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
 # The same of the transforms, over photographs and extremes: for residual streams, which have two bits more, and inside branches.
 STREAM_MARGIN, BRANCH_MARGIN = 1.25, 2.0
+LATENT_MARGIN = 4.0  # of latents as they leave the analysis and enter the synthesis: their units are far below a quantisation step
 SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
 LARGEST_WIDE_FRACTION = 14
 # Of context planes. Linear scales: σ is covered up to 16 even in a channel where the calibration pictures have a small one only.
@@ -52,7 +53,8 @@ class _Ranges:
         if name.partition(".")[0] in TRANSFORMS:
             margin = BRANCH_MARGIN
         if name in self._streams:
-            limit, margin, highest = WIDE, STREAM_MARGIN, LARGEST_WIDE_FRACTION
+            margin = LATENT_MARGIN if name in ("g_a", "g_s") else STREAM_MARGIN
+            limit, highest = WIDE, LARGEST_WIDE_FRACTION
         needed = (limit / (margin * self._largest[name].clamp_min(1e-6))).log2().floor()
         return needed.clamp(SMALLEST_FRACTION, highest).to(torch.int8)
 
@@ -81,7 +83,10 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def extremes() -> list[Tensor]:
-    """Pictures as no camera takes them, 1×3×128×128 each: flat, saturated, noise, stripes and checks of one pixel, and letters' edges."""
+    """Pictures as no camera takes them, 1×3×128×128 each.
+
+    Flat, saturated, noise, stripes and checks of one pixel, letters' edges, and rings of all frequencies.
+    """
     edge = 128
     generator = torch.Generator().manual_seed(20)
     rows, columns = torch.arange(edge)[:, None], torch.arange(edge)[None, :]
@@ -99,6 +104,10 @@ def extremes() -> list[Tensor]:
         torch.rand(1, 3, edge, edge, generator=generator),
         (torch.rand(1, 3, edge, edge, generator=generator) < 0.5).float(),
     ]
+    distance = (rows - edge // 2) ** 2 + (columns - edge // 2) ** 2
+    for spread in (150.0, 400.0):  # pixels², over which a ring's phase moves by one
+        found.append(torch.stack([0.5 + 0.5 * (distance / spread + phase).sin() for phase in (0.0, 2.1, 4.2)])[None])
+        found.append((0.5 + 0.5 * (distance / spread).sin()).expand(1, 3, edge, edge))
     for mask in masks:
         for first in range(4):
             ink, paper = colours[first][:, None, None], colours[7 - first][:, None, None]
