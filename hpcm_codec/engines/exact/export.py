@@ -26,7 +26,8 @@ from hpcm_codec.ops.integer import LIMIT, WIDE
 MARGIN = 4.0  # of the range over what the calibration pictures need: saturation costs far more bits than a coarser unit
 # The same of the transforms, over photographs and extremes: for residual streams, which have two bits more, and inside branches.
 STREAM_MARGIN, BRANCH_MARGIN = 1.25, 2.0
-LATENT_MARGIN = 4.0  # of latents as they leave the analysis and enter the synthesis: their units are far below a quantisation step
+# Of latents behind the analysis and before the synthesis, whose units are far below a quantisation step.
+LATENT_MARGIN = 4.0
 SMALLEST_FRACTION, LARGEST_FRACTION = -4, 12
 LARGEST_WIDE_FRACTION = 14
 # Of context planes. Linear scales: σ is covered up to 16 even in a channel where the calibration pictures have a small one only.
