@@ -85,15 +85,16 @@ struct Left {
 
 struct alignas(64) Block {
   float sums[kEdge][kEdge];
+  bool empty;  // plain vectors: the sums are zero, and not written yet
 };
 
 // As wide as the machine's registers; wider ones would be kept in memory.
 #ifdef __AVX512F__
-constexpr int64_t kRegister = 64, kTogether = 8;  // bytes; rows that share what they load
+constexpr int64_t kRegister = 64, kTogether = 8, kHalves = 2;  // bytes; rows, and halves of columns, that share loads
 #elif defined(__AVX__)
-constexpr int64_t kRegister = 32, kTogether = 4;
+constexpr int64_t kRegister = 32, kTogether = 4, kHalves = 1;
 #else
-constexpr int64_t kRegister = 16, kTogether = 2;
+constexpr int64_t kRegister = 16, kTogether = 2, kHalves = 1;
 #endif
 typedef float RegisterFloats __attribute__((vector_size(kRegister)));
 typedef uint32_t RegisterWords __attribute__((vector_size(kRegister)));
@@ -110,23 +111,29 @@ inline __attribute__((always_inline)) void add_products(RegisterFloats& sum, Reg
 }
 
 inline void add_vectors(Block& block, const Left& left, const BFloat16* right, int64_t steps) {
-  constexpr int64_t lanes = kRegister / 4, parts = kLanes / lanes;
+  constexpr int64_t lanes = kRegister / 4, parts = kLanes / lanes, registers = kHalves * parts;
   for (int64_t first = 0; first < kEdge; first += kTogether) {
     const BFloat16* from = first < kLanes ? left.upper + first * left.row : left.lower + (first - kLanes) * left.row;
-    for (int64_t half = 0; half < 2; ++half) {
-      RegisterFloats sums[kTogether][parts];
+    for (int64_t half = 0; half < 2; half += kHalves) {
+      RegisterFloats sums[kTogether][registers];
       float* to = &block.sums[first][half * kLanes];
 #pragma GCC unroll 8
       for (int64_t r = 0; r < kTogether; ++r)
 #pragma GCC unroll 4
-        for (int64_t p = 0; p < parts; ++p) std::memcpy(&sums[r][p], to + r * kEdge + p * lanes, kRegister);
+        for (int64_t p = 0; p < registers; ++p) {
+          if (block.empty) {
+            sums[r][p] = RegisterFloats{};
+          } else {
+            std::memcpy(&sums[r][p], to + r * kEdge + p * lanes, kRegister);
+          }
+        }
       for (int64_t s = 0; s < steps; ++s) {
         const BFloat16* tile = right + s * kStep + half * kTile;
         for (int64_t pair = 0; pair < kLanes; ++pair) {
 #pragma GCC unroll 4
-          for (int64_t p = 0; p < parts; ++p) {
+          for (int64_t p = 0; p < registers; ++p) {
             RegisterWords pairs;
-            std::memcpy(&pairs, tile + pair * kEdge + 2 * p * lanes, kRegister);
+            std::memcpy(&pairs, tile + p / parts * kTile + pair * kEdge + 2 * (p % parts) * lanes, kRegister);
 #pragma GCC unroll 8
             for (int64_t r = 0; r < kTogether; ++r) {
               uint32_t both;
@@ -139,9 +146,10 @@ inline void add_vectors(Block& block, const Left& left, const BFloat16* right, i
 #pragma GCC unroll 8
       for (int64_t r = 0; r < kTogether; ++r)
 #pragma GCC unroll 4
-        for (int64_t p = 0; p < parts; ++p) std::memcpy(to + r * kEdge + p * lanes, &sums[r][p], kRegister);
+        for (int64_t p = 0; p < registers; ++p) std::memcpy(to + r * kEdge + p * lanes, &sums[r][p], kRegister);
     }
   }
+  block.empty = false;
 }
 
 inline void begin(Block& block) {
@@ -154,7 +162,7 @@ inline void begin(Block& block) {
     return;
   }
 #endif
-  std::memset(block.sums, 0, sizeof block.sums);
+  block.empty = true;
 }
 
 inline void add(Block& block, const Left& left, const BFloat16* right, int64_t steps) {

@@ -29,44 +29,78 @@ struct Finish {
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
 
   void operator()(const Place& place, const Block& block) const {
+    if (place.columns == kEdge) return whole(place, block);
     for (int64_t r = 0; r < place.rows; ++r) {
-      const int64_t token = place.row + r, output = place.column, at = token * outputs + output;
-      const float* sums = block.sums[r];
-      if (place.columns == kEdge) {  // whole vectors, without a branch at each
-        Floats first = activation(sums, output, kLanes), second = activation(sums + kLanes, output + kLanes, kLanes);
-        if (before) stream_both(first, second, before + at);
-        first = result(first, token, output, kLanes);
-        second = result(second, token, output + kLanes, kLanes);
-        write_both(first, second, y + at);
-        if (kept) stream_both(first, second, kept + at);
-        continue;
-      }
+      const int64_t token = place.row + r, at = token * outputs + place.column;
       for (int64_t c = 0; c < place.columns; c += kLanes) {
         const int64_t live = std::min(kLanes, place.columns - c);
-        const Floats value = activation(sums + c, output + c, live);
+        Floats value = load<Floats>(block.sums[r] + c);
+        if (bias) value += read(bias + place.column + c, live);
+        if (leaky) value = sloped(value);
         if (before) write(value, before + at + c, live);
-        const Floats final = result(value, token, output + c, live);
-        write(final, y + at + c, live);
-        if (kept) write(final, kept + at + c, live);
+        if (factor) value *= read(factor + factors_of(token) * outputs + place.column + c, live);
+        if (added) value += read(added + added_at(token) * outputs + place.column + c, live);
+        if (activated) value = read(activated + at + c, live) > 0 ? value : value * kLeakySlope;
+        write(value, y + at + c, live);
+        if (kept) write(value, kept + at + c, live);
       }
     }
   }
 
  private:
-  Floats activation(const float* sums, int64_t output, int64_t live) const {
-    Floats value = load<Floats>(sums);
-    if (bias) value += read(bias + output, live);
-    return leaky ? (value > 0 ? value : value * kLeakySlope) : value;
+  // Whole vectors; what rows share is read once.
+  void whole(const Place& place, const Block& block) const {
+    const int64_t output = place.column;
+    Floats bias_of[2] = {}, factor_of[2] = {};
+    if (bias) read_both(bias + output, bias_of);
+    int64_t other_factors = 0;  // the token from which on they are others than those read last
+    for (int64_t r = 0; r < place.rows; ++r) {
+      const int64_t token = place.row + r, at = token * outputs + output;
+      Floats value[2];
+      read_both(block.sums[r], value);
+      if (bias) {
+        value[0] += bias_of[0];
+        value[1] += bias_of[1];
+      }
+      if (leaky) {
+        value[0] = sloped(value[0]);
+        value[1] = sloped(value[1]);
+      }
+      if (before) stream_both(value[0], value[1], before + at);
+      if (factor) {
+        if (token >= other_factors) {
+          const int64_t row = factors_of(token);
+          read_both(factor + row * outputs + output, factor_of);
+          other_factors = tokens_of_factor ? (row + 1) * tokens_of_factor - first_token : INT64_MAX;
+        }
+        value[0] *= factor_of[0];
+        value[1] *= factor_of[1];
+      }
+      if (added) {
+        Floats more[2];
+        read_both(added + added_at(token) * outputs + output, more);
+        value[0] += more[0];
+        value[1] += more[1];
+      }
+      if (activated) {
+        Floats active[2];
+        read_both(activated + at, active);
+        value[0] = active[0] > 0 ? value[0] : value[0] * kLeakySlope;
+        value[1] = active[1] > 0 ? value[1] : value[1] * kLeakySlope;
+      }
+      write_both(value[0], value[1], y + at);
+      if (kept) stream_both(value[0], value[1], kept + at);
+    }
   }
-  Floats result(Floats value, int64_t token, int64_t output, int64_t live) const {
-    const int64_t at = token * outputs + output;
-    if (factor)
-      value *=
-          read(factor + (tokens_of_factor ? (first_token + token) / tokens_of_factor : 0) * outputs + output, live);
-    if (added) value += read(added + (token < added_tokens ? token : token % added_tokens) * outputs + output, live);
-    if (activated) value = read(activated + at, live) > 0 ? value : value * kLeakySlope;
-    return value;
+
+  template <class Element>
+  static void read_both(const Element* from, Floats (&to)[2]) {
+    to[0] = read(from);
+    to[1] = read(from + kLanes);
   }
+  static Floats sloped(Floats value) { return value > 0 ? value : value * kLeakySlope; }
+  int64_t factors_of(int64_t token) const { return tokens_of_factor ? (first_token + token) / tokens_of_factor : 0; }
+  int64_t added_at(int64_t token) const { return token < added_tokens ? token : token % added_tokens; }
 };
 
 template <int inputs>
