@@ -85,7 +85,7 @@ struct Left {
 
 struct alignas(64) Block {
   float sums[kEdge][kEdge];
-  bool empty;  // plain vectors: the sums are zero, and not written yet
+  bool empty;  // without the matrix unit: the sums are zero, and not written yet
 };
 
 // As wide as the machine's registers; wider ones would be kept in memory.

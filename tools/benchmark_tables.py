@@ -32,7 +32,7 @@ COMMANDS = {
     "presets-exact": [*PRESETS, "--size", "768x512", "--profile", "exact"],
     "cells": ["--cell"],
     "growth": ["--growth"],
-    "training": ["--training", "--against", "../d1d4bf1"],
+    "training": ["--training", "--crops-per-process", "16", "--runs", "2", "--steps", "24", "--against", "../d1d4bf1"],
 }
 # Measured only when named with --only, since it needs another checkout: git worktree add ../d1d4bf1 d1d4bf1
 ON_REQUEST = {"training"}

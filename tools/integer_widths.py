@@ -2,7 +2,7 @@
 
 Prints a Markdown table: the change of file sizes and of PSNR against the float profile, at the same quality settings (0, 50, 100), means
 over the pictures. Weights are limited to narrower integers; activations are given fewer bits by larger margins of their units (residual
-streams of the transforms have two bits more than the table says).
+streams of the transforms have two bits more than the table says; channels whose units are as fine as units can be keep them).
 """
 
 from __future__ import annotations

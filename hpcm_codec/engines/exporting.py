@@ -35,7 +35,7 @@ def export_checkpoint(
 
     packed_bits: 9 to 12: matrices are rounded to so many bits and stored so (see `weights.packing`), everything else as float16.
     calibration: pictures (1×3×H×W in [0, 1], sides multiples of 64) that find the units of the exact profile; the checkpoint then has one,
-                 and its weights are float16. None leaves the exact profile out.
+                 its priors are rescaled first (`engines.exact.balance`), and its weights are float16. None leaves the exact profile out.
     Raises UnsupportedError when weights do not fit `dtype`, or the exact profile's integers, FileError when they are not finite.
     """
     return export_loaded(load_checkpoint(source), source, target, dtype, calibration, packed_bits)
@@ -89,7 +89,8 @@ def export_loaded(
 
 def balanced(checkpoint: Checkpoint, calibration: Sequence[Tensor]) -> Checkpoint:
     """The same model with weights that integers follow more closely; calibration: as `export_checkpoint` takes it."""
-    model = checkpoint.build_model()
+    copied = {name: value.clone() for name, value in checkpoint.weights.items()}
+    model = replace(checkpoint, weights=copied).build_model()
     balance(model, calibration)
     return replace(checkpoint, weights=dict(model.state_dict()))
 

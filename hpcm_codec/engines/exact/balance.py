@@ -1,8 +1,8 @@
-"""Priors whose channels are of one size before and after the gain, so that one unit does for both; the function stays the same.
+"""Priors whose channels have similar sizes before and behind the gain, so that one unit is fine enough for both.
 
 A channel of a prior has one unit throughout (`engines.exact.modules.IntegerPrior`), while a trained gain may make it thirty times
-smaller: what lies behind the gain then has five bits less. Here the gain is multiplied by a power of two for each channel, and the
-weights behind it take that back. Powers of two change no digit of a weight, in float16 as in float32.
+smaller: behind the gain, five bits are then missing. Here the gains of each channel are multiplied by a power of two, and the weights
+behind them are divided by it. In floating point the model computes what it did; the rounding of weights comes afterwards.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.model.blocks import PartialConv, RateSequential, ResidualBlock
+from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
 from hpcm_codec.model.rate import spread_positions
 
 LARGEST_GAIN = 4.0  # the integers hold gains below 8
-LARGEST_POWER = 10  # either way: float16 holds weights a thousand times smaller, with all their digits
+LARGEST_POWER = 8  # more would be for channels that are nearly zero behind the gain
 
 
 @torch.no_grad()
 def balance(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Rescale the priors in place; returns the powers of two of each prior's channels, by its name.
+    """Rescale the priors in place; returns the exponents of two of each prior's channels, by its name.
 
-    model: in evaluation mode; pictures: as `engines.exact.export.calibrate` takes them. Priors of RWKV blocks are left as they are:
-    their layer norms have one unit for all channels.
+    model: in evaluation mode; pictures: as `engines.exact.export.calibrate` takes them. Channels that are larger behind the gain stay
+    as they are. So do priors of RWKV blocks, whose channels share one unit.
     """
     if model.config.prior_rwkv_rate is not None:
         return {}
@@ -37,8 +37,8 @@ def balance(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
         before, after = sizes[f"{name}.before"], sizes[f"{name}.after"]
         gains = torch.stack([adaptor.gain.level_values.abs().amax(0) for adaptor in adaptors]).amax(0)
         most = (LARGEST_GAIN / gains.clamp_min(1e-6)).log2().floor()
-        power = (before / after.clamp_min(1e-6)).log2().floor()
-        power = torch.minimum(power, most).clamp(-LARGEST_POWER, LARGEST_POWER)
+        power = (before.clamp_min(1e-6) / after.clamp_min(1e-6)).log2().floor().clamp(0, LARGEST_POWER)
+        power = torch.minimum(power, most)
         _multiply(prior, adaptors, power.exp2())
         found[name] = power
     return found
@@ -76,22 +76,12 @@ def _sizes(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _multiply(prior: Prior, adaptors: Sequence[StepAdaptor], factor: Tensor) -> None:
-    """Make the channels between the gain and the head `factor` times as large; C."""
+    """Make the channels between the gain and the head `factor` times as large; factor: C powers of two."""
     for adaptor in adaptors:
         adaptor.gain.level_values.mul_(factor)
     for block in prior.after:
-        assert isinstance(block, ResidualBlock) and block.project.bias is not None
-        _divide_inputs(block, factor)
+        assert isinstance(block, ResidualBlock) and isinstance(block.spatial, nn.Conv2d) and block.project.bias is not None
+        block.spatial.weight.div_(factor[:, None, None, None])
         block.project.weight.mul_(factor[:, None, None, None])
         block.project.bias.mul_(factor)
     prior.head.weight.div_(factor[:, None, None])
-
-
-def _divide_inputs(block: ResidualBlock, factor: Tensor) -> None:
-    """Make up for inputs that are `factor` times as large, in the first layers of a block's branch."""
-    if isinstance(block.spatial, PartialConv):
-        active = block.spatial.active
-        block.spatial.conv.weight.div_(factor[:active, None, None])
-        block.expand.weight[:, active:].div_(factor[active:, None, None])
-    else:
-        cast(nn.Conv2d, block.spatial).weight.div_(factor[:, None, None, None])

@@ -86,7 +86,7 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
 def extremes() -> list[Tensor]:
     """Pictures as no camera takes them, 1×3×128×128 each.
 
-    Flat, saturated, noise, stripes and checks of one pixel, letters' edges, and rings of all frequencies.
+    Flat, saturated, noise, stripes and checks of one pixel, letters' edges, and rings with periods from 5 pixels on.
     """
     edge = 128
     generator = torch.Generator().manual_seed(20)
@@ -106,7 +106,7 @@ def extremes() -> list[Tensor]:
         (torch.rand(1, 3, edge, edge, generator=generator) < 0.5).float(),
     ]
     distance = (rows - edge // 2) ** 2 + (columns - edge // 2) ** 2
-    for spread in (150.0, 400.0):  # pixels², over which a ring's phase moves by one
+    for spread in (150.0, 400.0):  # of the squared distance, in pixels², over which the phase grows by one radian
         found.append(torch.stack([0.5 + 0.5 * (distance / spread + phase).sin() for phase in (0.0, 2.1, 4.2)])[None])
         found.append((0.5 + 0.5 * (distance / spread).sin()).expand(1, 3, edge, edge))
     for mask in masks:
