@@ -49,7 +49,12 @@ def test_channels_that_are_not_smaller_behind_the_gain_stay_as_they_are() -> Non
         adaptor.gain.level_values.data[:, 3] = 0.0
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for name, power in balance(model, photographs()).items():
-        assert power[0] in range(LARGEST_POWER + 1) and power[1] == 0 and power[2] == -1 and power[3] in range(LARGEST_POWER + 1)
+        assert (
+            power[0] in range(LARGEST_POWER + 1)
+            and power[1] == 0
+            and power[2] == -1
+            and power[3] in range(LARGEST_POWER + 1)
+        )
         head = f"context.{name}.head.weight"
         assert torch.equal(model.state_dict()[head][:, 1], before[head][:, 1])
         assert torch.equal(model.state_dict()[head][:, 2], 2 * before[head][:, 2])

@@ -80,7 +80,9 @@ def _multiply(prior: Prior, adaptors: Sequence[StepAdaptor], factor: Tensor) -> 
     for adaptor in adaptors:
         adaptor.gain.level_values.mul_(factor)
     for block in prior.after:
-        assert isinstance(block, ResidualBlock) and isinstance(block.spatial, nn.Conv2d) and block.project.bias is not None
+        assert (
+            isinstance(block, ResidualBlock) and isinstance(block.spatial, nn.Conv2d) and block.project.bias is not None
+        )
         block.spatial.weight.div_(factor[:, None, None, None])
         block.project.weight.mul_(factor[:, None, None, None])
         block.project.bias.mul_(factor)
