@@ -65,4 +65,4 @@ def test_training_has_its_table_once_it_was_measured(tool: ModuleType, root: Pat
     tool.results_file(tmp_path, "training").write_text(json.dumps(results))
     assert tool.main(arguments) == 0 and tool.main([*arguments, "--check"]) == 0
     section = document.read_text().split("<!-- training -->")[1].split("<!-- /training -->")[0]
-    assert "hpcm bench --training --against ../d1d4bf1" in section and "| other (d1d4bf1) |" in section
+    assert "hpcm bench --training --crops-per-process 16" in section and "| other (d1d4bf1) |" in section
