@@ -27,7 +27,7 @@ def balance(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     """Rescale the priors in place; returns the exponents of two of each prior's channels, by its name.
 
     model: in evaluation mode; pictures: as `engines.exact.export.calibrate` takes them. Channels that are larger behind the gain stay
-    as they are. So do priors of RWKV blocks, whose channels share one unit.
+    as they are, unless a gain is above LARGEST_GAIN. So do priors of RWKV blocks, whose channels share one unit.
     """
     if model.config.prior_rwkv_rate is not None:
         return {}
