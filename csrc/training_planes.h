@@ -29,76 +29,65 @@ struct Finish {
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
 
   void operator()(const Place& place, const Block& block) const {
-    if (place.columns == kEdge) return whole(place, block);
-    for (int64_t r = 0; r < place.rows; ++r) {
-      const int64_t token = place.row + r, at = token * outputs + place.column;
-      for (int64_t c = 0; c < place.columns; c += kLanes) {
-        const int64_t live = std::min(kLanes, place.columns - c);
-        Floats value = load<Floats>(block.sums[r] + c);
-        if (bias) value += read(bias + place.column + c, live);
-        if (leaky) value = sloped(value);
-        if (before) write(value, before + at + c, live);
-        if (factor) value *= read(factor + factors_of(token) * outputs + place.column + c, live);
-        if (added) value += read(added + added_at(token) * outputs + place.column + c, live);
-        if (activated) value = read(activated + at + c, live) > 0 ? value : value * kLeakySlope;
-        write(value, y + at + c, live);
-        if (kept) write(value, kept + at + c, live);
-      }
-    }
+    place.columns == kEdge ? rows<true>(place, block) : rows<false>(place, block);
   }
 
  private:
-  // Whole vectors; what rows share is read once.
-  void whole(const Place& place, const Block& block) const {
-    const int64_t output = place.column;
-    Floats bias_of[2] = {}, factor_of[2] = {};
-    if (bias) read_both(bias + output, bias_of);
+  // A row is two vectors. whole: all its columns are there. What rows share is read once.
+  template <bool whole>
+  void rows(const Place& place, const Block& block) const {
+    const int64_t output = place.column, live = whole ? kEdge : place.columns;
+    Floats bias_of[2] = {}, factor_of[2] = {}, value[2], more[2];
+    if (bias) take(bias + output, live, bias_of);
     int64_t other_factors = 0;  // the token from which on they are others than those read last
     for (int64_t r = 0; r < place.rows; ++r) {
       const int64_t token = place.row + r, at = token * outputs + output;
-      Floats value[2];
-      read_both(block.sums[r], value);
-      if (bias) {
-        value[0] += bias_of[0];
-        value[1] += bias_of[1];
-      }
-      if (leaky) {
-        value[0] = sloped(value[0]);
-        value[1] = sloped(value[1]);
-      }
-      if (before) stream_both(value[0], value[1], before + at);
+      take(block.sums[r], kEdge, value);
+      if (bias) each(value, bias_of, [](Floats a, Floats b) { return a + b; });
+      if (leaky) each(value, value, sloped);
+      if (before) put<whole>(value, live, before + at, true);
       if (factor) {
         if (token >= other_factors) {
           const int64_t row = factors_of(token);
-          read_both(factor + row * outputs + output, factor_of);
+          take(factor + row * outputs + output, live, factor_of);
           other_factors = tokens_of_factor ? (row + 1) * tokens_of_factor - first_token : INT64_MAX;
         }
-        value[0] *= factor_of[0];
-        value[1] *= factor_of[1];
+        each(value, factor_of, [](Floats a, Floats b) { return a * b; });
       }
       if (added) {
-        Floats more[2];
-        read_both(added + added_at(token) * outputs + output, more);
-        value[0] += more[0];
-        value[1] += more[1];
+        take(added + added_at(token) * outputs + output, live, more);
+        each(value, more, [](Floats a, Floats b) { return a + b; });
       }
       if (activated) {
-        Floats active[2];
-        read_both(activated + at, active);
-        value[0] = active[0] > 0 ? value[0] : value[0] * kLeakySlope;
-        value[1] = active[1] > 0 ? value[1] : value[1] * kLeakySlope;
+        take(activated + at, live, more);
+        each(value, more, sloped);
       }
-      write_both(value[0], value[1], y + at);
-      if (kept) stream_both(value[0], value[1], kept + at);
+      put<whole>(value, live, y + at, false);
+      if (kept) put<whole>(value, live, kept + at, true);
     }
   }
 
   template <class Element>
-  static void read_both(const Element* from, Floats (&to)[2]) {
-    to[0] = read(from);
-    to[1] = read(from + kLanes);
+  static void take(const Element* from, int64_t live, Floats (&to)[2]) {
+    to[0] = read(from, live);
+    to[1] = live > kLanes ? read(from + kLanes, live - kLanes) : Floats{};
   }
-  static Floats sloped(Floats value) { return value > 0 ? value : value * kLeakySlope; }
+  template <bool whole>
+  static void put(const Floats (&value)[2], int64_t live, BFloat16* to, bool later) {
+    if constexpr (whole) {
+      later ? stream_both(value[0], value[1], to) : write_both(value[0], value[1], to);
+    } else {
+      write(value[0], to, live);
+      if (live > kLanes) write(value[1], to + kLanes, live - kLanes);
+    }
+  }
+  template <class Operation>
+  static void each(Floats (&value)[2], const Floats (&by)[2], const Operation& operation) {
+    value[0] = operation(value[0], by[0]);
+    value[1] = operation(value[1], by[1]);
+  }
+  // The slope of LeakyReLU, where what was activated is `by`.
+  static Floats sloped(Floats value, Floats by) { return by > 0 ? value : value * kLeakySlope; }
   int64_t factors_of(int64_t token) const { return tokens_of_factor ? (first_token + token) / tokens_of_factor : 0; }
   int64_t added_at(int64_t token) const { return token < added_tokens ? token : token % added_tokens; }
 };

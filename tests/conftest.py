@@ -20,6 +20,8 @@ from PIL import Image
 from hpcm_codec.system.devices import has_cuda
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hpcm_codec.codec import Codec
     from hpcm_codec.engines.torch_engine import TorchEngine
     from hpcm_codec.model.hpcm import HPCM
@@ -192,15 +194,21 @@ def few_extremes() -> Iterator[None]:
         yield
 
 
-def exported_exactly(model: HPCM, folder: Path) -> Path:
-    """The path of a checkpoint of a model with an exact profile, calibrated with a few small pictures."""
+def photographs_to_calibrate(count: int, width: int = 128, height: int = 64) -> list[Tensor]:
+    """Small pictures that find the units of an exact profile: 1×3×height×width each, in [0, 1]."""
     import torch
 
+    pixels = (small_photograph(width, height, seed) for seed in range(count))
+    return [torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 for picture in pixels]
+
+
+def exported_exactly(model: HPCM, folder: Path) -> Path:
+    """The path of a checkpoint of a model with an exact profile, calibrated with a few small pictures."""
     from hpcm_codec.engines.exporting import export_checkpoint
     from hpcm_codec.weights.checkpoints import save_checkpoint
 
     save_checkpoint(folder / "float.safetensors", model.config, dict(model.state_dict()), {})
-    pictures = [torch.from_numpy(small_photograph(128, 64, seed)).permute(2, 0, 1)[None] / 255 for seed in range(3)]
+    pictures = photographs_to_calibrate(3)
     with few_extremes():
         export_checkpoint(str(folder / "float.safetensors"), folder / "exact.safetensors", calibration=pictures)
     return folder / "exact.safetensors"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import exported_exactly, few_extremes, small_photograph
+from conftest import exported_exactly, few_extremes, photographs_to_calibrate, small_photograph
 from hpcm_codec.codec import Codec
 from hpcm_codec.engines.exact.balance import LARGEST_GAIN, LARGEST_POWER, balance
 from hpcm_codec.engines.exact.export import calibrate
@@ -21,10 +21,6 @@ from test_numpy_decoder import symbols_of
 from test_phases import small
 
 STYLES = {"residual blocks": SMALL, "published, one rate": published_style("hpcm-base"), "RWKV": small("phase4")}
-
-
-def photographs() -> list[torch.Tensor]:
-    return [torch.from_numpy(small_photograph(128, 64, seed)).permute(2, 0, 1)[None] / 255 for seed in range(2)]
 
 
 def with_small_gains(style: str) -> HPCM:
@@ -48,7 +44,7 @@ def test_channels_that_are_not_smaller_behind_the_gain_stay_as_they_are() -> Non
         adaptor.gain.level_values.data[:, 2] = 6.0
         adaptor.gain.level_values.data[:, 3] = 0.0
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for name, power in balance(model, photographs()).items():
+    for name, power in balance(model, photographs_to_calibrate(2)).items():
         assert (
             power[0] in range(LARGEST_POWER + 1)
             and power[1] == 0
@@ -63,7 +59,7 @@ def test_channels_that_are_not_smaller_behind_the_gain_stay_as_they_are() -> Non
 @pytest.mark.parametrize("style", STYLES)
 def test_balancing_leaves_the_function_alone(style: str) -> None:
     model = with_small_gains(style).double()
-    pictures = [picture.double() for picture in photographs()]
+    pictures = [picture.double() for picture in photographs_to_calibrate(2)]
     before = [model(picture) for picture in pictures]
     found = balance(model, pictures)
     for picture, expected in zip(pictures, before, strict=True):
@@ -103,7 +99,7 @@ def test_channels_share_a_unit_only_where_they_must() -> None:
         assert isinstance(first, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and first.bias is not None
         first.bias.data[0] = 300.0
     with few_extremes():
-        found = calibrate(model, photographs())
+        found = calibrate(model, photographs_to_calibrate(2))
     for stream in ("g_a.inner", "g_s.inner", "h_a.inner", "h_s.inner"):
         assert found[stream][0] < found[stream][1:].float().mean(), f"one large channel makes all of {stream} coarse"
     for stream in ("context.cells.2.inner", "context.cells.0.inner.query", "context.cells.1.inner.key"):

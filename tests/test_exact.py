@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import small_photograph
+from conftest import photographs_to_calibrate, small_photograph
 from hpcm_codec.bitstream.container import parse_header
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.engines.exact.layers import (
@@ -294,7 +294,7 @@ def test_export_adds_an_exact_profile_to_any_model_of_the_kind(tmp_path: Path) -
     torch.manual_seed(0)
     model = HPCM(SMALL).eval()
     save_checkpoint(tmp_path / "float.safetensors", SMALL, dict(model.state_dict()), {})
-    pictures = [torch.from_numpy(small_photograph(128, 64, seed)).permute(2, 0, 1)[None] / 255 for seed in range(3)]
+    pictures = photographs_to_calibrate(3)
     source, target = str(tmp_path / "float.safetensors"), tmp_path / "exact.safetensors"
     identity = export_checkpoint(source, target, calibration=pictures)
     exact = load_codec(str(target), "cpu")

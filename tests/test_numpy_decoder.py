@@ -13,7 +13,7 @@ import torch
 import numpy_decoder
 import numpy_network
 import numpy_synthesis
-from conftest import small_photograph
+from conftest import photographs_to_calibrate, small_photograph
 from hpcm_codec.bitstream.container import parse_stream
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.constants import SCALES
@@ -36,7 +36,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             spread = 0.3 if parameter.ndim > 1 else 0.1
             parameter.data += spread * torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5
     save_checkpoint(folder / "float.safetensors", SMALL, dict(model.state_dict()), {})
-    pictures = [torch.from_numpy(small_photograph(128, 128, seed)).permute(2, 0, 1)[None] / 255 for seed in range(4)]
+    pictures = photographs_to_calibrate(4, 128, 128)
     export_checkpoint(str(folder / "float.safetensors"), folder / "exact.safetensors", calibration=pictures)
     return folder / "exact.safetensors"
 

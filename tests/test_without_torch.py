@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import digests_by_threads_and_operators, small_photograph
+from conftest import digests_by_threads_and_operators, photographs_to_calibrate, small_photograph
 from hpcm_codec.codec import load_codec
 from hpcm_codec.engines.exporting import export_checkpoint
 from hpcm_codec.images import Picture
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("without-torch")
     torch.manual_seed(1)
     save_checkpoint(folder / "float.safetensors", SMALL, dict(HPCM(SMALL).eval().state_dict()), {})
-    pictures = [torch.from_numpy(small_photograph(128, 64, seed)).permute(2, 0, 1)[None] / 255 for seed in range(2)]
+    pictures = photographs_to_calibrate(2)
     (folder / "models").mkdir()
     export_checkpoint(str(folder / "float.safetensors"), folder / "models" / "model.safetensors", calibration=pictures)
     Image.fromarray(small_photograph(200, 170)).save(folder / "a.png")

@@ -13,10 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hpcm_codec.engines.exact.watching import LargestMagnitudes, code_pictures
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
-from hpcm_codec.model.rate import spread_positions
 
 LARGEST_GAIN = 4.0  # the integers hold gains below 8
 LARGEST_POWER = 8  # more would be for channels that are nearly zero behind the gain
@@ -53,26 +53,15 @@ def _priors(model: HPCM) -> Iterator[tuple[str, Prior, list[StepAdaptor]]]:
 
 def _sizes(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     """The largest magnitude of each channel before and behind the gain, by prior and part."""
-    sizes: dict[str, Tensor] = {}
-
-    def see(name: str, x: Tensor) -> None:
-        largest = x.abs().amax(dim=(0, 2, 3))
-        sizes[name] = torch.maximum(sizes[name], largest) if name in sizes else largest
-
+    sizes = LargestMagnitudes()
     hooks = []
     for prior_name, prior, _ in _priors(model):
         for part in ("before", "after"):
             name, blocks = f"{prior_name}.{part}", cast(RateSequential, getattr(prior, part))
-            hooks.append(blocks.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0])))
-            hooks += [block.register_forward_hook(lambda _, __, y, name=name: see(name, y)) for block in blocks]
-    try:
-        for picture in pictures:
-            for position in spread_positions(model.config.rate_levels):
-                model(picture, position)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sizes
+            hooks.append(blocks.register_forward_pre_hook(lambda _, inputs, name=name: sizes.see(name, inputs[0])))
+            hooks += [block.register_forward_hook(lambda _, __, y, name=name: sizes.see(name, y)) for block in blocks]
+    code_pictures(model, pictures, hooks)
+    return sizes.by_name
 
 
 def _multiply(prior: Prior, adaptors: Sequence[StepAdaptor], factor: Tensor) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from hpcm_codec.engines.exact.network import FINE_BITS
 from hpcm_codec.engines.exact.streams import TRANSFORMS, layer_streams
+from hpcm_codec.engines.exact.watching import LargestMagnitudes, code_pictures
 from hpcm_codec.model.blocks import PartialConv, RateSequential, ResidualBlock
 from hpcm_codec.model.cells import CrossAttentionCell, RWKVContextCell
 from hpcm_codec.model.hpcm import HPCM
 from hpcm_codec.model.priors import Prior, StepAdaptor
-from hpcm_codec.model.rate import spread_positions
 from hpcm_codec.model.rwkv import RWKVBlock
 from hpcm_codec.ops.integer import LIMIT, WIDE
 
@@ -34,19 +34,13 @@ LARGEST_WIDE_FRACTION = 14
 _LARGEST_ON_CONTEXT = {"latents": 9, "scales": 9}
 
 
-class _Ranges:
-    """The largest magnitude of every channel of every activation, by name."""
+class _Ranges(LargestMagnitudes):
+    """Largest magnitudes, and the fractions that they ask for."""
 
     def __init__(self, streams: Collection[str]) -> None:
         """streams: the transforms' residual streams, which have a wider range."""
-        self._largest: dict[str, Tensor] = {}
+        super().__init__()
         self._streams = {*streams, "g_s"}
-
-    def see(self, name: str, x: Tensor) -> None:
-        """x: B×C×h×w or B×T×C."""
-        axes = (0, 2, 3) if x.ndim == 4 else (0, 1)
-        largest = x.detach().abs().amax(dim=axes).double()
-        self._largest[name] = torch.maximum(self._largest[name], largest) if name in self._largest else largest
 
     def fractions(self, name: str) -> Tensor:
         """One fraction for each channel."""
@@ -56,11 +50,8 @@ class _Ranges:
         if name in self._streams:
             margin = LATENT_MARGIN if name in ("g_a", "g_s") else STREAM_MARGIN
             limit, highest = WIDE, LARGEST_WIDE_FRACTION
-        needed = (limit / (margin * self._largest[name].clamp_min(1e-6))).log2().floor()
+        needed = (limit / (margin * self.by_name[name].clamp_min(1e-6))).log2().floor()
         return needed.clamp(SMALLEST_FRACTION, highest).to(torch.int8)
-
-    def names(self) -> list[str]:
-        return list(self._largest)
 
 
 def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -73,7 +64,7 @@ def calibrate(model: HPCM, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
     _watch(model, pictures, ranges, ("h_s", "context", *TRANSFORMS))
     _watch(model, extremes(), ranges, TRANSFORMS)
     linear = model.config.scale_domain == "linear"  # logarithmic scales have one unit, which the network knows
-    found = {name: ranges.fractions(name) for name in ranges.names() if name != "scales" or linear}
+    found = {name: ranges.fractions(name) for name in ranges.by_name if name != "scales" or linear}
     found["g_s"] = torch.minimum(found["g_s"], found["latents"] + FINE_BITS)  # decoded latents hold no more
     normalised = {_context_stream(name) for name, module in model.named_modules() if isinstance(module, RWKVBlock)}
     for name in found:
@@ -121,14 +112,7 @@ def _watch(model: HPCM, pictures: Sequence[Tensor], ranges: _Ranges, parts: tupl
     """Code pictures in simulation at the lowest, the middle and the highest rate, and note what modules of these parts see."""
     streams = layer_streams(model.config)
     hooks = [hook for name, module in _watched(model, parts) for hook in _hooks(name, module, ranges, streams)]
-    try:
-        with torch.inference_mode():
-            for picture in pictures:
-                for position in spread_positions(model.config.rate_levels):
-                    model(picture, position)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    code_pictures(model, pictures, hooks)
 
 
 def _watched(model: HPCM, parts: tuple[str, ...]) -> Iterable[tuple[str, nn.Module]]:
