@@ -102,13 +102,6 @@ inline void write(Floats x, BFloat16* to, int64_t live = kLanes) { store(narrow(
 inline void write(Floats x, float* to, int64_t live = kLanes) { store(x, to, live); }
 inline Floats splat(float x) { return Floats{} + x; }
 
-// Fetches so many elements into the second cache.
-template <class Element>
-inline void prefetch(const Element* from, int64_t count) {
-  constexpr int64_t line = 64 / sizeof(Element);
-  for (int64_t n = 0; n < count; n += line) __builtin_prefetch(from + n, 0, 2);
-}
-
 // ---- memory that a thread keeps, aligned to cache lines
 
 template <class Element>

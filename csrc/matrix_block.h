@@ -1,6 +1,7 @@
 // Blocks of 32×32 results of a matrix product in bfloat16 with sums in float32: by the matrix unit (AMX), by AVX-512's
 // bfloat16 dot products, or by plain vectors, whichever the machine has. What is packed has one layout for all three.
 #pragma once
+#include "ahead.h"
 #include "bfloat16.h"
 
 #if defined(__AMX_BF16__) && defined(__linux__) && !defined(HPCM_PLAIN) && !defined(HPCM_NO_AMX)
@@ -96,6 +97,7 @@ constexpr int64_t kRegister = 32, kTogether = 4, kHalves = 1;
 #else
 constexpr int64_t kRegister = 16, kTogether = 2, kHalves = 1;
 #endif
+constexpr int64_t kRests = kEdge / kTogether;  // moments in a step at which something else can be done
 typedef float RegisterFloats __attribute__((vector_size(kRegister)));
 typedef uint32_t RegisterWords __attribute__((vector_size(kRegister)));
 
@@ -110,7 +112,8 @@ inline __attribute__((always_inline)) void add_products(RegisterFloats& sum, Reg
 #endif
 }
 
-inline void add_vectors(Block& block, const Left& left, const BFloat16* right, int64_t steps) {
+template <class Meanwhile>
+inline void add_vectors(Block& block, const Left& left, const BFloat16* right, int64_t steps, Meanwhile& meanwhile) {
   constexpr int64_t lanes = kRegister / 4, parts = kLanes / lanes, registers = kHalves * parts;
   for (int64_t first = 0; first < kEdge; first += kTogether) {
     const BFloat16* from = first < kLanes ? left.upper + first * left.row : left.lower + (first - kLanes) * left.row;
@@ -129,6 +132,7 @@ inline void add_vectors(Block& block, const Left& left, const BFloat16* right, i
         }
       for (int64_t s = 0; s < steps; ++s) {
         const BFloat16* tile = right + s * kStep + half * kTile;
+        if (half == 0) meanwhile(1);
         for (int64_t pair = 0; pair < kLanes; ++pair) {
 #pragma GCC unroll 4
           for (int64_t p = 0; p < registers; ++p) {
@@ -165,11 +169,14 @@ inline void begin(Block& block) {
   block.empty = true;
 }
 
-inline void add(Block& block, const Left& left, const BFloat16* right, int64_t steps) {
+// In every step meanwhile(n) is called for n of the kRests moments, until it was called for all.
+template <class Meanwhile>
+inline void add(Block& block, const Left& left, const BFloat16* right, int64_t steps, Meanwhile& meanwhile) {
 #ifdef HPCM_AMX
   if (matrix_unit()) {
     const int64_t stride = left.row * static_cast<int64_t>(sizeof(BFloat16));
     for (int64_t s = 0; s < steps; ++s) {
+      meanwhile(kRests);
       _tile_loadd(4, left.upper + s * left.step, stride);
       _tile_loadd(6, right + s * kStep, 64);
       _tile_loadd(7, right + s * kStep + kTile, 64);
@@ -182,7 +189,7 @@ inline void add(Block& block, const Left& left, const BFloat16* right, int64_t s
     return;
   }
 #endif
-  add_vectors(block, left, right, steps);
+  add_vectors(block, left, right, steps, meanwhile);
 }
 
 inline void finish(Block& block) {

@@ -148,6 +148,25 @@ inline void pack_backward(const float* weight, int64_t stride, int64_t outputs, 
 
 // ---- products
 
+// What is fetched while a block is computed: the memory that its results go to, and a part of what is read later.
+class Fetching {
+ public:
+  template <class Done>
+  Fetching(const Done& done, const Place& place, int64_t steps, Ahead& later) : later_(later) {
+    done.fetch(place, now_);
+    lines_ = blocks_of(now_.lines(), steps * kRests);
+  }
+  void operator()(int64_t moments) {
+    now_.fetch(moments * lines_);
+    later_.fetch(moments);
+  }
+
+ private:
+  Ahead now_;
+  Ahead& later_;
+  int64_t lines_;  // of now_, at each moment
+};
+
 // One input of a product: tokens × width, and its weights, packed.
 struct Input {
   const BFloat16* x;
@@ -155,11 +174,14 @@ struct Input {
   const BFloat16* weights;
 };
 
-// Rows first … first+rows-1 (at most kRows) of Σ x·Wᵀ: done(place, block) for each block of results.
+// Rows first … first+rows-1 (at most kRows) of Σ x·Wᵀ: done(place, block) for each block of results. Fetches a
+// part of `later`.
 template <int inputs, class Done>
-void multiply_rows(const Input (&input)[inputs], int64_t outputs, int64_t first, int64_t rows, const Done& done) {
+void multiply_rows(const Input (&input)[inputs], int64_t outputs, int64_t first, int64_t rows, const Done& done,
+                   Ahead& later) {
   static thread_local Scratch<BFloat16> padded[inputs];
   Left left[inputs];
+  int64_t all_steps = 0;
   for (int n = 0; n < inputs; ++n) {
     const int64_t width = input[n].width;
     const BFloat16* x = input[n].x + first * width;
@@ -175,20 +197,23 @@ void multiply_rows(const Input (&input)[inputs], int64_t outputs, int64_t first,
       x = copy;
     }
     left[n] = {x, x + kLanes * stride, stride, kEdge};
+    all_steps += blocks_of(width, kEdge);
   }
   Block block;
   for (int64_t column = 0; column < outputs; column += kEdge) {
     for (int64_t r = 0; r < rows; r += kEdge) {
+      const Place place = {first + r, std::min(kEdge, rows - r), column, std::min(kEdge, outputs - column)};
+      Fetching fetching(done, place, all_steps, later);
       begin(block);
       for (int n = 0; n < inputs; ++n) {
         const int64_t steps = blocks_of(input[n].width, kEdge);
         Left part = left[n];
         part.upper += r * part.row;
         part.lower += r * part.row;
-        add(block, part, input[n].weights + column / kEdge * steps * kStep, steps);
+        add(block, part, input[n].weights + column / kEdge * steps * kStep, steps, fetching);
       }
       finish(block);
-      done({first + r, std::min(kEdge, rows - r), column, std::min(kEdge, outputs - column)}, block);
+      done(place, block);
     }
   }
 }
@@ -199,6 +224,11 @@ struct AddGradient {
   int64_t stride;
   bool add;
 
+  // With the matrix unit a block takes less time than fetching does.
+  void fetch(const Place& place, Ahead& ahead) const {
+    if (add && !matrix_unit())
+      ahead.add(gradient + place.row * stride + place.column, place.columns, place.rows, stride);
+  }
   void operator()(const Place& place, const Block& block) const {
     for (int64_t r = 0; r < place.rows; ++r) {
       float* to = gradient + (place.row + r) * stride + place.column;
@@ -232,14 +262,21 @@ inline void column_sums(const BFloat16* g, int64_t tokens, int64_t columns, floa
   });
 }
 
-// gᵀ·x (outputs × inputs, float32, rows `stride` apart): written, or added.
+// gᵀ·x (outputs × inputs, float32, rows `stride` apart): written, or added. Fetches a part of `later`; where there
+// is none, its own next tokens.
 inline void weight_gradient(const BFloat16* g, int64_t outputs, const BFloat16* x, int64_t inputs, int64_t tokens,
-                            float* gradient, int64_t stride, bool added, int64_t threads) {
+                            float* gradient, int64_t stride, bool added, int64_t threads, Ahead* later = nullptr) {
   static thread_local Scratch<BFloat16> packed_x;
   const int64_t panels = blocks_of(inputs, kEdge);
   for (int64_t start = 0; start < tokens; start += kChunk) {
     const bool add_to = added || start > 0;
     const int64_t count = std::min(kChunk, tokens - start), steps = blocks_of(count, kEdge);
+    Ahead own(threads);
+    if (!later) {
+      const int64_t next = start + count, soon = std::min(kChunk, tokens - next);
+      own.add(x + next * inputs, soon * inputs);
+      own.add(g + next * outputs, soon * outputs);
+    }
     BFloat16* right = packed_x.get(panels * steps * kStep);
     for_each(panels, threads, [&](int64_t panel) {
       BFloat16* to = right + panel * steps * kStep;
@@ -273,11 +310,13 @@ inline void weight_gradient(const BFloat16* g, int64_t outputs, const BFloat16* 
       const AddGradient done{gradient, stride, add_to};
       Block block;
       for (int64_t panel = 0; panel < panels; ++panel) {
-        begin(block);
-        add(block, operand, right + panel * steps * kStep, steps);
-        finish(block);
         const int64_t output = n * kEdge, input = panel * kEdge;
-        done({output, std::min(kEdge, outputs - output), input, std::min(kEdge, inputs - input)}, block);
+        const Place place = {output, std::min(kEdge, outputs - output), input, std::min(kEdge, inputs - input)};
+        Fetching fetching(done, place, steps, later ? *later : own);
+        begin(block);
+        add(block, operand, right + panel * steps * kStep, steps, fetching);
+        finish(block);
+        done(place, block);
       }
     });
   }

@@ -28,6 +28,7 @@ void hpcm_training_linear(const BFloat16* x1, const BFloat16* weights1, const BF
   finish.leaky = leaky != 0;
   finish.added = added;
   finish.added_tokens = added_tokens;
+  finish.far = true;
   if (x2) {
     product<2>({{x1, width1, weights1}, {x2, width2, weights2}}, tokens, finish, threads);
   } else {
@@ -71,7 +72,9 @@ void hpcm_training_residual(const BFloat16* x, const float* taps, const float* t
   BFloat16* near = memory.get(together * picture * channels);
   for (int64_t b = 0; b < batch; b += together) {
     const Plane plane{std::min(together, batch - b), height, width, channels};
-    const int64_t begin = b * picture, at = begin * channels;
+    const int64_t begin = b * picture, at = begin * channels, next = b + plane.batch;
+    Ahead later(threads);
+    later.add(x + next * picture * channels, std::min(together, batch - next) * picture * channels);
     depthwise<3>(x + at, taps, taps_bias, nullptr, near, shifted + at, plane, false, threads);
     for_each(blocks_of(plane.tokens(), kRows), threads, [&](int64_t n) {
       static thread_local Scratch<BFloat16> hidden_memory;
@@ -91,8 +94,8 @@ void hpcm_training_residual(const BFloat16* x, const float* taps, const float* t
       to_y.added = x + from;
       const Input expansion[] = {{near + first * channels, channels, expand}};
       const Input projection[] = {{near_hidden, hidden_channels, project}};
-      multiply_rows(expansion, hidden_channels, 0, rows, to_hidden);
-      multiply_rows(projection, channels, 0, rows, to_y);
+      multiply_rows(expansion, hidden_channels, 0, rows, to_hidden, later);
+      multiply_rows(projection, channels, 0, rows, to_y, later);
     });
   }
   streams_end();
@@ -120,11 +123,13 @@ void hpcm_training_residual_backward(const BFloat16* g, const BFloat16* x, const
     for (int64_t first = begin; first < end; first += part) {
       const int64_t tokens = std::min(part, end - first);
       const BFloat16* out = g + first * channels;
-      const int64_t next = first + tokens, soon = std::min(part, batch * picture - next);  // read in order, all at once
-      prefetch(g + next * channels, soon * channels);
-      if (factor) prefetch(branch + next * channels, soon * channels);
-      prefetch(hidden + next * hidden_channels, soon * hidden_channels);
-      prefetch(shifted + next * channels, soon * channels);
+      const int64_t next = first + tokens, soon = std::min(part, batch * picture - next);
+      Ahead later(threads);
+      later.add(g + next * channels, soon * channels);
+      if (factor) later.add(branch + next * channels, soon * channels);
+      later.add(hidden + next * hidden_channels, soon * hidden_channels);
+      later.add(shifted + next * channels, soon * channels);
+      later.add(x + first * channels, tokens * channels);  // read at the end of these pictures
       if (factor) {
         BFloat16* branch_gradient = branch_memory.get(part * channels);
         factor_backward(g, branch, factor, factor_rows > 1 ? picture : batch * picture, channels, first, first + tokens,
@@ -137,14 +142,14 @@ void hpcm_training_residual_backward(const BFloat16* g, const BFloat16* x, const
       const Input projection[] = {{out, channels, project}}, expansion[] = {{hidden_gradient, hidden_channels, expand}};
       for_each(blocks_of(tokens, kRows), threads, [&](int64_t n) {
         const int64_t rows = std::min(kRows, tokens - n * kRows);
-        multiply_rows(projection, hidden_channels, n * kRows, rows, to_hidden);
-        multiply_rows(expansion, channels, n * kRows, rows, to_shifted);
+        multiply_rows(projection, hidden_channels, n * kRows, rows, to_hidden, later);
+        multiply_rows(expansion, channels, n * kRows, rows, to_shifted, later);
       });
       weight_gradient(out, channels, hidden + first * hidden_channels, hidden_channels, tokens, project_gradient,
-                      hidden_channels, first > 0 || project_added, threads);
+                      hidden_channels, first > 0 || project_added, threads, &later);
       column_sums(out, tokens, channels, project_bias_gradient, first > 0, threads);
       weight_gradient(hidden_gradient, hidden_channels, shifted + first * channels, channels, tokens, expand_gradient,
-                      channels, first > 0 || expand_added, threads);
+                      channels, first > 0 || expand_added, threads, &later);
       column_sums(hidden_gradient, tokens, hidden_channels, expand_bias_gradient, first > 0, threads);
     }
     const Plane plane{(end - begin) / picture, height, width, channels};

@@ -27,7 +27,15 @@ struct Finish {
   const BFloat16* added = nullptr;
   int64_t added_tokens = INT64_MAX;     // after which `added` repeats
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
+  bool far = false;                     // y and `added` are not in the caches
 
+  void fetch(const Place& place, Ahead& ahead) const {
+    if (!far && matrix_unit()) return;
+    const int64_t at = place.row * outputs + place.column;
+    ahead.add(y + at, place.columns, place.rows, outputs);
+    if (activated) ahead.add(activated + at, place.columns, place.rows, outputs);
+    if (added) ahead.add(added + added_at(place.row) * outputs + place.column, place.columns, place.rows, outputs);
+  }
   void operator()(const Place& place, const Block& block) const {
     place.columns == kEdge ? rows<true>(place, block) : rows<false>(place, block);
   }
@@ -95,7 +103,10 @@ struct Finish {
 template <int inputs>
 void product(const Input (&input)[inputs], int64_t tokens, const Finish& finish, int64_t threads) {
   for_each(blocks_of(tokens, kRows), threads, [&](int64_t n) {
-    multiply_rows(input, finish.outputs, n * kRows, std::min(kRows, tokens - n * kRows), finish);
+    const int64_t first = n * kRows, next = first + kRows;
+    Ahead later(threads);
+    for (const Input& one : input) later.add(one.x + next * one.width, std::min(kRows, tokens - next) * one.width);
+    multiply_rows(input, finish.outputs, first, std::min(kRows, tokens - first), finish, later);
   });
 }
 

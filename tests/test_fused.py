@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hpcm_codec.entropy.distributions import fused_distribution
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
-from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, up2
+from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, pointwise_and_input, up2
 from hpcm_codec.model.config import preset
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimator, Noise
@@ -71,7 +71,8 @@ def check(
             parameter.grad = None
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=half):
             patch.setenv("HPCM_OPS", operators)
-            assert fused.active(taken[0], parameters[0]) == (half and operators == "auto")
+            if parameters:
+                assert fused.active(taken[0], parameters[0]) == (half and operators == "auto")
             y = compute(*taken)
         generator = torch.Generator().manual_seed(5)
         y.backward(torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.dtype))
@@ -102,6 +103,23 @@ def test_products(shape: tuple[int, int, int], inputs: tuple[int, ...], outputs:
     parameters = list(layer.parameters())
     assert isinstance(layer, nn.Conv2d)
     check(lambda *x: pointwise(layer, *x[:-1], added=x[-1]), (*planes, added), parameters)
+
+
+@pytest.mark.parametrize("inputs", [(32,), (20, 12)])
+@pytest.mark.parametrize("uses", ["both", "result", "input"])
+def test_products_pass_their_first_input_on(inputs: tuple[int, ...], uses: str) -> None:
+    torch.manual_seed(6)
+    layer = rounded(nn.Conv2d(sum(inputs), inputs[0], 1))
+    planes = tuple(bfloat16(2, size, 7, 5) for size in inputs)
+    parameters = list(layer.parameters())
+    assert isinstance(layer, nn.Conv2d)
+
+    def compute(*x: Tensor) -> Tensor:
+        result, first = pointwise_and_input(layer, *x)
+        assert torch.equal(first, x[0])
+        return {"both": result + 3 * first, "result": result, "input": 3 * first}[uses]
+
+    check(compute, planes, [] if uses == "input" else parameters)
 
 
 def test_tokens() -> None:

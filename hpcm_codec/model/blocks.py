@@ -136,6 +136,18 @@ def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | Non
     return y if added is None else y + added.to(y.dtype)
 
 
+def pointwise_and_input(
+    layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`pointwise`, and the first input once more, for what else is computed with it.
+
+    The gradient of that is added inside the layer's backward pass and not, as autograd does it, in a pass over memory of its own.
+    """
+    if fused.active(inputs[0], layer.weight):
+        return fused.linear_and_input(layer.weight, layer.bias, *inputs, added=added)
+    return pointwise(layer, *inputs, added=added), inputs[0]
+
+
 def recomputed(recompute: bool, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """`work(*inputs)`; if `recompute`, its activations are not kept for the backward pass but computed there once more."""
     if recompute and torch.is_grad_enabled():

@@ -12,9 +12,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcm_codec.model.blocks import pointwise, recomputed, silence
+from hpcm_codec.model.blocks import pointwise, pointwise_and_input, recomputed, silence
 from hpcm_codec.model.config import CellConfig, FusionConfig
 from hpcm_codec.model.rwkv import RWKVBlock
+from hpcm_codec.ops import fused
 
 
 # Attributes that hold modules or parameters name the tensors of checkpoints: renaming one makes every file undecodable (CONTRIBUTING.md).
@@ -59,7 +60,11 @@ class CrossAttentionCell(nn.Module):
             keys_inside = self._to_windows(inside, window)[:, :1, :, 0] > 0
             mask = keys_inside[:, :, None, :].repeat(batch, 1, 1, 1)
         q, k, v = (self._to_windows(t, window) for t in (query, key, value))
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if fused.active(params, self.query.weight):  # torch's backward pass takes three times as long in bfloat16
+            with torch.autocast("cpu", enabled=False):
+                attended = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+        else:
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         attended = rearrange(
             attended,
             "(b y x) heads (i j) c -> b (heads c) (y i) (x j)",
@@ -94,8 +99,8 @@ class RWKVFusion(nn.Module):
             silence(self.leave, 0.1)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        block = self.block(pointwise(self.enter, *inputs))
-        return pointwise(self.leave, block, added=inputs[0] if self.residual else None)
+        entered, first = pointwise_and_input(self.enter, *inputs)
+        return pointwise(self.leave, self.block(entered), added=first if self.residual else None)
 
 
 class RWKVContextCell(RWKVFusion):

@@ -106,7 +106,8 @@ class _AtRate:
     def parameters(self, scale: int, step: int, context: Tensor, latents: Tensor) -> Tensor:
         adaptor = cast(StepAdaptor, cast(nn.ModuleList, self._network.adaptors[scale])[step])
         prior = self._network.prior_s3 if scale == 2 else self._network.prior_s12
-        return prior(adaptor(context, latents), adaptor.gain, context, self._rate)
+        adapted, context = adaptor(context, latents)
+        return prior(adapted, adaptor.gain, context, self._rate)
 
     def carry(self, scale: int, params: Tensor, context: Tensor) -> Tensor:
         return self._network.cells[scale](params, context)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpcm_codec.model.blocks import RateFactor, RateSequential, ResidualBlock, pointwise, recomputed, silence
+from hpcm_codec.model.blocks import (
+    RateFactor,
+    RateSequential,
+    ResidualBlock,
+    pointwise,
+    pointwise_and_input,
+    recomputed,
+    silence,
+)
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.rwkv import RWKVBlock
 
@@ -66,13 +74,14 @@ class StepAdaptor(nn.Module):
         self.gain = RateFactor(config.rate_levels, width, initial=1.0)
         self.phase_bias = nn.Parameter(torch.zeros(width, cell_size, cell_size)) if config.phase_bias else None
 
-    def forward(self, context: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, context: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the prior gets, B×width×h×w, and the context for whoever uses it next (see `pointwise_and_input`)."""
         if self.phase_bias is None:
-            return pointwise(self.adapt, context, latents)
+            return pointwise_and_input(self.adapt, context, latents)
         height, width = context.shape[-2:]
         cell = self.phase_bias.shape[-1]
         tiled = self.phase_bias.repeat(1, -(-height // cell), -(-width // cell))[None, :, :height, :width]
-        return pointwise(self.adapt, context, latents, added=tiled)
+        return pointwise_and_input(self.adapt, context, latents, added=tiled)
 
 
 def prior_width(config: ModelConfig) -> int:

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcm_codec.model.blocks import pointwise
+from hpcm_codec.model.blocks import pointwise, pointwise_and_input
 from hpcm_codec.ops import fused, fused_mixing
 from hpcm_codec.ops.biwkv4 import biwkv4
 
@@ -85,8 +85,10 @@ class SpatialMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = _tokens(self.shift(x))
-        key, value, receptance = (pointwise(layer, tokens) for layer in (self.key, self.value, self.receptance))
         length = tokens.shape[1]
+        key, tokens = pointwise_and_input(self.key, tokens)
+        value, tokens = pointwise_and_input(self.value, tokens)
+        receptance = pointwise(self.receptance, tokens)
         if fused.active(x, self.decay):
             mixed = fused_mixing.gated_wkv(self.decay / length, self.boost / length, key, value, receptance)
         else:
@@ -113,7 +115,8 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = _tokens(self.shift(x))
-        key, receptance = pointwise(self.key, tokens), pointwise(self.receptance, tokens)
+        key, tokens = pointwise_and_input(self.key, tokens)
+        receptance = pointwise(self.receptance, tokens)
         if fused.active(x, self.key.weight):
             out = fused_mixing.gate(receptance, pointwise(self.value, fused_mixing.squared_relu(key)))
         else:

@@ -104,7 +104,9 @@ def plane_of(rows: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, added: Tensor | None, *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor | None, added: Tensor | None, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
         rows = tuple(rows_of(x) for x in inputs)
         packs, start = [], 0
         for x in rows:
@@ -118,10 +120,13 @@ class _Linear(torch.autograd.Function):
             rows, tuple(pack.forward for pack in packs), weight.shape[0],
             bias=None if bias is None else bias.detach(), added=None if added is None else rows_of(added),
         )  # fmt: skip
-        return plane_of(y)
+        ctx.set_materialize_grads(False)
+        return plane_of(y), inputs[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, passed_on: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return None, None, None, passed_on, *(None for _ in ctx.packs[1:])
         g, outputs = rows_of(gradient), ctx.shape[0]
         weight, to_add, wanted_here = _target(ctx.key, ctx.shape)
         bias = torch.empty(outputs) if ctx.has_bias else None
@@ -132,7 +137,9 @@ class _Linear(torch.autograd.Function):
             training.weight_gradient(g, x, part, bias if number == 0 else None, added=to_add)
             start += pack.inputs
             wanted = ctx.needs_input_grad[3 + number]
-            inputs.append(plane_of(training.linear((g,), (pack.backward,), pack.inputs)) if wanted else None)
+            other = None if passed_on is None or number > 0 else rows_of(passed_on)
+            by_input = training.linear((g,), (pack.backward,), pack.inputs, added=other) if wanted else None
+            inputs.append(None if by_input is None else plane_of(by_input))
         added = None
         if ctx.needs_input_grad[2]:
             added = plane_of(g.sum(dim=0, keepdim=True) if ctx.added_once else g)
@@ -141,8 +148,16 @@ class _Linear(torch.autograd.Function):
 
 def linear(weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
     """A linear layer or 1×1 convolution of one or two inputs side by side, plus a plane (one for all if its batch is 1); bfloat16."""
-    y: Tensor = _Linear.apply(weight, bias, added, *inputs)
+    y: Tensor = _Linear.apply(weight, bias, added, *inputs)[0]
     return y
+
+
+def linear_and_input(
+    weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`linear`, and the first input; the gradient of that one is added in the product which computes the input's gradient."""
+    y, first = _Linear.apply(weight, bias, added, *inputs)
+    return y, first
 
 
 class _Residual(torch.autograd.Function):

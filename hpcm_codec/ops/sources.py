@@ -39,6 +39,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
         "threads.h",
     ),
     "training": (
+        "ahead.h",
         "bfloat16.h",
         "matrix_block.h",
         "matrix_product.h",

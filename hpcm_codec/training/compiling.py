@@ -22,7 +22,7 @@ def compile_blocks(model: HPCM) -> None:
     torch._dynamo.config.recompile_limit = max(SIZES, torch._dynamo.config.recompile_limit)
     for module in model.modules():
         if isinstance(module, COMPILED):
-            module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign]
+            module.forward = torch.compile(module.forward, dynamic=False)  # type: ignore[method-assign, assignment]
     step, total, rate = (torch.compile(operation, dynamic=False) for operation in model.masked_operations)
     model.masked_operations = MaskedOperations(step, total, rate)  # type: ignore[arg-type]
     model.round_and_rate = torch.compile(model.round_and_rate, dynamic=False)

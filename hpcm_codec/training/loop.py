@@ -172,7 +172,9 @@ class Trainer:
 
     def _plain_losses(self, batch: Batch) -> RateDistortion:
         """Forward and backward pass."""
-        x = batch.pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
+        x = batch.pixels.float().div_(255)
+        if self.device.type == "cuda":
+            x = x.contiguous(memory_format=torch.channels_last)
         try:
             with self._autocast():
                 result = self._wrapped(x, batch.position, batch.noise)

@@ -161,7 +161,8 @@ def _hooks(name: str, module: nn.Module, ranges: _Ranges, streams: Mapping[str, 
         return [output(name)]
     if isinstance(module, StepAdaptor):
         stream = "context.prior_s3" if name.startswith("context.adaptors.2") else "context.prior_s12"
-        return [output(stream), argument(1, "latents")]
+        adapted = module.register_forward_hook(lambda _, __, results: ranges.see(stream, results[0]))
+        return [adapted, argument(1, "latents")]
     if isinstance(module, Prior) or (name.startswith("context.context_nets.") and name.count(".") == 2):
         return [context(module)]
     if last == "after" and name.startswith("context.prior"):
