@@ -125,11 +125,11 @@ void hpcm_training_residual_backward(const BFloat16* g, const BFloat16* x, const
       const BFloat16* out = g + first * channels;
       const int64_t next = first + tokens, soon = std::min(part, batch * picture - next);
       Ahead later(threads);
-      later.add(g + next * channels, soon * channels);
-      if (factor) later.add(branch + next * channels, soon * channels);
-      later.add(hidden + next * hidden_channels, soon * hidden_channels);
-      later.add(shifted + next * channels, soon * channels);
       later.add(x + first * channels, tokens * channels);  // read at the end of these pictures
+      later.add(shifted + next * channels, soon * channels);
+      later.add(hidden + next * hidden_channels, soon * hidden_channels);
+      if (factor) later.add(branch + next * channels, soon * channels);
+      later.add(g + next * channels, soon * channels);
       if (factor) {
         BFloat16* branch_gradient = branch_memory.get(part * channels);
         factor_backward(g, branch, factor, factor_rows > 1 ? picture : batch * picture, channels, first, first + tokens,
@@ -161,14 +161,15 @@ void hpcm_training_residual_backward(const BFloat16* g, const BFloat16* x, const
 
 void hpcm_training_take_patches(const float* image, BFloat16* patches, int64_t repeat, int64_t batch, int64_t height,
                                 int64_t width, int64_t rows, int64_t columns, int64_t edge, int64_t stride,
-                                int64_t first, int64_t threads) {
-  take_patches(image, patches, {batch, height, width, rows, columns, edge, stride, first}, repeat != 0, threads);
+                                int64_t first, int64_t beyond, int64_t threads) {
+  take_patches(image, patches, {batch, height, width, rows, columns, edge, stride, first, beyond}, repeat != 0,
+               threads);
 }
 
 void hpcm_training_add_patches(const BFloat16* patches, const float* bias, float* image, int64_t batch, int64_t height,
                                int64_t width, int64_t rows, int64_t columns, int64_t edge, int64_t stride,
-                               int64_t first, int64_t threads) {
-  add_patches(patches, bias, image, {batch, height, width, rows, columns, edge, stride, first}, threads);
+                               int64_t first, int64_t beyond, int64_t threads) {
+  add_patches(patches, bias, image, {batch, height, width, rows, columns, edge, stride, first, beyond}, threads);
 }
 
 // One coding step; `numbers`: entries per unit of the table, density at zero, and the three bounds.

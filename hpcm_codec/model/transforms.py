@@ -63,11 +63,11 @@ class PatchesOut(nn.ConvTranspose2d):
         super().__init__(PATCH_WIDTH, 3, kernel, stride=PATCH, padding=self.overlap + PATCH * self.beyond)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.beyond:
-            x = functional.pad(x, (self.beyond,) * 4, mode="replicate")
         assert self.bias is not None
         if fused.active(x, self.weight):
-            return fused.draw_patches(x, self.weight, self.bias, PATCH, self.overlap + PATCH * self.beyond)
+            return fused.draw_patches(x, self.weight, self.bias, PATCH, self.overlap, self.beyond)
+        if self.beyond:
+            x = functional.pad(x, (self.beyond,) * 4, mode="replicate")
         channels, height, width = x.shape[1:]
         # A 1×1 convolution, whose last bits do not depend on where its arguments lie in memory, as those of `@` may.
         drawn = functional.conv2d(x, self.weight.reshape(channels, -1, 1, 1).transpose(0, 1))

@@ -279,28 +279,31 @@ def take_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor
 
 class _DrawPatches(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, beyond: int) -> Tensor:
         rows, edge = rows_of(x), weight.shape[-1]
         pack = _pack(weight.detach().flatten(1).t().contiguous(), 0, x.shape[1])
         drawn = training.linear((rows,), (pack.forward,), pack.outputs)
         size = tuple((n - 1) * stride + edge - 2 * padding for n in rows.shape[1:3])
         ctx.save_for_backward(rows)
-        ctx.pack, ctx.shape, ctx.stride, ctx.padding = pack, weight.shape, stride, padding
-        return training.add_patches(drawn, bias.detach(), size, edge, stride, -padding)
+        ctx.pack, ctx.shape, ctx.stride, ctx.padding, ctx.beyond = pack, weight.shape, stride, padding, beyond
+        return training.add_patches(drawn, bias.detach(), size, edge, stride, -padding, beyond=beyond)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (rows,) = ctx.saved_tensors
         g = gradient.float().contiguous()
         patches = rows.new_empty(*rows.shape[:3], ctx.pack.outputs)
-        training.take_patches(g, patches, ctx.shape[-1], ctx.stride, -ctx.padding, repeat=False)
+        training.take_patches(g, patches, ctx.shape[-1], ctx.stride, -ctx.padding, beyond=ctx.beyond, repeat=False)
         weight = torch.empty(rows.shape[-1], ctx.pack.outputs)
         training.weight_gradient(rows, patches, weight)
         x = training.linear((patches,), (ctx.pack.backward,), ctx.pack.inputs)
-        return plane_of(x), weight.view(ctx.shape), g.sum(dim=(0, 2, 3)), None, None
+        return plane_of(x), weight.view(ctx.shape), g.sum(dim=(0, 2, 3)), None, None, None
 
 
-def draw_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """A transposed convolution of B×C×h×w with C×3×n×n, to an image B×3×H×W in float32."""
-    image: Tensor = _DrawPatches.apply(x, weight, bias, stride, padding)
+def draw_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, beyond: int) -> Tensor:
+    """A transposed convolution of B×C×h×w with C×3×n×n, to an image B×3×H×W in float32.
+
+    padding: pixels that are cut off at each side. beyond: rings of places around x, which repeat its border.
+    """
+    image: Tensor = _DrawPatches.apply(x, weight, bias, stride, padding, beyond)
     return image

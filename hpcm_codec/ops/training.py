@@ -173,20 +173,29 @@ def residual_backward(
     return x_gradient, taps_gradient, biases[0], biases[1], biases[2], factor_gradient
 
 
-def take_patches(image: Tensor, patches: Tensor, edge: int, stride: int, first: int, *, repeat: bool) -> None:
+def take_patches(
+    image: Tensor, patches: Tensor, edge: int, stride: int, first: int, *, beyond: int = 0, repeat: bool
+) -> None:
     """Write the patches of an image B×3×H×W (float32) into `patches`, B×rows×columns×(3·edge²).
 
     first: where the first patch begins, in pixels, 0 or less. repeat: outside, the border is repeated; else there are zeros.
+    beyond: rings of patches around these; each is added to the nearest of them.
     """
     batch, _, height, width = image.shape
-    call("take_patches", image, patches, int(repeat), batch, height, width, *patches.shape[1:3], edge, stride, first)
+    sizes = (batch, height, width, *patches.shape[1:3], edge, stride, first, beyond)
+    call("take_patches", image, patches, int(repeat), *sizes)
 
 
-def add_patches(patches: Tensor, bias: Tensor, size: tuple[int, ...], edge: int, stride: int, first: int) -> Tensor:
-    """The image B×3×size (float32) that patches add up to, and a bias for each colour."""
+def add_patches(
+    patches: Tensor, bias: Tensor, size: tuple[int, ...], edge: int, stride: int, first: int, *, beyond: int = 0
+) -> Tensor:
+    """The image B×3×size (float32) that patches add up to, and a bias for each colour.
+
+    beyond: rings of patches around these, which repeat the outermost ones.
+    """
     batch, rows, columns, _ = patches.shape
     image = torch.empty(batch, 3, *size)
-    call("add_patches", patches, bias, image, batch, *size, rows, columns, edge, stride, first)
+    call("add_patches", patches, bias, image, batch, *size, rows, columns, edge, stride, first, beyond)
     return image
 
 
