@@ -278,17 +278,16 @@ inline void weight_gradient(const BFloat16* g, int64_t outputs, const BFloat16* 
       own.add(g + next * outputs, soon * outputs);
     }
     BFloat16* right = packed_x.get(panels * steps * kStep);
-    for_each(panels, threads, [&](int64_t panel) {
-      BFloat16* to = right + panel * steps * kStep;
-      for (int64_t s = 0; s < steps; ++s)
-        for (int64_t half = 0; half < 2; ++half, to += kTile) {
-          const int64_t column = panel * kEdge + half * kLanes, row = start + s * kEdge;
-          if (column >= inputs) {
-            std::memset(to, 0, kTile * sizeof(BFloat16));
-          } else {
-            pack_columns(x + row * inputs + column, inputs, tokens - row, inputs - column, to);
-          }
+    for_each(steps, threads, [&](int64_t s) {  // rows in order
+      const int64_t row = start + s * kEdge;
+      for (int64_t column = 0; column < panels * kEdge; column += kLanes) {
+        BFloat16* to = right + column / kEdge * steps * kStep + s * kStep + column % kEdge * kEdge;
+        if (column >= inputs) {
+          std::memset(to, 0, kTile * sizeof(BFloat16));
+        } else {
+          pack_columns(x + row * inputs + column, inputs, tokens - row, inputs - column, to);
         }
+      }
     });
     for_each(blocks_of(outputs, kEdge), threads, [&](int64_t n) {
       static thread_local Scratch<BFloat16> packed_g;

@@ -117,28 +117,17 @@ void product(const Input (&input)[inputs], int64_t tokens, const Finish& finish,
 inline void factor_backward(const BFloat16* g, const BFloat16* branch, const float* factor, int64_t tokens,
                             int64_t channels, int64_t first, int64_t end, BFloat16* branch_gradient,
                             float* factor_gradient, int64_t threads) {
-  constexpr int64_t together = 2 * kEdge;  // whole lines of memory
-  for_each(blocks_of(channels, together), threads, [&](int64_t n) {
-    for (int64_t start = first; start < end;) {
-      const int64_t row = start / tokens, stop = std::min(end, (row + 1) * tokens);
-      const int64_t c0 = n * together, vectors = blocks_of(std::min(together, channels - c0), kLanes);
-      Floats factors[4], sums[4] = {};
-      for (int64_t v = 0; v < vectors; ++v)
-        factors[v] = read(factor + row * channels + c0 + v * kLanes, channels - c0 - v * kLanes);
-      for (int64_t t = start; t < stop; ++t) {
-        for (int64_t v = 0; v < vectors; ++v) {
-          const int64_t c = c0 + v * kLanes, live = channels - c, at = t * channels + c;
-          const Floats value = read(g + at, live);
-          sums[v] += value * read(branch + at, live);
-          write(value * factors[v], branch_gradient + at - first * channels, live);
-        }
+  const int64_t wide = blocks_of(blocks_of(channels, 2 * kEdge), threads) * 2 * kEdge;  // whole lines of memory
+  for_each(blocks_of(channels, wide), threads, [&](int64_t n) {
+    for (int64_t t = first; t < end; ++t) {  // in the order of memory
+      const int64_t at = t * channels, factors = t / tokens * channels;
+      for (int64_t c = n * wide; c < std::min(channels, (n + 1) * wide); c += kLanes) {
+        const int64_t live = channels - c;
+        const Floats value = read(g + at + c, live);
+        float* sums = factor_gradient + factors + c;
+        write(read(sums, live) + value * read(branch + at + c, live), sums, live);
+        write(value * read(factor + factors + c, live), branch_gradient + at - first * channels + c, live);
       }
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t c = c0 + v * kLanes, live = channels - c;
-        float* to = factor_gradient + row * channels + c;
-        write(read(to, live) + sums[v], to, live);
-      }
-      start = stop;
     }
   });
 }
