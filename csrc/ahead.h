@@ -7,9 +7,11 @@ namespace hpcm {
 // Parts of memory, fetched a few lines at a time: with too many lines on their way, the processor waits.
 class Ahead {
  public:
-  // With several threads nothing is fetched: which of their cores will read it is not known.
+  // For what is read later, the number of threads is given: with several, nothing is fetched, since it is not known
+  // whose core will read it.
   explicit Ahead(int64_t threads = 1) : wanted_(threads == 1) {}
-  // `rows` rows of `count` elements, `stride` elements apart; beyond kMost parts nothing is fetched.
+  // `rows` rows of `count` elements, `stride` elements apart. Parts after the first kMost are left out, and so is the
+  // last line of rows that do not begin with a line.
   template <class Element>
   void add(const Element* from, int64_t count, int64_t rows = 1, int64_t stride = 0) {
     constexpr int64_t size = sizeof(Element);

@@ -97,7 +97,7 @@ constexpr int64_t kRegister = 32, kTogether = 4, kHalves = 1;
 #else
 constexpr int64_t kRegister = 16, kTogether = 2, kHalves = 1;
 #endif
-constexpr int64_t kRests = kEdge / kTogether;  // moments in a step at which something else can be done
+constexpr int64_t kMoments = kEdge / kTogether;  // moments in a step at which something else can be done
 typedef float RegisterFloats __attribute__((vector_size(kRegister)));
 typedef uint32_t RegisterWords __attribute__((vector_size(kRegister)));
 
@@ -169,14 +169,14 @@ inline void begin(Block& block) {
   block.empty = true;
 }
 
-// In every step meanwhile(n) is called for n of the kRests moments, until it was called for all.
+// Calls meanwhile(n) while it computes; the n add up to steps · kMoments.
 template <class Meanwhile>
 inline void add(Block& block, const Left& left, const BFloat16* right, int64_t steps, Meanwhile& meanwhile) {
 #ifdef HPCM_AMX
   if (matrix_unit()) {
     const int64_t stride = left.row * static_cast<int64_t>(sizeof(BFloat16));
     for (int64_t s = 0; s < steps; ++s) {
-      meanwhile(kRests);
+      meanwhile(kMoments);
       _tile_loadd(4, left.upper + s * left.step, stride);
       _tile_loadd(6, right + s * kStep, 64);
       _tile_loadd(7, right + s * kStep + kTile, 64);

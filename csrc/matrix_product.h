@@ -153,8 +153,8 @@ class Fetching {
  public:
   template <class Done>
   Fetching(const Done& done, const Place& place, int64_t steps, Ahead& later) : later_(later) {
-    done.fetch(place, now_);
-    lines_ = blocks_of(now_.lines(), steps * kRests);
+    done.announce(place, now_);
+    lines_ = blocks_of(now_.lines(), steps * kMoments);
   }
   void operator()(int64_t moments) {
     now_.fetch(moments * lines_);
@@ -225,7 +225,7 @@ struct AddGradient {
   bool add;
 
   // With the matrix unit a block takes less time than fetching does.
-  void fetch(const Place& place, Ahead& ahead) const {
+  void announce(const Place& place, Ahead& ahead) const {  // the memory that a block goes to
     if (add && !matrix_unit())
       ahead.add(gradient + place.row * stride + place.column, place.columns, place.rows, stride);
   }

@@ -124,7 +124,7 @@ void hpcm_training_residual_backward(const BFloat16* g, const BFloat16* x, const
       const int64_t tokens = std::min(part, end - first);
       const BFloat16* out = g + first * channels;
       const int64_t next = first + tokens, soon = std::min(part, batch * picture - next);
-      Ahead later(threads);
+      Ahead later(threads);  // what is needed first is fetched last, so that it is still in the cache
       later.add(x + first * channels, tokens * channels);  // read at the end of these pictures
       later.add(shifted + next * channels, soon * channels);
       later.add(hidden + next * hidden_channels, soon * hidden_channels);

@@ -8,7 +8,7 @@ namespace hpcm {
 struct Patches {
   int64_t batch, height, width;  // of the image
   int64_t rows, columns, edge, stride;
-  int64_t first;   // the row and column of the image where the first patch begins, 0 or less
+  int64_t first;   // the row and column of the image where the first of rows × columns patches begins, 0 or less
   int64_t beyond;  // rings of patches around these, which repeat the outermost ones
 };
 
@@ -22,7 +22,8 @@ void for_each_line(const Patches& p, int64_t threads, const Body& body) {
       for (int64_t u = 0; u < p.edge; ++u)
         for (int64_t j = -p.beyond; j < p.columns + p.beyond; ++j) {
           const int64_t row = std::clamp<int64_t>(i, 0, p.rows - 1), column = std::clamp<int64_t>(j, 0, p.columns - 1);
-          const bool again = i > (row ? row : -p.beyond) || j > (column ? column : -p.beyond);
+          const int64_t first_row = row == 0 ? -p.beyond : row, first_column = column == 0 ? -p.beyond : column;
+          const bool again = i > first_row || j > first_column;
           body(((((b * p.rows + row) * p.columns + column) * 3 + colour) * p.edge + u) * p.edge, n,
                p.first + i * p.stride + u, p.first + j * p.stride, again);
         }
@@ -30,7 +31,7 @@ void for_each_line(const Patches& p, int64_t threads, const Body& body) {
 }
 
 // Patches of an image; outside of it they get its border repeated, or zeros. Those beyond are added to the ones that
-// they repeat.
+// they repeat, in bfloat16.
 inline void take_patches(const float* image, BFloat16* patches, const Patches& p, bool repeat, int64_t threads) {
   for_each_line(p, threads, [&](int64_t at, int64_t plane, int64_t y, int64_t x, bool again) {
     BFloat16* to = patches + at;

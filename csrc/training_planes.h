@@ -29,8 +29,8 @@ struct Finish {
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
   bool far = false;                     // y and `added` are not in the caches
 
-  void fetch(const Place& place, Ahead& ahead) const {
-    if (!far && matrix_unit()) return;
+  void announce(const Place& place, Ahead& ahead) const {  // the memory that a block meets
+    if (!far && matrix_unit()) return;                     // it takes less time than fetching does
     const int64_t at = place.row * outputs + place.column;
     ahead.add(y + at, place.columns, place.rows, outputs);
     if (activated) ahead.add(activated + at, place.columns, place.rows, outputs);
@@ -120,13 +120,13 @@ inline void factor_backward(const BFloat16* g, const BFloat16* branch, const flo
   const int64_t wide = blocks_of(blocks_of(channels, 2 * kEdge), threads) * 2 * kEdge;  // whole lines of memory
   for_each(blocks_of(channels, wide), threads, [&](int64_t n) {
     for (int64_t t = first; t < end; ++t) {  // in the order of memory
-      const int64_t at = t * channels, factors = t / tokens * channels;
+      const int64_t at = t * channels, factor_at = (t / tokens) * channels;
       for (int64_t c = n * wide; c < std::min(channels, (n + 1) * wide); c += kLanes) {
         const int64_t live = channels - c;
         const Floats value = read(g + at + c, live);
-        float* sums = factor_gradient + factors + c;
+        float* sums = factor_gradient + factor_at + c;
         write(read(sums, live) + value * read(branch + at + c, live), sums, live);
-        write(value * read(factor + factors + c, live), branch_gradient + at - first * channels + c, live);
+        write(value * read(factor + factor_at + c, live), branch_gradient + at - first * channels + c, live);
       }
     }
   });

@@ -14,7 +14,8 @@ from hpcm_codec.entropy.distributions import fused_distribution
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.model import schedule
 from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, pointwise_and_input, up2
-from hpcm_codec.model.config import preset
+from hpcm_codec.model.cells import CrossAttentionCell
+from hpcm_codec.model.config import CellConfig, preset
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimator, Noise
 from hpcm_codec.model.rwkv import OmniShift, RWKVBlock
@@ -71,8 +72,7 @@ def check(
             parameter.grad = None
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=half):
             patch.setenv("HPCM_OPS", operators)
-            if parameters:
-                assert fused.active(taken[0], parameters[0]) == (half and operators == "auto")
+            assert fused.active(taken[0], parameters[0]) == (half and operators == "auto")
             y = compute(*taken)
         generator = torch.Generator().manual_seed(5)
         y.backward(torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.dtype))
@@ -94,7 +94,9 @@ def rounded(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (1, 1, 1), (3, 7, 5), (1, 33, 20)])
 @pytest.mark.parametrize(("inputs", "outputs"), [((32,), 64), ((20, 12), 50), ((48, 40), 7)])
-def test_products(shape: tuple[int, int, int], inputs: tuple[int, ...], outputs: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])  # with one, memory is fetched ahead
+def test_products(shape: tuple[int, int, int], inputs: tuple[int, ...], outputs: int, threads: int) -> None:
+    torch.set_num_threads(threads)
     torch.manual_seed(1)
     batch, height, width = shape
     layer = rounded(nn.Conv2d(sum(inputs), outputs, 1))
@@ -110,16 +112,39 @@ def test_products(shape: tuple[int, int, int], inputs: tuple[int, ...], outputs:
 def test_products_pass_their_first_input_on(inputs: tuple[int, ...], uses: str) -> None:
     torch.manual_seed(6)
     layer = rounded(nn.Conv2d(sum(inputs), inputs[0], 1))
-    planes = tuple(bfloat16(2, size, 7, 5) for size in inputs)
-    parameters = list(layer.parameters())
     assert isinstance(layer, nn.Conv2d)
+    planes = tuple(bfloat16(2, size, 7, 5) for size in inputs)
+    for_all = bfloat16(1, inputs[0], 7, 5)  # one plane for the whole batch
 
     def compute(*x: Tensor) -> Tensor:
-        result, first = pointwise_and_input(layer, *x)
+        result, first = pointwise_and_input(layer, *x[:-1], added=x[-1])
         assert torch.equal(first, x[0])
         return {"both": result + 3 * first, "result": result, "input": 3 * first}[uses]
 
-    check(compute, planes, [] if uses == "input" else parameters)
+    check(compute, (*planes, for_all), list(layer.parameters()))
+
+
+def test_a_token_layer_passes_its_input_on() -> None:
+    torch.manual_seed(7)
+    layers = [nn.Linear(24, 24, bias=False) for _ in range(2)]
+
+    def compute(tokens: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for layer in layers:
+            result, tokens = pointwise_and_input(layer, tokens)
+            total = total + result
+        return total + tokens
+
+    for layer in layers:
+        rounded(layer)
+    check(compute, (bfloat16(1, 9, 24),), [layer.weight for layer in layers])
+
+
+@pytest.mark.parametrize("width", [None, 16])
+def test_attention_in_windows(width: int | None) -> None:
+    torch.manual_seed(8)
+    cell = CrossAttentionCell(24, CellConfig(window=4, heads=2, width=width))
+    check(cell, (bfloat16(2, 24, 6, 7), bfloat16(2, 24, 6, 7)), list(cell.parameters()), least=0.02)
 
 
 def test_tokens() -> None:
@@ -131,7 +156,9 @@ def test_tokens() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 20, 5, 7), (1, 48, 1, 1), (2, 64, 40, 9)])
 @pytest.mark.parametrize("levels", [0, 1, 4])
-def test_residual_blocks(shape: tuple[int, ...], levels: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_residual_blocks(shape: tuple[int, ...], levels: int, threads: int) -> None:
+    torch.set_num_threads(threads)
     torch.manual_seed(3)
     block = rounded(ResidualBlock(shape[1], factor_levels=levels))
     rate = torch.rand(shape[0], 4).softmax(dim=1)
@@ -170,7 +197,7 @@ def test_patches(kernel: int) -> None:
         y.backward(generator.to(y.dtype))
         found.append([y.detach(), *(p.grad.clone() for p in into.parameters() if p.grad is not None)])
     assert max(relative(a, b) for a, b in zip(*found, strict=True)) < HALF
-    for size in ((4, 6), (1, 3)):
+    for size in ((4, 6), (1, 3), (1, 1)):
         check(out, (bfloat16(2, PATCH_WIDTH, *size),), list(out.parameters()))
 
 

@@ -73,7 +73,8 @@ class _AdaptorAndPrior(nn.Module):
 
     def forward(self, latents: Tensor, context: Tensor) -> Tensor:
         rate = torch.ones(1, 1, device=context.device)
-        return self.prior(self.adaptor(context, latents), self.adaptor.gain, context, rate)
+        adapted, context = self.adaptor(context, latents)
+        return self.prior(adapted, self.adaptor.gain, context, rate)
 
 
 def compare_cells(

@@ -139,9 +139,10 @@ def pointwise(layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | Non
 def pointwise_and_input(
     layer: nn.Conv2d | nn.Linear, *inputs: Tensor, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`pointwise`, and the first input once more, for what else is computed with it.
+    """The result of `pointwise`, and its first input.
 
-    The gradient of that is added inside the layer's backward pass and not, as autograd does it, in a pass over memory of its own.
+    Use the returned input for what else is computed with it: its gradient is then added inside the layer's backward pass, not in a pass
+    over memory of its own.
     """
     if fused.active(inputs[0], layer.weight):
         return fused.linear_and_input(layer.weight, layer.bias, *inputs, added=added)

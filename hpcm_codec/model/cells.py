@@ -60,7 +60,7 @@ class CrossAttentionCell(nn.Module):
             keys_inside = self._to_windows(inside, window)[:, :1, :, 0] > 0
             mask = keys_inside[:, :, None, :].repeat(batch, 1, 1, 1)
         q, k, v = (self._to_windows(t, window) for t in (query, key, value))
-        if fused.active(params, self.query.weight):  # torch's backward pass takes three times as long in bfloat16
+        if fused.active(params, self.query.weight):  # its backward pass in torch takes three times as long in bfloat16
             with torch.autocast("cpu", enabled=False):
                 attended = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
         else:

@@ -103,6 +103,8 @@ def plane_of(rows: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
+    """Returns the result and the first input (see `linear_and_input`). Either may be unused: its gradient is then None."""
+
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, bias: Tensor | None, added: Tensor | None, *inputs: Tensor
@@ -137,7 +139,7 @@ class _Linear(torch.autograd.Function):
             training.weight_gradient(g, x, part, bias if number == 0 else None, added=to_add)
             start += pack.inputs
             wanted = ctx.needs_input_grad[3 + number]
-            other = None if passed_on is None or number > 0 else rows_of(passed_on)
+            other = rows_of(passed_on) if wanted and number == 0 and passed_on is not None else None
             by_input = training.linear((g,), (pack.backward,), pack.inputs, added=other) if wanted else None
             inputs.append(None if by_input is None else plane_of(by_input))
         added = None
@@ -155,7 +157,7 @@ def linear(weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor |
 def linear_and_input(
     weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`linear`, and the first input; the gradient of that one is added in the product which computes the input's gradient."""
+    """The result of `linear`, and its first input; what comes back for that one is added, in bfloat16, to the input's gradient."""
     y, first = _Linear.apply(weight, bias, added, *inputs)
     return y, first
 

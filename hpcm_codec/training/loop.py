@@ -173,7 +173,7 @@ class Trainer:
     def _plain_losses(self, batch: Batch) -> RateDistortion:
         """Forward and backward pass."""
         x = batch.pixels.float().div_(255)
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":  # there, patches are taken out of whole colour planes
             x = x.contiguous(memory_format=torch.channels_last)
         try:
             with self._autocast():
