@@ -178,7 +178,8 @@ def take_patches(
 ) -> None:
     """Write the patches of an image B×3×H×W (float32) into `patches`, B×rows×columns×(3·edge²).
 
-    first: where the first of rows×columns patches begins, in pixels, 0 or less. repeat: outside, the border is repeated; else there are zeros.
+    first: where the first of rows×columns patches begins, in pixels, 0 or less.
+    repeat: outside, the border is repeated; else there are zeros.
     beyond: rings of patches around these; each is added to the nearest of them.
     """
     batch, _, height, width = image.shape
