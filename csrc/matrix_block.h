@@ -1,7 +1,6 @@
 // Blocks of 32×32 results of a matrix product in bfloat16 with sums in float32: by the matrix unit (AMX), by AVX-512's
 // bfloat16 dot products, or by plain vectors, whichever the machine has. What is packed has one layout for all three.
 #pragma once
-#include "ahead.h"
 #include "bfloat16.h"
 
 #if defined(__AMX_BF16__) && defined(__linux__) && !defined(HPCM_PLAIN) && !defined(HPCM_NO_AMX)

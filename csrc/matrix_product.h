@@ -1,6 +1,7 @@
 // Matrix products in bfloat16 for training on the processor: y = Σ x·Wᵀ over one or two inputs, and the gradient of W;
 // and how weights and activations are packed for them.
 #pragma once
+#include "ahead.h"
 #include "matrix_block.h"
 
 namespace hpcm {
