@@ -78,6 +78,11 @@ inline void write_both(Floats first, Floats second, BFloat16* to) {
 #endif
 }
 
+inline void write_both(Floats first, Floats second, float* to) {
+  store(first, to);
+  store(second, to + kLanes);
+}
+
 // The same past the caches, for what is not read for a long time: where the line is whole, memory is not read first.
 inline void stream_both(Floats first, Floats second, BFloat16* to) {
 #ifdef HPCM_DOT_PRODUCTS

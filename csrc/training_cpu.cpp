@@ -1,11 +1,19 @@
 // The operators of a training step on the processor, as hpcm_codec/ops/training.py calls them. A plain C interface;
 // planes are tokens × channels in bfloat16, weights and their gradients float32, weights of products packed
-// (matrix_product.h).
+// (matrix_product.h). Pointers without a type are to streams: float32 if `wide`, else bfloat16.
+#include <type_traits>
+
+#include "training_block.h"
 #include "training_mixing.h"
 #include "training_patches.h"
-#include "training_planes.h"
 
 using namespace hpcm;
+
+// Calls body with a null pointer to the numbers of a stream.
+template <class Body>
+static void with_stream(int64_t wide, const Body& body) {
+  wide ? body(static_cast<float*>(nullptr)) : body(static_cast<BFloat16*>(nullptr));
+}
 
 extern "C" {
 
@@ -21,19 +29,22 @@ void hpcm_training_pack(const float* weight, BFloat16* forward, BFloat16* backwa
 
 // y = leaky(x₁·W₁ᵀ + x₂·W₂ᵀ + bias) + added; x₂ may be null, the rest too. `added` repeats after so many tokens.
 void hpcm_training_linear(const BFloat16* x1, const BFloat16* weights1, const BFloat16* x2, const BFloat16* weights2,
-                          const float* bias, const BFloat16* added, BFloat16* y, int64_t tokens, int64_t width1,
-                          int64_t width2, int64_t outputs, int64_t leaky, int64_t added_tokens, int64_t threads) {
-  Finish finish{outputs, y};
-  finish.bias = bias;
-  finish.leaky = leaky != 0;
-  finish.added = added;
-  finish.added_tokens = added_tokens;
-  finish.far = true;
-  if (x2) {
-    product<2>({{x1, width1, weights1}, {x2, width2, weights2}}, tokens, finish, threads);
-  } else {
-    product<1>({{x1, width1, weights1}}, tokens, finish, threads);
-  }
+                          const float* bias, const void* added, void* y, int64_t tokens, int64_t width1, int64_t width2,
+                          int64_t outputs, int64_t leaky, int64_t added_tokens, int64_t wide, int64_t threads) {
+  with_stream(wide, [&](auto* stream) {
+    using Stream = std::remove_pointer_t<decltype(stream)>;
+    Finish<Stream> finish{outputs, static_cast<Stream*>(y)};
+    finish.bias = bias;
+    finish.leaky = leaky != 0;
+    finish.added = static_cast<const Stream*>(added);
+    finish.added_tokens = added_tokens;
+    finish.far = true;
+    if (x2) {
+      product<2>({{x1, width1, weights1}, {x2, width2, weights2}}, tokens, finish, threads);
+    } else {
+      product<1>({{x1, width1, weights1}}, tokens, finish, threads);
+    }
+  });
 }
 
 void hpcm_training_weight_gradient(const BFloat16* g, const BFloat16* x, float* gradient, float* sums, int64_t tokens,
@@ -46,117 +57,77 @@ void hpcm_training_depthwise(const BFloat16* x, const float* taps, const float* 
                              BFloat16* y, int64_t size, int64_t flipped, int64_t batch, int64_t height, int64_t width,
                              int64_t channels, int64_t threads) {
   const Plane plane{batch, height, width, channels};
-  (size == 3 ? depthwise<3> : depthwise<5>)(x, taps, bias, added, y, nullptr, plane, flipped != 0, threads);
+  using Same = decltype(&depthwise<3, BFloat16, BFloat16>);
+  const Same compute = size == 3 ? depthwise<3, BFloat16, BFloat16> : depthwise<5, BFloat16, BFloat16>;
+  compute(x, taps, bias, added, y, nullptr, plane, flipped != 0, threads);
 }
 
 void hpcm_training_depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float* bias, int64_t size,
                                       int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t threads) {
   const Plane plane{batch, height, width, channels};
-  (size == 3 ? depthwise_gradient<3> : depthwise_gradient<5>)(x, g, taps, bias, plane, false, threads);
+  const auto compute = size == 3 ? depthwise_gradient<3, BFloat16> : depthwise_gradient<5, BFloat16>;
+  compute(x, g, taps, bias, plane, false, threads);
 }
 
-// Pictures that are worked on together, so that there are enough tokens and what is computed stays in the cache.
-static int64_t pictures_together(int64_t batch, int64_t picture, int64_t threads) {
-  return std::max<int64_t>(1, std::min(batch, kChunk * threads / picture));
-}
-
-// A residual block: shifted = depthwise 3×3(x), hidden = leaky(expand(shifted)), y = x + factor · project(hidden).
-// `branch` keeps what the factor is applied to; it and the factor may be null.
-void hpcm_training_residual(const BFloat16* x, const float* taps, const float* taps_bias, const BFloat16* expand,
+// A residual block; `branch` and `factor` may be null.
+void hpcm_training_residual(const void* x, const float* taps, const float* taps_bias, const BFloat16* expand,
                             const float* expand_bias, const BFloat16* project, const float* project_bias,
-                            const float* factor, BFloat16* shifted, BFloat16* hidden, BFloat16* branch, BFloat16* y,
+                            const float* factor, BFloat16* shifted, BFloat16* hidden, BFloat16* branch, void* y,
                             int64_t factor_rows, int64_t batch, int64_t height, int64_t width, int64_t channels,
-                            int64_t hidden_channels, int64_t threads) {
-  static thread_local Scratch<BFloat16> memory;
-  const int64_t picture = height * width, together = pictures_together(batch, picture, threads);
-  BFloat16* near = memory.get(together * picture * channels);
-  for (int64_t b = 0; b < batch; b += together) {
-    const Plane plane{std::min(together, batch - b), height, width, channels};
-    const int64_t begin = b * picture, at = begin * channels, next = b + plane.batch;
-    Ahead later(threads);
-    later.add(x + next * picture * channels, std::min(together, batch - next) * picture * channels);
-    depthwise<3>(x + at, taps, taps_bias, nullptr, near, shifted + at, plane, false, threads);
-    for_each(blocks_of(plane.tokens(), kRows), threads, [&](int64_t n) {
-      static thread_local Scratch<BFloat16> hidden_memory;
-      const int64_t first = n * kRows, rows = std::min(kRows, plane.tokens() - first);
-      BFloat16* near_hidden = hidden_memory.get(kRows * hidden_channels);
-      Finish to_hidden{hidden_channels, near_hidden};
-      to_hidden.bias = expand_bias;
-      to_hidden.leaky = true;
-      to_hidden.kept = hidden + (begin + first) * hidden_channels;
-      const int64_t from = at + first * channels;
-      Finish to_y{channels, y + from};
-      to_y.bias = project_bias;
-      to_y.before = branch ? branch + from : nullptr;
-      to_y.factor = factor && factor_rows > 1 ? factor + b * channels : factor;
-      to_y.first_token = first;
-      to_y.tokens_of_factor = factor_rows > 1 ? picture : 0;
-      to_y.added = x + from;
-      const Input expansion[] = {{near + first * channels, channels, expand}};
-      const Input projection[] = {{near_hidden, hidden_channels, project}};
-      multiply_rows(expansion, hidden_channels, 0, rows, to_hidden, later);
-      multiply_rows(projection, channels, 0, rows, to_y, later);
-    });
-  }
-  streams_end();
+                            int64_t hidden_channels, int64_t wide, int64_t threads) {
+  const BlockSize size{{batch, height, width, channels}, hidden_channels, factor_rows};
+  with_stream(wide, [&](auto* stream) {
+    using Stream = std::remove_pointer_t<decltype(stream)>;
+    const BlockForward<Stream> io{static_cast<const Stream*>(x),
+                                  taps,
+                                  taps_bias,
+                                  expand,
+                                  expand_bias,
+                                  project,
+                                  project_bias,
+                                  factor,
+                                  shifted,
+                                  hidden,
+                                  branch,
+                                  static_cast<Stream*>(y)};
+    residual(size, io, threads);
+  });
 }
 
 // Its gradients from g, that of y. expand and project are packed for gradients; factor_gradient begins as zeros; the
-// gradients of expand and project are added to where said. Goes through
-// the tokens in parts whose working memory stays in the cache.
-void hpcm_training_residual_backward(const BFloat16* g, const BFloat16* x, const BFloat16* shifted,
-                                     const BFloat16* hidden, const BFloat16* branch, const float* taps,
-                                     const BFloat16* expand, const BFloat16* project, const float* factor,
-                                     BFloat16* x_gradient, float* taps_gradient, float* taps_bias_gradient,
-                                     float* expand_gradient, float* expand_bias_gradient, float* project_gradient,
-                                     float* project_bias_gradient, float* factor_gradient, int64_t factor_rows,
-                                     int64_t batch, int64_t height, int64_t width, int64_t channels,
-                                     int64_t hidden_channels, int64_t expand_added, int64_t project_added,
-                                     int64_t threads) {
-  static thread_local Scratch<BFloat16> branch_memory, hidden_memory, shifted_memory;
-  const int64_t picture = height * width, part = kChunk * threads;
-  const int64_t together = pictures_together(batch, picture, threads);
-  BFloat16* hidden_gradient = hidden_memory.get(part * hidden_channels);
-  BFloat16* shifted_gradient = shifted_memory.get(together * picture * channels);
-  for (int64_t b = 0; b < batch; b += together) {
-    const int64_t begin = b * picture, end = std::min(batch, b + together) * picture;
-    for (int64_t first = begin; first < end; first += part) {
-      const int64_t tokens = std::min(part, end - first);
-      const BFloat16* out = g + first * channels;
-      const int64_t next = first + tokens, soon = std::min(part, batch * picture - next);
-      Ahead later(threads);  // what is needed first is fetched last, so that it is still in the cache
-      later.add(x + first * channels, tokens * channels);  // read at the end of these pictures
-      later.add(shifted + next * channels, soon * channels);
-      later.add(hidden + next * hidden_channels, soon * hidden_channels);
-      if (factor) later.add(branch + next * channels, soon * channels);
-      later.add(g + next * channels, soon * channels);
-      if (factor) {
-        BFloat16* branch_gradient = branch_memory.get(part * channels);
-        factor_backward(g, branch, factor, factor_rows > 1 ? picture : batch * picture, channels, first, first + tokens,
-                        branch_gradient, factor_gradient, threads);
-        out = branch_gradient;
-      }
-      Finish to_hidden{hidden_channels, hidden_gradient};
-      to_hidden.activated = hidden + first * hidden_channels;
-      const Finish to_shifted{channels, shifted_gradient + (first - begin) * channels};
-      const Input projection[] = {{out, channels, project}}, expansion[] = {{hidden_gradient, hidden_channels, expand}};
-      for_each(blocks_of(tokens, kRows), threads, [&](int64_t n) {
-        const int64_t rows = std::min(kRows, tokens - n * kRows);
-        multiply_rows(projection, hidden_channels, n * kRows, rows, to_hidden, later);
-        multiply_rows(expansion, channels, n * kRows, rows, to_shifted, later);
-      });
-      weight_gradient(out, channels, hidden + first * hidden_channels, hidden_channels, tokens, project_gradient,
-                      hidden_channels, first > 0 || project_added, threads, &later);
-      column_sums(out, tokens, channels, project_bias_gradient, first > 0, threads);
-      weight_gradient(hidden_gradient, hidden_channels, shifted + first * channels, channels, tokens, expand_gradient,
-                      channels, first > 0 || expand_added, threads, &later);
-      column_sums(hidden_gradient, tokens, hidden_channels, expand_bias_gradient, first > 0, threads);
-    }
-    const Plane plane{(end - begin) / picture, height, width, channels};
-    const int64_t at = begin * channels;
-    depthwise_gradient<3>(x + at, shifted_gradient, taps_gradient, taps_bias_gradient, plane, b > 0, threads);
-    depthwise<3>(shifted_gradient, taps, nullptr, g + at, x_gradient + at, nullptr, plane, true, threads);
-  }
+// gradients of expand and project are added to where said.
+void hpcm_training_residual_backward(const void* g, const void* x, const BFloat16* shifted, const BFloat16* hidden,
+                                     const BFloat16* branch, const float* taps, const BFloat16* expand,
+                                     const BFloat16* project, const float* factor, void* x_gradient,
+                                     float* taps_gradient, float* taps_bias_gradient, float* expand_gradient,
+                                     float* expand_bias_gradient, float* project_gradient, float* project_bias_gradient,
+                                     float* factor_gradient, int64_t factor_rows, int64_t batch, int64_t height,
+                                     int64_t width, int64_t channels, int64_t hidden_channels, int64_t expand_added,
+                                     int64_t project_added, int64_t wide, int64_t threads) {
+  const BlockSize size{{batch, height, width, channels}, hidden_channels, factor_rows};
+  with_stream(wide, [&](auto* stream) {
+    using Stream = std::remove_pointer_t<decltype(stream)>;
+    const BlockBackward<Stream> io{static_cast<const Stream*>(g),
+                                   static_cast<const Stream*>(x),
+                                   shifted,
+                                   hidden,
+                                   branch,
+                                   taps,
+                                   expand,
+                                   project,
+                                   factor,
+                                   static_cast<Stream*>(x_gradient),
+                                   taps_gradient,
+                                   taps_bias_gradient,
+                                   expand_gradient,
+                                   expand_bias_gradient,
+                                   project_gradient,
+                                   project_bias_gradient,
+                                   factor_gradient,
+                                   expand_added != 0,
+                                   project_added != 0};
+    residual_backward(size, io, threads);
+  });
 }
 
 void hpcm_training_take_patches(const float* image, BFloat16* patches, int64_t repeat, int64_t batch, int64_t height,

@@ -1,6 +1,6 @@
 // What a training step computes on planes besides matrix products: depthwise convolutions, factors of residual
-// branches, and how a product's blocks are finished. Planes are tokens × channels in bfloat16 (batch, row, column;
-// channels last).
+// branches, and how a product's blocks are finished. Planes are tokens × channels (batch, row, column; channels last)
+// in bfloat16; those called Stream, to which residual blocks add, in bfloat16 or float32.
 #pragma once
 #include "matrix_product.h"
 
@@ -14,9 +14,10 @@ struct Plane {
 // ---- finishing a product
 
 // y = leaky(sum + bias) · factor + added, each where it is wanted; `before` keeps what the factor is applied to.
+template <class Stream>
 struct Finish {
   int64_t outputs;
-  BFloat16* y;
+  Stream* y;
   const float* bias = nullptr;
   bool leaky = false;
   const float* factor = nullptr;
@@ -24,7 +25,7 @@ struct Finish {
   int64_t first_token = 0;       // of the first row, among those that the factors are for
   BFloat16* before = nullptr;    // this and `kept` for the backward pass, much later
   BFloat16* kept = nullptr;      // y once more
-  const BFloat16* added = nullptr;
+  const Stream* added = nullptr;
   int64_t added_tokens = INT64_MAX;     // after which `added` repeats
   const BFloat16* activated = nullptr;  // y is a gradient: times the slope of LeakyReLU where its output is this
   bool far = false;                     // y and `added` are not in the caches
@@ -53,7 +54,7 @@ struct Finish {
       take(block.sums[r], kEdge, value);
       if (bias) each(value, bias_of, [](Floats a, Floats b) { return a + b; });
       if (leaky) each(value, value, sloped);
-      if (before) put<whole>(value, live, before + at, true);
+      if (before) keep<whole>(value, live, before + at);
       if (factor) {
         if (token >= other_factors) {
           const int64_t row = factors_of(token);
@@ -70,8 +71,8 @@ struct Finish {
         take(activated + at, live, more);
         each(value, more, sloped);
       }
-      put<whole>(value, live, y + at, false);
-      if (kept) put<whole>(value, live, kept + at, true);
+      put<whole>(value, live, y + at);
+      if (kept) keep<whole>(value, live, kept + at);
     }
   }
 
@@ -80,13 +81,21 @@ struct Finish {
     to[0] = read(from, live);
     to[1] = live > kLanes ? read(from + kLanes, live - kLanes) : Floats{};
   }
-  template <bool whole>
-  static void put(const Floats (&value)[2], int64_t live, BFloat16* to, bool later) {
+  template <bool whole, class Element>
+  static void put(const Floats (&value)[2], int64_t live, Element* to) {
     if constexpr (whole) {
-      later ? stream_both(value[0], value[1], to) : write_both(value[0], value[1], to);
+      write_both(value[0], value[1], to);
     } else {
       write(value[0], to, live);
       if (live > kLanes) write(value[1], to + kLanes, live - kLanes);
+    }
+  }
+  template <bool whole>
+  static void keep(const Floats (&value)[2], int64_t live, BFloat16* to) {
+    if constexpr (whole) {
+      stream_both(value[0], value[1], to);
+    } else {
+      put<whole>(value, live, to);
     }
   }
   template <class Operation>
@@ -100,8 +109,8 @@ struct Finish {
   int64_t added_at(int64_t token) const { return token < added_tokens ? token : token % added_tokens; }
 };
 
-template <int inputs>
-void product(const Input (&input)[inputs], int64_t tokens, const Finish& finish, int64_t threads) {
+template <int inputs, class Stream>
+void product(const Input (&input)[inputs], int64_t tokens, const Finish<Stream>& finish, int64_t threads) {
   for_each(blocks_of(tokens, kRows), threads, [&](int64_t n) {
     const int64_t first = n * kRows, next = first + kRows;
     Ahead later(threads);
@@ -114,9 +123,9 @@ void product(const Input (&input)[inputs], int64_t tokens, const Finish& finish,
 
 // The gradients of y = branch · factor for the tokens first … end-1: of the branch (its first token being `first`), and
 // of the factors, added to. `tokens` share a row of factors.
-inline void factor_backward(const BFloat16* g, const BFloat16* branch, const float* factor, int64_t tokens,
-                            int64_t channels, int64_t first, int64_t end, BFloat16* branch_gradient,
-                            float* factor_gradient, int64_t threads) {
+template <class Stream>
+void factor_backward(const Stream* g, const BFloat16* branch, const float* factor, int64_t tokens, int64_t channels,
+                     int64_t first, int64_t end, BFloat16* branch_gradient, float* factor_gradient, int64_t threads) {
   const int64_t wide = blocks_of(blocks_of(channels, 2 * kEdge), threads) * 2 * kEdge;  // whole lines of memory
   for_each(blocks_of(channels, wide), threads, [&](int64_t n) {
     for (int64_t t = first; t < end; ++t) {  // in the order of memory
@@ -136,10 +145,10 @@ inline void factor_backward(const BFloat16* g, const BFloat16* branch, const flo
 
 // Rows of 32 channels in float32, `size / 2` zeros on each side: the inputs of a depthwise convolution of a
 // plane.
-template <int size>
+template <int size, class Element>
 class Rows {
  public:
-  Rows(const BFloat16* x, const Plane& plane, int64_t channel, float* memory)
+  Rows(const Element* x, const Plane& plane, int64_t channel, float* memory)
       : x_(x), plane_(plane), channel_(channel), memory_(memory), stride_((plane.width + size - 1) * kEdge) {
     std::memset(memory, 0, static_cast<size_t>(size * stride_) * sizeof(float));
   }
@@ -151,7 +160,7 @@ class Rows {
       std::memset(to, 0, static_cast<size_t>(plane_.width * kEdge) * sizeof(float));
       return;
     }
-    const BFloat16* from = x_ + row * plane_.width * plane_.channels + channel_;
+    const Element* from = x_ + row * plane_.width * plane_.channels + channel_;
     const int64_t live = plane_.channels - channel_;
     for (int64_t w = 0; w < plane_.width; ++w, from += plane_.channels, to += kEdge) {
       store(read(from, live), to);
@@ -165,7 +174,7 @@ class Rows {
 
  private:
   int64_t slot(int64_t row) const { return (row + size) % size; }
-  const BFloat16* x_;
+  const Element* x_;
   const Plane& plane_;
   int64_t channel_;
   float* memory_;
@@ -174,16 +183,17 @@ class Rows {
 
 // y = depthwise(x) + bias + added; flipped: with the kernel turned by 180°, which is what gradients of x need. `kept`,
 // if there, is y once more, for later.
-template <int size>
-void depthwise(const BFloat16* x, const float* taps, const float* bias, const BFloat16* added, BFloat16* y,
-               BFloat16* kept, const Plane& plane, bool flipped, int64_t threads) {
+template <int size, class X, class Y>
+void depthwise(const X* x, const float* taps, const float* bias, const Y* added, Y* y, BFloat16* kept,
+               const Plane& plane, bool flipped, int64_t threads) {
   constexpr int pad = size / 2, together = 2;  // places that share what they load
   const int64_t slabs = blocks_of(plane.channels, kEdge);
   for_each(plane.batch * slabs, threads, [&](int64_t n) {
     static thread_local Scratch<float> memory;
     const int64_t channel = n % slabs * kEdge, picture = n / slabs * plane.height * plane.width;
     const int64_t live[2] = {plane.channels - channel, plane.channels - channel - kLanes};
-    Rows<size> rows(x + picture * plane.channels, plane, channel, memory.get(Rows<size>::memory(plane)));
+    using Window = Rows<size, X>;
+    Window rows(x + picture * plane.channels, plane, channel, memory.get(Window::memory(plane)));
     Floats kernel[size * size][2], start[2];
     for (int half = 0; half < 2; ++half) {
       const int64_t c = channel + half * kLanes;
@@ -254,8 +264,8 @@ void depthwise(const BFloat16* x, const float* taps, const float* bias, const BF
 }
 
 // Gradients of a depthwise convolution's taps (size² × channels) and of its bias, if wanted: written, or added.
-template <int size>
-void depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float* bias, const Plane& plane, bool added,
+template <int size, class X>
+void depthwise_gradient(const X* x, const BFloat16* g, float* taps, float* bias, const Plane& plane, bool added,
                         int64_t threads) {
   constexpr int pad = size / 2;
   for_each(blocks_of(plane.channels, kEdge), threads, [&](int64_t slab) {
@@ -264,7 +274,8 @@ void depthwise_gradient(const BFloat16* x, const BFloat16* g, float* taps, float
     Floats sums[2][size * size] = {}, totals[2] = {};
     for (int64_t b = 0; b < plane.batch; ++b) {
       const int64_t picture = b * plane.height * plane.width;
-      Rows<size> rows(x + picture * plane.channels, plane, channel, memory.get(Rows<size>::memory(plane)));
+      using Window = Rows<size, X>;
+      Window rows(x + picture * plane.channels, plane, channel, memory.get(Window::memory(plane)));
       for (int64_t h = -pad; h < pad; ++h) rows.fetch(h);
       for (int64_t h = 0; h < plane.height; ++h) {
         rows.fetch(h + pad);

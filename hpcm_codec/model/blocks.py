@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from hpcm_codec.model.rate import interpolated
 from hpcm_codec.ops import fused, fused_mixing
 
 LEAKY_SLOPE = 0.01  # negative slope of HPCM's activations
@@ -49,13 +50,13 @@ class RateFactor(nn.Module):
     def forward(self, rate: Tensor | None) -> Tensor:
         if rate is None or self.level_values.shape[0] == 1:
             return self.level_values[:1, :, None, None]
-        return (rate @ self.level_values)[:, :, None, None]
+        return interpolated(rate, self.level_values)[:, :, None, None]
 
     def times(self, x: Tensor, rate: Tensor | None) -> Tensor:
         """x, B×C×h×w, times the factors."""
         if fused.active(x, self.level_values):
             return fused_mixing.scaled_add(None, x, self.level_values, rate)
-        return x * self(rate)
+        return x * self(rate).to(x.dtype)
 
 
 class PartialConv(nn.Module):
@@ -106,7 +107,7 @@ class ResidualBlock(nn.Module):
         hidden = pixelwise(self.expand, self.spatial(x))
         branch = pixelwise(self.project, functional.leaky_relu(hidden, LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:
-            factor = self.factor(rate)
+            factor = self.factor(rate).to(x.dtype)
             branch = branch.mul_(factor) if in_place else branch * factor
         return branch.add_(x) if in_place else x + branch
 
@@ -164,19 +165,30 @@ def silence(layer: nn.Conv2d, weight_factor: float) -> None:
             layer.bias.zero_()
 
 
+def _stream(x: Tensor) -> Tensor:
+    """x as residual blocks are to add to it: float32 under autocast, which would lose small additions to large values in bfloat16."""
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
+
+def in_autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast computes products in, where it is on."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class _Down2(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         even = not (x.shape[-2] % 2 or x.shape[-1] % 2)
         if even and fused.active(x, self.weight):
             return fused.halve(x, self.weight, self.bias)
-        return super().forward(x)
+        return _stream(super().forward(x))
 
 
 class _Up2(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.bias is not None and fused.active(x, self.weight):
             return fused.double(x, self.weight, self.bias)
-        return super().forward(x, output_size)
+        return _stream(super().forward(x, output_size))
 
 
 def down2(inputs: int, outputs: int) -> nn.Conv2d:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hpcm_codec.entropy.distributions import bounded, fused_distribution, lower_bounded_likelihood
 from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SMALLEST_SIGMA
 from hpcm_codec.model import lattices, schedule, transforms
-from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues
+from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues, in_autocast
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
@@ -254,7 +254,7 @@ class HPCM(nn.Module):
     def synthesise(self, latents: Tensor, rate: Tensor) -> Tensor:
         """Decoded latents → image, not clamped."""
         if self.rate_control is not None:
-            latents = latents * self.rate_control.synthesis_correction(rate).to(latents.dtype)
+            latents = latents * self.rate_control.synthesis_correction(rate)
         return self.g_s(latents, rate)
 
     def hyper_latents(self, latents: Tensor, rate: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ class HPCM(nn.Module):
         wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
         log_gain = self.latent_log_gain(rate)
         scaled = wide if log_gain is None else wide * log_gain.exp()
-        params = self.hyper_synthesis(rounded + mean, rate)
+        params = in_autocast(self.hyper_synthesis(rounded + mean, rate))
         estimator: EstimatorPort | FusedEstimator | MaskedEstimator
         # These code whole steps at once, for logarithmic scales and noise.
         whole_steps = self.config.scale_domain == "log" and noise is not None and log_gain is not None

@@ -30,6 +30,12 @@ def level_weights(position: Tensor, levels: int) -> Tensor:
     return (1 - (position[:, None] - anchors).abs()).clamp_min(0)
 
 
+def interpolated(rate: Tensor, values: Tensor) -> Tensor:
+    """values L×C between levels: B×C, for level weights B×L. Under autocast too in float32."""
+    with torch.autocast(rate.device.type, enabled=False):
+        return rate @ values
+
+
 def quality_to_position(quality: float, levels: int) -> float:
     """The position in [0, L-1] of a quality in [0, 100]."""
     return quality / HIGHEST_QUALITY * (levels - 1)
@@ -55,12 +61,12 @@ class RateControl(nn.Module):
 
     def latent_log_gain(self, rate: Tensor) -> Tensor:
         """B×M×1×1: logarithm of what the latents are multiplied with before rounding; rate: level weights B×L."""
-        return (rate @ self.log_gain)[:, :, None, None]
+        return interpolated(rate, self.log_gain)[:, :, None, None]
 
     def synthesis_correction(self, rate: Tensor) -> Tensor:
         """B×M×1×1: what the decoded latents are multiplied with, after the inverse gain, before the synthesis."""
-        return (rate @ self.log_inverse_correction).exp()[:, :, None, None]
+        return interpolated(rate, self.log_inverse_correction).exp()[:, :, None, None]
 
     def hyper_log_gain(self, rate: Tensor) -> Tensor:
         """B×N×1×1: the same as `latent_log_gain` for the hyper-latents."""
-        return (rate @ self.log_hyper_gain)[:, :, None, None]
+        return interpolated(rate, self.log_hyper_gain)[:, :, None, None]

@@ -16,6 +16,7 @@ from torch.nn import functional
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock, down2, up2
 from hpcm_codec.model.config import PATCH, ModelConfig
 from hpcm_codec.ops import fused
+from hpcm_codec.ops.fused import LARGEST_PIXEL
 
 PATCH_WIDTH = 192  # channels at 1/8 resolution: three colours of an 8×8 block
 # How much faster a chrominance coefficient loses its importance with frequency than a luminance one.
@@ -34,7 +35,12 @@ class _PatchesIn(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None and not x.requires_grad and fused.active(x, self.weight):
             return fused.take_patches(x, self.weight, self.bias, PATCH)
-        return super().forward(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # rounding pixels and these weights would change the brightness
+            return self._conv_forward(x.float() * LARGEST_PIXEL, self.weight / LARGEST_PIXEL, self.bias)
 
 
 def _patches_in(config: ModelConfig) -> nn.Conv2d:

@@ -2,7 +2,8 @@
 
 They compute what the network's blocks compute under autocast, with fewer roundings, passes over memory and calls. `active`
 returns whether they apply; where they do not (CUDA, float32, evaluation, no compiler) the blocks use torch's operators.
-Tensors are B×C×h×w as the network has them, channels last; tokens B×T×C.
+Tensors are B×C×h×w as the network has them, channels last; tokens B×T×C. Results are bfloat16; what changes the resolution returns
+float32, and residual blocks keep the dtype of their input: in bfloat16, small additions to large values would be lost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from hpcm_codec.ops import training
 from hpcm_codec.ops.training import PackedWeight
+
+LARGEST_PIXEL = (
+    255  # whole numbers up to it are exact in bfloat16; of their 255ths most would be rounded up, by 7e-4 on average
+)
 
 # The packed weights of the step in progress. Never kept for longer: nothing shows that an optimiser has changed the weights.
 # The weights themselves are held too, so that no other tensor can get the same address.
@@ -98,6 +103,11 @@ def rows_of(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).contiguous()
 
 
+def _stream_rows(x: Tensor) -> Tensor:
+    """`rows_of`, but float32 stays float32."""
+    return x.permute(0, 2, 3, 1).contiguous() if x.dtype == torch.float32 else rows_of(x)
+
+
 def plane_of(rows: Tensor) -> Tensor:
     return rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
 
@@ -107,7 +117,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, bias: Tensor | None, added: Tensor | None, *inputs: Tensor
+        ctx: Any, weight: Tensor, bias: Tensor | None, added: Tensor | None, wide: bool, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         rows = tuple(rows_of(x) for x in inputs)
         packs, start = [], 0
@@ -120,7 +130,7 @@ class _Linear(torch.autograd.Function):
         ctx.added_once = added is not None and len(added) == 1
         y = training.linear(
             rows, tuple(pack.forward for pack in packs), weight.shape[0],
-            bias=None if bias is None else bias.detach(), added=None if added is None else rows_of(added),
+            bias=None if bias is None else bias.detach(), added=None if added is None else rows_of(added), wide=wide,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         return plane_of(y), inputs[0]
@@ -128,7 +138,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, passed_on: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return None, None, None, passed_on, *(None for _ in ctx.packs[1:])
+            return None, None, None, None, passed_on, *(None for _ in ctx.packs[1:])
         g, outputs = rows_of(gradient), ctx.shape[0]
         weight, to_add, wanted_here = _target(ctx.key, ctx.shape)
         bias = torch.empty(outputs) if ctx.has_bias else None
@@ -138,19 +148,19 @@ class _Linear(torch.autograd.Function):
             part = weight[:, start : start + pack.inputs]
             training.weight_gradient(g, x, part, bias if number == 0 else None, added=to_add)
             start += pack.inputs
-            wanted = ctx.needs_input_grad[3 + number]
+            wanted = ctx.needs_input_grad[4 + number]
             other = rows_of(passed_on) if wanted and number == 0 and passed_on is not None else None
             by_input = training.linear((g,), (pack.backward,), pack.inputs, added=other) if wanted else None
             inputs.append(None if by_input is None else plane_of(by_input))
         added = None
         if ctx.needs_input_grad[2]:
             added = plane_of(g.sum(dim=0, keepdim=True) if ctx.added_once else g)
-        return weight.view(ctx.shape) if wanted_here else None, bias, added, *inputs
+        return weight.view(ctx.shape) if wanted_here else None, bias, added, None, *inputs
 
 
 def linear(weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
     """A linear layer or 1×1 convolution of one or two inputs side by side, plus a plane (one for all if its batch is 1); bfloat16."""
-    y: Tensor = _Linear.apply(weight, bias, added, *inputs)[0]
+    y: Tensor = _Linear.apply(weight, bias, added, False, *inputs)[0]
     return y
 
 
@@ -158,7 +168,7 @@ def linear_and_input(
     weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The result of `linear`, and its first input; what comes back for that one is added, in bfloat16, to the input's gradient."""
-    y, first = _Linear.apply(weight, bias, added, *inputs)
+    y, first = _Linear.apply(weight, bias, added, False, *inputs)
     return y, first
 
 
@@ -168,7 +178,7 @@ class _Residual(torch.autograd.Function):
         ctx: Any, x: Tensor, kernel: Tensor, kernel_bias: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor,
         project_bias: Tensor, levels: Tensor | None, rate: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        rows = rows_of(x)
+        rows = _stream_rows(x)
         taps = _taps(kernel)
         factors = None if levels is None else factors_at(levels, rate)
         if factors is not None and len(factors) not in (1, len(rows)):
@@ -191,7 +201,7 @@ class _Residual(torch.autograd.Function):
         expand, expand_added, expand_wanted = _target(ctx.keys[0], shapes[1])
         project, project_added, project_wanted = _target(ctx.keys[1], shapes[2])
         x, kernel, kernel_bias, expand_bias, project_bias, factor = training.residual_backward(
-            rows_of(gradient), rows, shifted, hidden, branch, taps, to_hidden, to_branch, factors, expand, project,
+            _stream_rows(gradient.to(rows.dtype)), rows, shifted, hidden, branch, taps, to_hidden, to_branch, factors, expand, project,
             (expand_added, project_added),
         )  # fmt: skip
         return (
@@ -260,23 +270,48 @@ def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
 def halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 2×2 convolution of stride 2: B×C×h×w, h and w even, to B×outputs×h/2×w/2; weight: outputs×C×2×2."""
     blocks = rows_of(x).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(3)
-    return linear(weight.permute(0, 2, 3, 1).flatten(1), bias, plane_of(blocks))
+    y: Tensor = _Linear.apply(weight.permute(0, 2, 3, 1).flatten(1), bias, None, True, plane_of(blocks))[0]
+    return y
 
 
 def double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A transposed 2×2 convolution of stride 2: B×C×h×w to B×outputs×2h×2w; weight: C×outputs×2×2."""
-    y = linear(weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4), x).permute(0, 2, 3, 1)
-    blocks = y.unflatten(3, (2, 2, weight.shape[1])).permute(0, 1, 3, 2, 4, 5)
+    y = _Linear.apply(weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4), None, True, x)[0]
+    blocks = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, weight.shape[1])).permute(0, 1, 3, 2, 4, 5)
     return plane_of(blocks.flatten(3, 4).flatten(1, 2))
 
 
+class _TakePatches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+        edge = weight.shape[-1]
+        height, width = x.shape[-2] // stride, x.shape[-1] // stride
+        patches = torch.empty(x.shape[0], height, width, 3 * edge * edge, dtype=torch.bfloat16)
+        levels = (x.detach().float() * LARGEST_PIXEL).contiguous()
+        training.take_patches(levels, patches, edge, stride, (stride - edge) // 2, repeat=True)
+        # The weight in two parts: bfloat16's rounding of it would change the brightness that a filter sees.
+        matrix = weight.detach().flatten(1) / LARGEST_PIXEL
+        near = matrix.to(torch.bfloat16).float()
+        packs = tuple(PackedWeight.of(part).forward for part in (near, matrix - near))
+        ctx.save_for_backward(patches)
+        ctx.shape = weight.shape
+        return plane_of(training.linear((patches, patches), packs, len(weight), bias=bias.detach(), wide=True))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (patches,) = ctx.saved_tensors
+        weight, bias = torch.empty(ctx.shape[0], patches.shape[-1]), torch.empty(ctx.shape[0])
+        training.weight_gradient(rows_of(gradient), patches, weight, bias)
+        return None, weight.div_(LARGEST_PIXEL).view(ctx.shape), bias, None
+
+
 def take_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """A convolution of an image B×3×H×W that needs no gradient, with outputs×3×n×n; outside, the image's border is repeated."""
-    edge = weight.shape[-1]
-    height, width = x.shape[-2] // stride, x.shape[-1] // stride
-    patches = torch.empty(x.shape[0], height, width, 3 * edge * edge, dtype=torch.bfloat16)
-    training.take_patches(x.detach().float().contiguous(), patches, edge, stride, (stride - edge) // 2, repeat=True)
-    return linear(weight, bias, plane_of(patches))
+    """A convolution of an image B×3×H×W that needs no gradient, with outputs×3×n×n; outside, the image's border is repeated.
+
+    Where the image's values are 255ths, as those of 8-bit pictures are, they are not rounded.
+    """
+    y: Tensor = _TakePatches.apply(x, weight, bias, stride)
+    return y
 
 
 class _DrawPatches(torch.autograd.Function):

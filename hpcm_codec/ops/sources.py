@@ -44,6 +44,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
         "matrix_block.h",
         "matrix_product.h",
         "training_mixing.h",
+        "training_block.h",
         "training_patches.h",
         "training_planes.h",
         "training_rate.h",

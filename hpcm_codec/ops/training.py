@@ -1,8 +1,8 @@
 """The operators of a training step in C++ (csrc/training_cpu.cpp), for tensors of the CPU: calls with raw pointers.
 
-Planes are B×h×w×C and tokens …×C, contiguous, in bfloat16; weights and their gradients are float32. Products add up in
-float32. Autograd is used in `fused`, not here. The reference in the tests is what the network's blocks
-compute without these operators (tests/test_fused.py).
+Planes are B×h×w×C and tokens …×C, contiguous, in bfloat16; what residual blocks add to, the stream, may be float32 instead.
+Weights and their gradients are float32, and products add up in float32. Autograd is used in `fused`, not here. The reference in
+the tests is what the network's blocks compute without these operators (tests/test_fused.py).
 """
 
 from __future__ import annotations
@@ -77,18 +77,19 @@ def linear(
     bias: Tensor | None = None,
     leaky: bool = False,
     added: Tensor | None = None,
+    wide: bool = False,
 ) -> Tensor:
     """leaky(Σ x·Wᵀ + bias) + added, …×outputs, over one or two inputs …×width with their packed weights.
 
-    added: as large as the result, or with a batch of 1.
+    added: as large as the result, or with a batch of 1. wide: the result is float32, and so is `added`.
     """
     first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
-    y = first.new_empty(*first.shape[:-1], outputs)
+    y = first.new_empty(*first.shape[:-1], outputs, dtype=torch.float32 if wide else torch.bfloat16)
     tokens = first.numel() // first.shape[-1]
     call(
         "linear", first, weights[0], second, weights[1] if second is not None else None, bias, added, y,
         tokens, first.shape[-1], 0 if second is None else second.shape[-1], outputs, int(leaky),
-        tokens if added is None else added.numel() // outputs,
+        tokens if added is None else added.numel() // outputs, int(wide),
     )  # fmt: skip
     return y
 
@@ -131,13 +132,17 @@ def residual(
     project_bias: Tensor,
     factor: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """A residual block on B×h×w×C; factor: R×C, R being 1 or B. Returns (y, shifted, hidden, branch) for its gradients."""
-    shifted, y = torch.empty_like(x), torch.empty_like(x)
-    hidden = x.new_empty(*x.shape[:-1], expand.outputs)
-    branch = None if factor is None else torch.empty_like(x)
+    """A residual block on B×h×w×C, a stream; factor: R×C, R being 1 or B.
+
+    Returns y, a stream like x, and (shifted, hidden, branch) in bfloat16 for the gradients.
+    """
+    y = torch.empty_like(x)
+    shifted = torch.empty_like(x, dtype=torch.bfloat16)
+    hidden = shifted.new_empty(*x.shape[:-1], expand.outputs)
+    branch = None if factor is None else torch.empty_like(shifted)
     call(
         "residual", x, taps, taps_bias, expand.forward, expand_bias, project.forward, project_bias, factor,
-        shifted, hidden, branch, y, 0 if factor is None else factor.shape[0], *x.shape, expand.outputs,
+        shifted, hidden, branch, y, 0 if factor is None else factor.shape[0], *x.shape, expand.outputs, _wide(x),
     )  # fmt: skip
     return y, shifted, hidden, branch
 
@@ -156,7 +161,7 @@ def residual_backward(
     project_gradient: Tensor,
     added: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, taps, taps_bias, expand_bias, project_bias and factor, in that order.
+    """Gradients of x, taps, taps_bias, expand_bias, project_bias and factor, in that order; g and that of x are streams like x.
 
     Those of expand and project (float32, contiguous) are written into what is given, or added to it where `added` says so.
     """
@@ -168,9 +173,15 @@ def residual_backward(
         "residual_backward", g, x, shifted, hidden, branch, taps, expand.backward, project.backward, factor,
         x_gradient, taps_gradient, biases[0], expand_gradient,
         biases[1], project_gradient, biases[2], factor_gradient, 0 if factor is None else factor.shape[0],
-        *x.shape, hidden_channels, *map(int, added),
+        *x.shape, hidden_channels, *map(int, added), _wide(x, g),
     )  # fmt: skip
     return x_gradient, taps_gradient, biases[0], biases[1], biases[2], factor_gradient
+
+
+def _wide(*streams: Tensor) -> int:
+    """Whether streams, all of one dtype, are float32."""
+    (dtype,) = {stream.dtype for stream in streams}
+    return {torch.float32: 1, torch.bfloat16: 0}[dtype]
 
 
 def take_patches(
