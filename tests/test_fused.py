@@ -14,11 +14,12 @@ from hpcm_codec.entropy.distributions import fused_distribution
 from hpcm_codec.errors import UnsupportedError
 from hpcm_codec.images import read_picture
 from hpcm_codec.model import schedule
-from hpcm_codec.model.blocks import ResidualBlock, down2, in_autocast, pointwise, pointwise_and_input, up2
+from hpcm_codec.model.blocks import ResidualBlock, down2, pointwise, pointwise_and_input, up2
 from hpcm_codec.model.cells import CrossAttentionCell
 from hpcm_codec.model.config import CellConfig, preset
 from hpcm_codec.model.context import ContextModel
 from hpcm_codec.model.hpcm import HPCM, EstimatorPort, FusedEstimator, Noise
+from hpcm_codec.model.precision import in_autocast
 from hpcm_codec.model.rwkv import OmniShift, RWKVBlock
 from hpcm_codec.model.schedule import Lattice
 from hpcm_codec.model.transforms import PATCH_WIDTH, PatchesOut, _patches_in

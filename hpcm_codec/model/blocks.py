@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from hpcm_codec.model.precision import stream
 from hpcm_codec.model.rate import interpolated
 from hpcm_codec.ops import fused, fused_mixing
 
@@ -165,30 +166,19 @@ def silence(layer: nn.Conv2d, weight_factor: float) -> None:
             layer.bias.zero_()
 
 
-def _stream(x: Tensor) -> Tensor:
-    """x as residual blocks are to add to it: float32 under autocast, which would lose small additions to large values in bfloat16."""
-    return x.float() if torch.is_autocast_enabled(x.device.type) else x
-
-
-def in_autocast(x: Tensor) -> Tensor:
-    """x in the dtype that autocast computes products in, where it is on."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
 class _Down2(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         even = not (x.shape[-2] % 2 or x.shape[-1] % 2)
         if even and fused.active(x, self.weight):
             return fused.halve(x, self.weight, self.bias)
-        return _stream(super().forward(x))
+        return stream(super().forward(x))
 
 
 class _Up2(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.bias is not None and fused.active(x, self.weight):
             return fused.double(x, self.weight, self.bias)
-        return _stream(super().forward(x, output_size))
+        return stream(super().forward(x, output_size))
 
 
 def down2(inputs: int, outputs: int) -> nn.Conv2d:

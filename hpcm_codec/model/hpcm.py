@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from hpcm_codec.entropy.distributions import bounded, fused_distribution, lower_bounded_likelihood
 from hpcm_codec.entropy.sigmas import LARGEST_SIGMA, SMALLEST_SIGMA
 from hpcm_codec.model import lattices, schedule, transforms
-from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues, in_autocast
+from hpcm_codec.model.blocks import RateFactor, WithoutInitialValues
 from hpcm_codec.model.config import ModelConfig
 from hpcm_codec.model.context import ContextModel
+from hpcm_codec.model.precision import in_autocast
 from hpcm_codec.model.rate import RateControl, coefficient_unit, level_weights
 from hpcm_codec.model.schedule import Lattice, Scale
 from hpcm_codec.model.walk import SymbolPort

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hpcm_codec.constants import HIGHEST_QUALITY
 from hpcm_codec.model.config import ModelConfig
+from hpcm_codec.model.precision import outside_autocast
 
 
 def coefficient_unit(lambdas: tuple[float, ...]) -> float:
@@ -32,7 +33,7 @@ def level_weights(position: Tensor, levels: int) -> Tensor:
 
 def interpolated(rate: Tensor, values: Tensor) -> Tensor:
     """values L×C between levels: B×C, for level weights B×L. Under autocast too in float32."""
-    with torch.autocast(rate.device.type, enabled=False):
+    with outside_autocast(rate):
         return rate @ values
 
 

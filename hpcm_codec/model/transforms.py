@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock, down2, up2
 from hpcm_codec.model.config import PATCH, ModelConfig
+from hpcm_codec.model.precision import autocast_is_on, outside_autocast
 from hpcm_codec.ops import fused
 from hpcm_codec.ops.fused import LARGEST_PIXEL
 
@@ -35,11 +36,9 @@ class _PatchesIn(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None and not x.requires_grad and fused.active(x, self.weight):
             return fused.take_patches(x, self.weight, self.bias, PATCH)
-        if not torch.is_autocast_enabled(x.device.type):
+        if not autocast_is_on(x):
             return super().forward(x)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # rounding pixels and these weights would change the brightness
+        with outside_autocast(x):  # rounding pixels and these weights would change the brightness
             return self._conv_forward(x.float() * LARGEST_PIXEL, self.weight / LARGEST_PIXEL, self.bias)
 
 

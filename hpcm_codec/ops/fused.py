@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hpcm_codec.ops import training
 from hpcm_codec.ops.training import PackedWeight
@@ -288,14 +289,16 @@ class _TakePatches(torch.autograd.Function):
         height, width = x.shape[-2] // stride, x.shape[-1] // stride
         patches = torch.empty(x.shape[0], height, width, 3 * edge * edge, dtype=torch.bfloat16)
         levels = (x.detach().float() * LARGEST_PIXEL).contiguous()
-        training.take_patches(levels, patches, edge, stride, (stride - edge) // 2, repeat=True)
-        # The weight in two parts: bfloat16's rounding of it would change the brightness that a filter sees.
-        matrix = weight.detach().flatten(1) / LARGEST_PIXEL
-        near = matrix.to(torch.bfloat16).float()
-        packs = tuple(PackedWeight.of(part).forward for part in (near, matrix - near))
+        overlap = (edge - stride) // 2
+        training.take_patches(levels, patches, edge, stride, -overlap, repeat=True)
+        # A filter sees brightness changed by what rounding takes from its weights in all: that times a patch's mean is added.
+        means = functional.avg_pool2d(functional.pad(levels, (overlap,) * 4, mode="replicate"), edge, stride)
+        exact = weight.detach().flatten(2) / LARGEST_PIXEL
+        lost = (exact - exact.to(torch.bfloat16).float()).sum(dim=2)
+        packs = tuple(PackedWeight.of(part).forward for part in (exact.flatten(1), lost))
         ctx.save_for_backward(patches)
         ctx.shape = weight.shape
-        return plane_of(training.linear((patches, patches), packs, len(weight), bias=bias.detach(), wide=True))
+        return plane_of(training.linear((patches, rows_of(means)), packs, len(weight), bias=bias.detach(), wide=True))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
