@@ -84,7 +84,7 @@ inline void write_both(Floats first, Floats second, float* to) {
 }
 
 // The same past the caches, for what is not read for a long time: where the line is whole, memory is not read first.
-inline void stream_both(Floats first, Floats second, BFloat16* to) {
+inline void write_past_caches(Floats first, Floats second, BFloat16* to) {
 #ifdef HPCM_DOT_PRODUCTS
   if (reinterpret_cast<uintptr_t>(to) % 64 == 0) {
     const __m512bh both = _mm512_cvtne2ps_pbh(bits_as<__m512>(second), bits_as<__m512>(first));
@@ -95,7 +95,7 @@ inline void stream_both(Floats first, Floats second, BFloat16* to) {
   write_both(first, second, to);
 }
 
-inline void streams_end() {  // before another thread reads what was streamed
+inline void finish_writes_past_caches() {  // before another thread reads them
 #ifdef HPCM_DOT_PRODUCTS
   _mm_sfence();
 #endif

@@ -66,7 +66,7 @@ void residual(const BlockSize& size, const BlockForward<Stream>& io, int64_t thr
       multiply_rows(projection, channels, 0, rows, to_y, later);
     });
   }
-  streams_end();
+  finish_writes_past_caches();
 }
 
 template <class Stream>
@@ -84,11 +84,16 @@ struct BlockBackward {
   bool expand_added, project_added;  // whether those gradients are added to what is there
 };
 
-// The gradient of the branch that ends in tokens × channels, in bfloat16: g itself where nothing is between.
-inline const BFloat16* narrowed(const BFloat16* g, int64_t, BFloat16*) { return g; }
-inline const BFloat16* narrowed(const float* g, int64_t count, BFloat16* memory) {
-  for (int64_t n = 0; n < count; n += kLanes) write(read(g + n, count - n), memory + n, count - n);
-  return memory;
+// g in bfloat16: g itself if it is that already, else a copy in `memory`.
+inline const BFloat16* narrowed(const BFloat16* g, int64_t, Scratch<BFloat16>&, int64_t) { return g; }
+inline const BFloat16* narrowed(const float* g, int64_t count, Scratch<BFloat16>& memory, int64_t threads) {
+  BFloat16* copy = memory.get(count);
+  constexpr int64_t run = 1 << 12;
+  for_each(blocks_of(count, run), threads, [&](int64_t n) {
+    for (int64_t at = n * run; at < std::min(count, (n + 1) * run); at += kLanes)
+      write(read(g + at, count - at), copy + at, count - at);
+  });
+  return copy;
 }
 
 // Goes through the tokens in parts whose working memory stays in the cache.
@@ -97,7 +102,6 @@ void residual_backward(const BlockSize& size, const BlockBackward<Stream>& io, i
   static thread_local Scratch<BFloat16> branch_memory, hidden_memory, shifted_memory;
   const int64_t channels = size.plane.channels, hidden_channels = size.hidden_channels, batch = size.plane.batch;
   const int64_t picture = size.picture(), part = kChunk * threads, together = size.together(threads);
-  BFloat16* branch_gradient = branch_memory.get(part * channels);
   BFloat16* hidden_gradient = hidden_memory.get(part * hidden_channels);
   BFloat16* shifted_gradient = shifted_memory.get(together * picture * channels);
   for (int64_t b = 0; b < batch; b += together) {
@@ -111,12 +115,14 @@ void residual_backward(const BlockSize& size, const BlockBackward<Stream>& io, i
       later.add(io.hidden + next * hidden_channels, soon * hidden_channels);
       if (io.factor) later.add(io.branch + next * channels, soon * channels);
       later.add(io.g + next * channels, soon * channels);
-      const BFloat16* out = branch_gradient;
+      const BFloat16* out;  // the gradient of what `project` gives
       if (io.factor) {
+        BFloat16* branch_gradient = branch_memory.get(part * channels);
+        out = branch_gradient;
         factor_backward(io.g, io.branch, io.factor, size.factor_rows > 1 ? picture : batch * picture, channels, first,
                         first + tokens, branch_gradient, io.factor_gradient, threads);
       } else {
-        out = narrowed(io.g + first * channels, tokens * channels, branch_gradient);
+        out = narrowed(io.g + first * channels, tokens * channels, branch_memory, threads);
       }
       Finish<BFloat16> to_hidden{hidden_channels, hidden_gradient};
       to_hidden.activated = io.hidden + first * hidden_channels;

@@ -9,7 +9,7 @@
 
 using namespace hpcm;
 
-// Calls body with a null pointer to the numbers of a stream.
+// Calls body with a null pointer whose type is that of a stream's numbers: float* if `wide`, else BFloat16*.
 template <class Body>
 static void with_stream(int64_t wide, const Body& body) {
   wide ? body(static_cast<float*>(nullptr)) : body(static_cast<BFloat16*>(nullptr));

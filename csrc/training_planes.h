@@ -1,6 +1,6 @@
 // What a training step computes on planes besides matrix products: depthwise convolutions, factors of residual
-// branches, and how a product's blocks are finished. Planes are tokens × channels (batch, row, column; channels last)
-// in bfloat16; those called Stream, to which residual blocks add, in bfloat16 or float32.
+// branches, and how a product's blocks are finished. Planes are tokens × channels in bfloat16 (batch, row, column;
+// channels last). A plane that residual blocks add to has numbers of type Stream: bfloat16 or float32.
 #pragma once
 #include "matrix_product.h"
 
@@ -93,7 +93,7 @@ struct Finish {
   template <bool whole>
   static void keep(const Floats (&value)[2], int64_t live, BFloat16* to) {
     if constexpr (whole) {
-      stream_both(value[0], value[1], to);
+      write_past_caches(value[0], value[1], to);
     } else {
       put<whole>(value, live, to);
     }
@@ -212,7 +212,7 @@ void depthwise(const X* x, const float* taps, const float* bias, const Y* added,
           second += read(added + at + kLanes);
         }
         write_both(first, second, y + at);
-        if (kept) stream_both(first, second, kept + at);
+        if (kept) write_past_caches(first, second, kept + at);
         return;
       }
       const Floats both[] = {first, second};

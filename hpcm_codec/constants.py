@@ -8,6 +8,7 @@ QUALITY_STEPS = 2  # a file stores qualities in half steps …
 LARGEST_QUALITY_CODE = 200  # … so 100 is written as 200
 SCALES = ("hyper", "s1", "s2", "s3")  # of a file, coarse to fine
 FINEST_SCALE = SCALES[-1]
+LARGEST_PIXEL = 255  # of 8-bit pictures
 DEFAULT_MAX_PIXELS = 2**28  # larger pictures are refused unless a caller raises the limit
 DEFAULT_MODEL = "phase1-lite"
 # what a model may be called besides its own name: patch projection, RWKV context cell, narrow layers

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from hpcm_codec.model.precision import stream
+from hpcm_codec.model.precision import autocast_is_on, stream
 from hpcm_codec.model.rate import interpolated
 from hpcm_codec.ops import fused, fused_mixing
 
@@ -103,8 +103,9 @@ class ResidualBlock(nn.Module):
             )
         # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
         in_place = (
-            not torch.is_grad_enabled() and torch.is_inference_mode_enabled()
-        )  # torch.compile cannot call the latter
+            not torch.is_grad_enabled() and torch.is_inference_mode_enabled()  # torch.compile cannot call the latter
+            and not autocast_is_on(x)  # under it the branch may be narrower than x
+        )  # fmt: skip
         hidden = pixelwise(self.expand, self.spatial(x))
         branch = pixelwise(self.project, functional.leaky_relu(hidden, LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:

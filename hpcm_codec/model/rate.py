@@ -32,7 +32,7 @@ def level_weights(position: Tensor, levels: int) -> Tensor:
 
 
 def interpolated(rate: Tensor, values: Tensor) -> Tensor:
-    """values L×C between levels: B×C, for level weights B×L. Under autocast too in float32."""
+    """values L×C between levels: B×C, for level weights B×L. In float32 under autocast too."""
     with outside_autocast(rate):
         return rate @ values
 

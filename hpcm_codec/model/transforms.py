@@ -13,11 +13,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcm_codec.constants import LARGEST_PIXEL
 from hpcm_codec.model.blocks import RateSequential, ResidualBlock, down2, up2
 from hpcm_codec.model.config import PATCH, ModelConfig
 from hpcm_codec.model.precision import autocast_is_on, outside_autocast
 from hpcm_codec.ops import fused
-from hpcm_codec.ops.fused import LARGEST_PIXEL
 
 PATCH_WIDTH = 192  # channels at 1/8 resolution: three colours of an 8×8 block
 # How much faster a chrominance coefficient loses its importance with frequency than a luminance one.
@@ -32,14 +32,25 @@ def _depthwise(channels: int, count: int, levels: int) -> list[nn.Module]:
     return [ResidualBlock(channels, "depthwise", levels) for _ in range(count)]
 
 
-class _PatchesIn(nn.Conv2d):
+class _FromPixels(nn.Conv2d):
+    """A convolution of an image in [0, 1], computed in float32 under autocast too.
+
+    bfloat16 would round most 255ths up, and every filter's response to brightness. On a GPU float32 may be TF32, in which weights have
+    11 bits and whole numbers up to 255 are exact.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not autocast_is_on(x):
+            return super().forward(x)
+        with outside_autocast(x):
+            return self._conv_forward(x.float() * LARGEST_PIXEL, self.weight / LARGEST_PIXEL, self.bias)
+
+
+class _PatchesIn(_FromPixels):
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None and not x.requires_grad and fused.active(x, self.weight):
             return fused.take_patches(x, self.weight, self.bias, PATCH)
-        if not autocast_is_on(x):
-            return super().forward(x)
-        with outside_autocast(x):  # rounding pixels and these weights would change the brightness
-            return self._conv_forward(x.float() * LARGEST_PIXEL, self.weight / LARGEST_PIXEL, self.bias)
+        return super().forward(x)
 
 
 def _patches_in(config: ModelConfig) -> nn.Conv2d:
@@ -95,7 +106,7 @@ def analysis_transform(config: ModelConfig) -> RateSequential:
     latents = config.latent_channels
     if config.transform == "staircase":
         return RateSequential(
-            nn.Conv2d(3, 96, 4, stride=2, padding=1),
+            _FromPixels(3, 96, 4, stride=2, padding=1),
             *_partial(96, 2),
             down2(96, 192),
             *_partial(192, 2),

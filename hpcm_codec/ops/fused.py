@@ -2,8 +2,9 @@
 
 They compute what the network's blocks compute under autocast, with fewer roundings, passes over memory and calls. `active`
 returns whether they apply; where they do not (CUDA, float32, evaluation, no compiler) the blocks use torch's operators.
-Tensors are B×C×h×w as the network has them, channels last; tokens B×T×C. Results are bfloat16; what changes the resolution returns
-float32, and residual blocks keep the dtype of their input: in bfloat16, small additions to large values would be lost.
+Tensors are B×C×h×w as the network has them, channels last; tokens B×T×C. Results are bfloat16, with two exceptions (see
+`model.precision`): what changes the resolution returns float32 (`halve`, `double`, patches taken, images drawn), and a residual block
+returns the dtype of its input.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpcm_codec.constants import LARGEST_PIXEL
 from hpcm_codec.ops import training
 from hpcm_codec.ops.training import PackedWeight
-
-LARGEST_PIXEL = (
-    255  # whole numbers up to it are exact in bfloat16; of their 255ths most would be rounded up, by 7e-4 on average
-)
 
 # The packed weights of the step in progress. Never kept for longer: nothing shows that an optimiser has changed the weights.
 # The weights themselves are held too, so that no other tensor can get the same address.
@@ -131,7 +129,8 @@ class _Linear(torch.autograd.Function):
         ctx.added_once = added is not None and len(added) == 1
         y = training.linear(
             rows, tuple(pack.forward for pack in packs), weight.shape[0],
-            bias=None if bias is None else bias.detach(), added=None if added is None else rows_of(added), wide=wide,
+            bias=None if bias is None else bias.detach(), wide=wide,
+            added=None if added is None else _stream_rows(added.float()) if wide else rows_of(added),
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         return plane_of(y), inputs[0]
@@ -291,7 +290,8 @@ class _TakePatches(torch.autograd.Function):
         levels = (x.detach().float() * LARGEST_PIXEL).contiguous()
         overlap = (edge - stride) // 2
         training.take_patches(levels, patches, edge, stride, -overlap, repeat=True)
-        # A filter sees brightness changed by what rounding takes from its weights in all: that times a patch's mean is added.
+        # Rounding changes the sum of a filter's weights, and with it the response to brightness. What is missing, for each colour,
+        # is multiplied by the patch's mean and added.
         means = functional.avg_pool2d(functional.pad(levels, (overlap,) * 4, mode="replicate"), edge, stride)
         exact = weight.detach().flatten(2) / LARGEST_PIXEL
         lost = (exact - exact.to(torch.bfloat16).float()).sum(dim=2)
@@ -311,7 +311,8 @@ class _TakePatches(torch.autograd.Function):
 def take_patches(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     """A convolution of an image B×3×H×W that needs no gradient, with outputs×3×n×n; outside, the image's border is repeated.
 
-    Where the image's values are 255ths, as those of 8-bit pictures are, they are not rounded.
+    Values that are 255ths, as those of 8-bit pictures, are not rounded: whole numbers up to 255 are exact in bfloat16, and most of
+    their 255ths would be rounded up, by 7e-4 on average.
     """
     y: Tensor = _TakePatches.apply(x, weight, bias, stride)
     return y

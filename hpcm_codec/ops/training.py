@@ -85,6 +85,8 @@ def linear(
     """
     first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
     y = first.new_empty(*first.shape[:-1], outputs, dtype=torch.float32 if wide else torch.bfloat16)
+    if added is not None and added.dtype != y.dtype:
+        raise ValueError(f"what is added to {y.dtype} is {added.dtype}")
     tokens = first.numel() // first.shape[-1]
     call(
         "linear", first, weights[0], second, weights[1] if second is not None else None, bias, added, y,
