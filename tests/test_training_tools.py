@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from conftest import small_photograph
+from conftest import load_tool, small_photograph
 from hpcm_codec.cli.main import main
 from hpcm_codec.errors import FileError, UnsupportedError
 from hpcm_codec.model.hpcm import HPCM, Noise
@@ -23,7 +24,9 @@ from hpcm_codec.training.data import PackedPictures, pack_pictures
 from hpcm_codec.training.light import export_light, load_weights, pieces_of
 from hpcm_codec.training.loop import Trainer
 from hpcm_codec.training.losses import lambda_at, rate_distortion
+from hpcm_codec.training.samples import Batch, draw_batch
 from hpcm_codec.training.scoring import middles, score
+from hpcm_codec.training.settings import CropPhase
 from hpcm_codec.weights.checkpoints import load_checkpoint, save_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
@@ -252,6 +255,7 @@ def test_light_weights_start_a_run_whose_score_is_printed(tmp_path: Path) -> Non
         "--decay-rate-factor",
         0.5,
         "--activation-checkpointing",
+        "--float32",
         "--optimiser",
         "muon",
         "--learning-rate",
@@ -284,6 +288,7 @@ def test_light_weights_start_a_run_whose_score_is_printed(tmp_path: Path) -> Non
         "smallest_scale": 0.25,
     }
     expected |= {"decay_rate_factor": 0.5, "activation_checkpointing": True, "optimiser": "muon", "compile": False}
+    expected["bfloat16"] = False
     assert {key: reported[key] for key in expected} == expected
     scores = hpcm("train", "score", run, light, "--data", folder, "--json")
     assert scores.exit_code == 0, scores.output
@@ -293,3 +298,27 @@ def test_light_weights_start_a_run_whose_score_is_printed(tmp_path: Path) -> Non
     assert record["score"] == pytest.approx(after["value"], rel=0.01), "scored on other pictures before it was saved"
     in_words = hpcm("train", "score", run, "--data", folder).stdout
     assert f"score {after['value']:.4f} on 1 pictures" in in_words and "position 3.5" in in_words
+
+
+def test_a_shift_of_gradients_is_told_from_noise(
+    root: Path, pictures: PackedPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = load_tool(root, "training_precision")
+    settings = dataclasses.replace(QUICK, crops=(CropPhase(0, 64, 2),))
+    batches = [draw_batch(pictures, SMALL, settings, settings.crops[0], step) for step in range(4)]
+    torch.manual_seed(3)
+    model = HPCM(SMALL).train()
+    found = tool.compared(model, iter(batches))
+    assert len(found) > 50 and all(0 < size < math.inf for _, size in found.values())
+    assert np.median([shift / size for shift, size in found.values()]) < 0.8
+    plain, shifted = tool.gradients, "g_a.1.expand.weight"
+
+    def with_a_shift(model: HPCM, batch: Batch, half: bool) -> dict[str, torch.Tensor]:
+        gradients: dict[str, torch.Tensor] = plain(model, batch, half)
+        if half:
+            gradients[shifted] += 10 * gradients[shifted].abs().mean()
+        return gradients
+
+    monkeypatch.setattr(tool, "gradients", with_a_shift)
+    shift, size = tool.compared(model, iter(batches))[shifted]
+    assert shift > 0.9 * size > 3 * found[shifted][1]

@@ -94,6 +94,11 @@ SHARE = click.FloatRange(0, 1)
     type=click.IntRange(0, 256),
     help="Processes that draw crops ahead.  [default: 0, the trainer draws them]",
 )
+@click.option(
+    "--bfloat16/--float32",
+    default=None,
+    help="What the network is computed in; float32 takes twice the time.  [default: bfloat16]",
+)
 @click.option("--activation-checkpointing", is_flag=True, help="Less memory, more time.")
 @click.option(
     "--compile",
