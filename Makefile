@@ -14,7 +14,7 @@ demo: $(READY)
 	@$(VENV)/bin/python tools/demo.py
 
 test: $(READY)
-	$(RUN) pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(RUN) ruff check .

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # waiting threads that spin make two busy processes on two cores several times slower than they are
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background: programs that tests start would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HPCM_MODELS"] = str(ROOT / "no-such-folder")  # the tester's own checkpoints have no part in this
 
 
@@ -45,6 +50,17 @@ def two_threads() -> None:
     torch.set_num_threads(2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two processes that take a file each, none is then left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def some_in_every_run(names: Iterable[str], chosen: Collection[str]) -> list[Any]:
+    """Parameters of a test, of which those that are not chosen are for exhaustive runs."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
+
+
 def load_tool(root: Path, name: str) -> ModuleType:
     """A program of tools/ as a module."""
     spec = importlib.util.spec_from_file_location(name, root / "tools" / f"{name}.py")
@@ -53,6 +69,14 @@ def load_tool(root: Path, name: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def small_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process score small crops before they save, which otherwise takes most of a small model's time."""
+    from hpcm_codec.training import loop
+
+    monkeypatch.setattr(loop, "EDGE", 64)
 
 
 @pytest.fixture

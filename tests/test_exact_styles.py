@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import exported_exactly, few_extremes, small_photograph
+from conftest import exported_exactly, few_extremes, small_photograph, some_in_every_run
 from hpcm_codec.codec import Codec, load_codec
 from hpcm_codec.engines.exact.export import calibrate
 from hpcm_codec.engines.exporting import import_published
@@ -46,7 +46,10 @@ STYLES = {
 }
 
 
-@pytest.fixture(scope="module", params=STYLES)
+VARIANTS = ("hpcm-large", "phase1-slim", "phase4", "phase3-lite")  # of styles that are in every run
+
+
+@pytest.fixture(scope="module", params=some_in_every_run(STYLES, STYLES.keys() - VARIANTS))
 def style(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model of random weights with an exact profile, loud enough that symbols and scales vary."""
     torch.manual_seed(5)
@@ -108,7 +111,7 @@ def test_models_of_logarithms_store_nothing_new() -> None:
     assert "scales" not in found and found["latents"].shape == (16,)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_published_network_at_full_size(reference: Path, tmp_path: Path) -> None:
     """HPCM-Base with the weights of its golden outputs, imported with an exact profile."""
     torch.save(golden_weights(reference), tmp_path / "0.0483.pth.tar")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import some_in_every_run
 from hpcm_codec.model.blocks import ResidualBlock
 from hpcm_codec.model.rwkv import RWKVBlock
 from hpcm_codec.ops import build, training
@@ -37,7 +38,7 @@ IN_EVERY_RUN = ("no matrix unit", "AVX2")
 
 @pytest.mark.parametrize(
     "processor",
-    [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.exhaustive) for name in PROCESSORS],
+    some_in_every_run(PROCESSORS, IN_EVERY_RUN),
 )
 def test_other_processors_compute_the_same(
     processor: str, cache: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None

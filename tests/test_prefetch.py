@@ -23,7 +23,7 @@ from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_scores")
 PHASE = CropPhase(0, 64, 2)
 
 

@@ -22,6 +22,8 @@ from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 from test_training_runs import check_exact_resuming
 
+pytestmark = pytest.mark.usefixtures("small_scores")
+
 SETTINGS = dataclasses.replace(QUICK, optimiser="soap", basis_refresh=3, decay_start=1.0)
 
 

@@ -24,6 +24,8 @@ from hpcm_codec.training.settings import CropPhase, TrainSettings, crop_phase, s
 from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 
+pytestmark = pytest.mark.usefixtures("small_scores")
+
 QUICK = TrainSettings(
     steps=6, warmup_steps=2, crops=(CropPhase(0.0, 64, 2),), log_every=2, save_minutes=60, bfloat16=False
 )

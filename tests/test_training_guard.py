@@ -26,6 +26,8 @@ from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 from test_training_runs import rows_of, trained_in
 
+pytestmark = pytest.mark.usefixtures("small_scores")
+
 USE, SKIP, GO_BACK = Verdict.USE, Verdict.SKIP, Verdict.GO_BACK
 STEADY = dataclasses.replace(QUICK, steps=24, log_every=1, learning_rate=1e-4, decay_start=0.99)
 

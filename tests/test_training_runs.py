@@ -31,6 +31,8 @@ from hpcm_codec.weights.checkpoints import load_checkpoint
 from test_hpcm_phase1 import SMALL
 from test_training import QUICK
 
+pytestmark = pytest.mark.usefixtures("small_scores")
+
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

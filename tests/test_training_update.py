@@ -24,6 +24,8 @@ from test_training import QUICK
 from test_training_runs import rows_of, trained_in
 from test_update import needs_compiler
 
+pytestmark = pytest.mark.usefixtures("small_scores")
+
 SETTINGS = dataclasses.replace(QUICK, log_every=1, decay_start=1.0, weight_decay=0.01, decay_rate_factor=0.25)
 
 
