@@ -30,7 +30,7 @@ def test_there_are_six_pictures_at_three_qualities_of_the_shipped_model(codec: C
     assert sum(len(golden.data) for golden in files) < 200_000
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.exhaustive), 4])
 def test_symbols_do_not_depend_on_threads(codec: Codec, threads: int, threads_restored: None) -> None:
     torch.set_num_threads(threads)
     assert run_selftest(codec).failures == ()
