@@ -174,7 +174,6 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(pictures: PackedPict
 def train_and_be_killed(pack: Path, folder: Path, moment: str, save: int) -> None:
     """Train while saving before every step, and die without a word at a moment of the `save`th save."""
     torch.set_num_threads(1)
-    loop.EDGE = 64  # as `small_scores` does, but in this process
     settings = dataclasses.replace(QUICK, steps=4, save_minutes=0, log_every=1)
     trainer = Trainer(SMALL, PackedPictures(pack), folder, settings)
     saves = 0
