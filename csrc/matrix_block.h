@@ -75,6 +75,16 @@ void for_each(int64_t items, int64_t threads, const Body& body) {
   }
 }
 
+// Calls body(first, live) for runs of 16 of so many numbers.
+template <class Body>
+void for_each_vector(int64_t count, int64_t threads, const Body& body) {
+  constexpr int64_t run = 1 << 14;
+  for_each(blocks_of(count, run), threads, [&](int64_t n) {
+    for (int64_t at = n * run; at < std::min(count, (n + 1) * run); at += kLanes)
+      body(at, std::min(kLanes, count - at));
+  });
+}
+
 // ---- a block: 32 rows of the left operand times 32 packed columns of the right one
 
 // Row r < 16 of step s begins at upper + r·row + s·step, row 16 + r at lower + …; a step is 32 numbers.

@@ -88,11 +88,7 @@ struct BlockBackward {
 inline const BFloat16* narrowed(const BFloat16* g, int64_t, Scratch<BFloat16>&, int64_t) { return g; }
 inline const BFloat16* narrowed(const float* g, int64_t count, Scratch<BFloat16>& memory, int64_t threads) {
   BFloat16* copy = memory.get(count);
-  constexpr int64_t run = 1 << 12;
-  for_each(blocks_of(count, run), threads, [&](int64_t n) {
-    for (int64_t at = n * run; at < std::min(count, (n + 1) * run); at += kLanes)
-      write(read(g + at, count - at), copy + at, count - at);
-  });
+  for_each_vector(count, threads, [&](int64_t at, int64_t live) { write(read(g + at, live), copy + at, live); });
   return copy;
 }
 

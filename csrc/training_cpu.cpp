@@ -57,8 +57,7 @@ void hpcm_training_depthwise(const BFloat16* x, const float* taps, const float* 
                              BFloat16* y, int64_t size, int64_t flipped, int64_t batch, int64_t height, int64_t width,
                              int64_t channels, int64_t threads) {
   const Plane plane{batch, height, width, channels};
-  using Same = decltype(&depthwise<3, BFloat16, BFloat16>);
-  const Same compute = size == 3 ? depthwise<3, BFloat16, BFloat16> : depthwise<5, BFloat16, BFloat16>;
+  const auto compute = size == 3 ? depthwise<3, BFloat16, BFloat16> : depthwise<5, BFloat16, BFloat16>;
   compute(x, taps, bias, added, y, nullptr, plane, flipped != 0, threads);
 }
 

@@ -167,16 +167,6 @@ inline void gated_wkv_backward(const Tokens& tokens, const float* w, const float
   });
 }
 
-// Calls body(first, live) for runs of 16 of so many numbers.
-template <class Body>
-void for_each_vector(int64_t count, int64_t threads, const Body& body) {
-  constexpr int64_t run = 1 << 14;
-  for_each(blocks_of(count, run), threads, [&](int64_t n) {
-    for (int64_t at = n * run; at < std::min(count, (n + 1) * run); at += kLanes)
-      body(at, std::min(kLanes, count - at));
-  });
-}
-
 // y = σ(r) · x and its gradients.
 inline void gate(const BFloat16* r, const BFloat16* x, BFloat16* y, int64_t count, int64_t threads) {
   for_each_vector(count, threads, [&](int64_t at, int64_t live) {

@@ -100,12 +100,7 @@ def group_is_gone(group: int, seconds: float = 120) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "whole_group"),
-    [
-        (signal.SIGKILL, False),
-        pytest.param(signal.SIGKILL, True, marks=pytest.mark.exhaustive),
-        (signal.SIGTERM, False),
-        (signal.SIGINT, True),
-    ],
+    [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGTERM, False), (signal.SIGINT, True)],
 )
 def test_a_killed_batch_leaves_only_whole_files_and_goes_on(
     tmp_path: Path, number: signal.Signals, whole_group: bool

@@ -36,10 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 IN_EVERY_RUN = ("no matrix unit", "AVX2")
 
 
-@pytest.mark.parametrize(
-    "processor",
-    some_in_every_run(PROCESSORS, IN_EVERY_RUN),
-)
+@pytest.mark.parametrize("processor", some_in_every_run(PROCESSORS, IN_EVERY_RUN))
 def test_other_processors_compute_the_same(
     processor: str, cache: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:

@@ -288,7 +288,7 @@ def test_light_weights_start_a_run_whose_score_is_printed(tmp_path: Path) -> Non
         "smallest_scale": 0.25,
     }
     expected |= {"decay_rate_factor": 0.5, "activation_checkpointing": True, "optimiser": "muon", "compile": False}
-    expected["bfloat16"] = False
+    expected |= {"bfloat16": False}
     assert {key: reported[key] for key in expected} == expected
     scores = hpcm("train", "score", run, light, "--data", folder, "--json")
     assert scores.exit_code == 0, scores.output

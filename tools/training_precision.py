@@ -55,10 +55,8 @@ def compared(model: HPCM, batches: Iterator[Batch]) -> dict[str, tuple[float, fl
         deviation = float(torch.stack(exact[name]).var(dim=0).sum().sqrt())
         difference = torch.stack(differences[name])
         if deviation > 1e-9:  # a key's bias has no effect on attention: what is left is rounding
-            shift, size = (
-                float(difference.mean(dim=0).norm()),
-                math.sqrt(float(difference.square().sum()) / len(difference)),
-            )
+            shift = float(difference.mean(dim=0).norm())
+            size = math.sqrt(float(difference.square().sum()) / len(difference))
             found[name] = shift / deviation, size / deviation
     return found
 

@@ -102,10 +102,8 @@ class ResidualBlock(nn.Module):
                 x, spatial.weight, spatial.bias, expand.weight, expand.bias, project.weight, project.bias, levels, rate
             )
         # Fresh planes of megabytes cost more (the system zeroes them page by page) than what is computed here; no number changes.
-        in_place = (
-            not torch.is_grad_enabled() and torch.is_inference_mode_enabled()  # torch.compile cannot call the latter
-            and not autocast_is_on(x)  # under it the branch may be narrower than x
-        )  # fmt: skip
+        # Not under autocast: the branch may be narrower than x. torch.compile cannot call is_inference_mode_enabled.
+        in_place = not torch.is_grad_enabled() and not autocast_is_on(x) and torch.is_inference_mode_enabled()
         hidden = pixelwise(self.expand, self.spatial(x))
         branch = pixelwise(self.project, functional.leaky_relu(hidden, LEAKY_SLOPE, inplace=in_place))
         if self.factor is not None:

@@ -158,9 +158,14 @@ class _Linear(torch.autograd.Function):
         return weight.view(ctx.shape) if wanted_here else None, bias, added, None, *inputs
 
 
-def linear(weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None) -> Tensor:
-    """A linear layer or 1×1 convolution of one or two inputs side by side, plus a plane (one for all if its batch is 1); bfloat16."""
-    y: Tensor = _Linear.apply(weight, bias, added, False, *inputs)[0]
+def linear(
+    weight: Tensor, bias: Tensor | None, *inputs: Tensor, added: Tensor | None = None, wide: bool = False
+) -> Tensor:
+    """A linear layer or 1×1 convolution of one or two inputs side by side, plus a plane (one for all if its batch is 1).
+
+    wide: the result is float32, not bfloat16.
+    """
+    y: Tensor = _Linear.apply(weight, bias, added, wide, *inputs)[0]
     return y
 
 
@@ -270,14 +275,13 @@ def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
 def halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 2×2 convolution of stride 2: B×C×h×w, h and w even, to B×outputs×h/2×w/2; weight: outputs×C×2×2."""
     blocks = rows_of(x).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(3)
-    y: Tensor = _Linear.apply(weight.permute(0, 2, 3, 1).flatten(1), bias, None, True, plane_of(blocks))[0]
-    return y
+    return linear(weight.permute(0, 2, 3, 1).flatten(1), bias, plane_of(blocks), wide=True)
 
 
 def double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A transposed 2×2 convolution of stride 2: B×C×h×w to B×outputs×2h×2w; weight: C×outputs×2×2."""
-    y = _Linear.apply(weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4), None, True, x)[0]
-    blocks = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, weight.shape[1])).permute(0, 1, 3, 2, 4, 5)
+    y = linear(weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4), x, wide=True).permute(0, 2, 3, 1)
+    blocks = y.unflatten(3, (2, 2, weight.shape[1])).permute(0, 1, 3, 2, 4, 5)
     return plane_of(blocks.flatten(3, 4).flatten(1, 2))
 
 
